@@ -1,0 +1,169 @@
+"""A plan: who holds what. Frozen values; `planner.file` reads and writes them as `plan.toml`.
+
+Ranges are half-open, `[first, end)`. Bytes are exact: what `planner.memory` computes is what ranks hold.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from agent.facts.model import Dtype
+
+Range = tuple[int, int]
+ObjectiveKind = Literal["latency", "ttft", "throughput", "context", "energy"]
+StrategyKind = Literal["pipeline", "tensor", "hybrid", "adaptive", "manual"]
+PLAN_VERSION = 1
+
+
+class ShardBytes(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory that one rank holds, in bytes."""
+
+    weights: int
+    kv_cache: int
+    activations: int
+    headroom: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache + self.activations + self.headroom
+
+
+class Shard(msgspec.Struct, frozen=True, kw_only=True):
+    """What one rank owns of its stage.
+
+    `heads` are query heads and a multiple of the KV group, so `kv_heads` follows; `columns` are MLP columns;
+    `vocab` are embedding and head rows (used on the first and the last stage only).
+    """
+
+    host: str
+    device: str
+    heads: Range
+    kv_heads: Range
+    columns: Range
+    vocab: Range
+    bytes: ShardBytes
+
+
+class Stage(msgspec.Struct, frozen=True, kw_only=True):
+    """Consecutive layers, held by one rank or by a tensor-parallel group of them (`shards`, in order)."""
+
+    layers: Range
+    shards: tuple[Shard, ...]
+
+    @property
+    def tensor_parallel_size(self) -> int:
+        return len(self.shards)
+
+
+class Replica(msgspec.Struct, frozen=True, kw_only=True):
+    """One full copy of the model: all its stages, in order."""
+
+    stages: tuple[Stage, ...]
+
+
+class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
+    """Which model, where it was found when the plan was made, and the digest it must still have."""
+
+    name: str
+    path: str
+    digest: str
+    source_host: str = ""
+    """Host that has the model directory at `path`; empty when the operator's machine has it."""
+
+
+class Objective(msgspec.Struct, frozen=True, kw_only=True):
+    kind: ObjectiveKind = "latency"
+    strategy: StrategyKind = "adaptive"
+
+
+class Serving(msgspec.Struct, frozen=True, kw_only=True):
+    """How the deployment is served. `batch` is the number of sequences that decode together."""
+
+    context: int = 2048
+    batch: int = 8
+    dtype: Dtype = "bfloat16"
+    quantisation: Literal["none"] = "none"
+    prefill_chunk: int = 256
+    queue: int = 512
+    listen: str = "127.0.0.1:11434"
+    gateway: str = ""
+    """Host that runs the gateway; the first controller when empty."""
+
+
+class Healing(msgspec.Struct, frozen=True, kw_only=True):
+    """What the controller may do by itself: restart a dead rank in place, this often per minute."""
+
+    restart: bool = True
+    max_restarts_per_minute: int = 3
+
+
+class Predicted(msgspec.Struct, frozen=True, kw_only=True):
+    """What the planner expects, at `prompt_tokens` of prompt and a batch of one unless it says otherwise."""
+
+    prompt_tokens: int
+    ttft_s: float
+    time_per_token_s: float
+    """Seconds per token after the first (vLLM's TPOT), batch of one."""
+    tokens_per_s: float
+    """Steady-state decode throughput at the full batch."""
+    bottleneck: str
+    """`replica 0 stage 1 (gpu02/cuda:0): memory bandwidth`, for people."""
+    stage_s: tuple[float, ...] = ()
+    """Decode seconds of each stage of replica 0, links left out."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole `plan.toml`. `name` is the deployment's name, the one that clients ask for as a model."""
+
+    name: str
+    model: ModelRef
+    objective: Objective
+    replicas: tuple[Replica, ...]
+    serving: Serving
+    controllers: tuple[str, ...]
+    predicted: Predicted
+    healing: Healing = Healing()
+    cluster: str = ""
+    facts_digest: str = ""
+    """Hash of the cluster facts that the plan was made from; apply names what has moved since."""
+    why: tuple[str, ...] = ()
+    """The planner's reasons, one sentence each."""
+    version: int = PLAN_VERSION
+
+    @property
+    def gateway_host(self) -> str:
+        return self.serving.gateway or self.controllers[0]
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Every host that the plan needs, sorted: those of its ranks, its controllers and its gateway."""
+        ranks = {shard.host for replica in self.replicas for stage in replica.stages for shard in stage.shards}
+        return tuple(sorted(ranks | set(self.controllers) | {self.gateway_host}))
+
+
+class RankPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """One rank of a plan, with where it stands: the way in which everything enumerates ranks."""
+
+    replica: int
+    stage: int
+    tensor_index: int
+    """Position in the stage's tensor-parallel group; 0 is its leader."""
+    shard: Shard
+    layers: Range
+
+    @property
+    def rank_id(self) -> str:
+        """`r0s1t0`: unique within a generation of a deployment, and short enough for a socket's path."""
+        return f"r{self.replica}s{self.stage}t{self.tensor_index}"
+
+
+def rank_places(plan: Plan) -> tuple[RankPlace, ...]:
+    """All ranks of a plan, by replica, stage and tensor index."""
+    return tuple(
+        RankPlace(replica=r, stage=s, tensor_index=t, shard=shard, layers=stage.layers)
+        for r, replica in enumerate(plan.replicas)
+        for s, stage in enumerate(replica.stages)
+        for t, shard in enumerate(stage.shards)
+    )

@@ -1,0 +1,123 @@
+"""Messages to a gateway process: its start file, and what its supervisor asks of it over its unix socket.
+
+The same unix socket also answers the client API, so that `odctl run` needs no open port.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from agent.errors import ErrorDetail
+from agent.facts.model import ModelSpec
+from agent.planner.plan import Serving
+from agent.wire.rank import TlsFiles
+
+BackendState = Literal["attached", "active", "draining", "broken"]
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a gateway is told at start, as a JSON file: `python -m agent.api FILE`."""
+
+    cluster: str
+    host: str
+    listen: str
+    """`address:port` of the client API."""
+    socket: str
+    agent_socket: str
+    tls: TlsFiles
+    api_keys: tuple[str, ...] = ()
+    """Required by clients when not empty; `listen` outside loopback needs at least one."""
+
+
+class RankEndpoint(msgspec.Struct, frozen=True, kw_only=True):
+    rank_id: str
+    host: str
+    address: str
+    port: int
+
+
+class AttachBackend(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /control/attach: connect to every rank of a generation. Not yet used by clients.
+
+    `replicas[r][s][t]` is the endpoint of tensor index t of stage s of replica r.
+    """
+
+    deployment: str
+    generation: int
+    plan_hash: str
+    model: ModelSpec
+    model_dir: str
+    """Directory with tokenizer.json, tokenizer_config.json, generation_config.json (no weights needed)."""
+    replicas: tuple[tuple[tuple[RankEndpoint, ...], ...], ...]
+    serving: Serving
+
+
+class BackendRef(msgspec.Struct, frozen=True, kw_only=True):
+    """Names one backend: body of POST /control/check, /control/activate, /control/retire, /control/detach.
+
+    check: run the canary (below). activate: new requests go here, at once and atomically; the previous
+    generation drains. retire: no new requests, wait up to `drain_s` for running ones, then detach. detach: at
+    once; running requests end with an error.
+    """
+
+    deployment: str
+    generation: int
+    drain_s: float = 30.0
+
+
+class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer of /control/check: every replica decoded a canary prompt and agreed with its own prefill.
+
+    The canary decodes a few tokens greedily, then prefills prompt and tokens in one go: the token after each
+    must be the same, or KV cache, positions or links are wrong. Times are of the second, warm run.
+    """
+
+    is_ok: bool
+    reason: str
+    prompt_tokens: int
+    ttft_s: float
+    time_per_token_s: float
+    tokens: tuple[int, ...]
+
+
+class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
+    deployment: str
+    generation: int
+    plan_hash: str
+    state: BackendState
+    running: int
+    queued: int
+    slots: int
+    finished: int
+    failed: int
+    cancelled: int
+    prompt_tokens: int
+    generated_tokens: int
+    tokens_per_s: float
+    """Generated tokens over the last ten seconds, per second."""
+    ttft_s_p50: float
+    ttft_s_p95: float
+    time_per_token_s_p50: float
+    time_per_token_s_p95: float
+    error: ErrorDetail | None = None
+
+
+class GatewayStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /control/status."""
+
+    pid: int
+    listen: str
+    backends: tuple[BackendStatus, ...]
+
+
+class BackendReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a gateway tells its agent (POST /v1/report) when a backend breaks under it."""
+
+    deployment: str
+    generation: int
+    rank_id: str
+    host: str
+    error: ErrorDetail
+    failed_streams: int

@@ -1,0 +1,1 @@
+"""The operator's side: inventory, SSH, bootstrap, the fleet's live view, the command line and the terminal UI."""
