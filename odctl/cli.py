@@ -1,0 +1,71 @@
+"""Arguments only: one lazy group whose verbs live in `odctl.commands`, one file a verb.
+
+Importing this module must stay cheap: no torch, textual or asyncssh (a test holds it to that).
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+VERBS: dict[str, tuple[str, str]] = {
+    "init": ("odctl.commands.init", "Write an inventory from host names or your ssh_config."),
+    "bootstrap": ("odctl.commands.bootstrap", "Install or update the agent on hosts."),
+    "uninstall": ("odctl.commands.uninstall", "Remove the agent from hosts, leaving nothing behind."),
+    "models": ("odctl.commands.models", "List models, check one, or make a demo model."),
+    "plan": ("odctl.commands.plan", "Plan a deployment and write plan.toml."),
+    "show": ("odctl.commands.show", "Show a plan."),
+    "compare": ("odctl.commands.compare", "Compare plans."),
+    "apply": ("odctl.commands.apply", "Make the cluster match a plan."),
+    "status": ("odctl.commands.status", "Show deployments, ranks and hosts."),
+    "run": ("odctl.commands.run", "Ask a deployed model; the answer streams."),
+    "faults": ("odctl.commands.faults", "List faults and their evidence."),
+    "destroy": ("odctl.commands.destroy", "Stop a deployment and free its memory."),
+    "lab": ("odctl.commands.lab", "Make or destroy a throw-away cluster on this machine."),
+    "demo": ("odctl.commands.demo", "The main job on a throw-away cluster: plan, apply, a streamed answer."),
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a verb's module when it is called, not to list it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(VERBS[cmd_name][0])
+        command = module.command
+        assert isinstance(command, click.Command), f"{VERBS[cmd_name][0]}.command is not a click command"
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Verbs"):
+            formatter.write_dl([(verb, summary) for verb, (_, summary) in VERBS.items()])
+
+
+@click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "-i",
+    "--inventory",
+    "inventory_path",
+    default="inventory.toml",
+    envvar="ODCTL_INVENTORY",
+    show_default=True,
+    show_envvar=True,
+    help="The inventory file.",
+)
+@click.version_option(package_name="odctl")
+@click.pass_context
+def main(ctx: click.Context, inventory_path: str) -> None:
+    """Run language models that no single machine can hold, on the machines you already reach by SSH.
+
+    Without a verb, the terminal UI opens.
+    """
+    ctx.obj = inventory_path
+    if ctx.invoked_subcommand is None:
+        from odctl.tui.app import run_app
+
+        run_app(inventory_path)
