@@ -90,6 +90,14 @@ class Handshake(msgspec.Struct, frozen=True, kw_only=True):
     is_degraded: bool
 
 
+class HostAddress(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an agent listens on the cluster plane."""
+
+    host: str
+    address: str
+    port: int
+
+
 class Done(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
 
@@ -203,7 +211,8 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     plan_hash: str
     controller: str
-    members: tuple[str, ...]
+    members: tuple[HostAddress, ...]
+    gateway_host: str = ""
     pending_generation: int = 0
     lock_holder: str = ""
     lock_expires_at_s: float = 0.0
@@ -247,6 +256,8 @@ class ApplyRequest(msgspec.Struct, frozen=True, kw_only=True):
     plan_toml: str
     plan_hash: str
     spec: ModelSpec
+    members: tuple[HostAddress, ...]
+    """Where the controller reaches every host of the plan."""
     expected_generation: int
     holder: str
     stop_after: ApplyPhase | None = None
@@ -300,6 +311,10 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     at_s: float
     ranks: tuple[RankStatus, ...]
     dead_ranks: tuple[DeadRank, ...] = ()
+    gateways: tuple[str, ...] = ()
+    """Addresses of the gateways that run here."""
+    backends: tuple[BackendStatus, ...] = ()
+    """What these gateways last said of their backends."""
 
 
 class DeadRank(msgspec.Struct, frozen=True, kw_only=True):
@@ -338,12 +353,6 @@ class FetchShards(msgspec.Struct, frozen=True, kw_only=True, tag="fetch_shards")
     extents: dict[str, ShardExtent]
     """Rank id to its extent; empty: the small files only (a gateway's host)."""
     sources: tuple[HostAddress, ...]
-
-
-class HostAddress(msgspec.Struct, frozen=True, kw_only=True):
-    host: str
-    address: str
-    port: int
 
 
 class StartRanks(msgspec.Struct, frozen=True, kw_only=True, tag="start_ranks"):
