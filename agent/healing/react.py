@@ -266,7 +266,7 @@ def _record(
     instructions.append(
         RecordFault(
             key=key,
-            severity="warning" if kind == "agent_lost" else "fault",
+            severity="warning" if key.kind == "agent_lost" else "fault",
             message=message,
             evidence=evidence,
             way_out=way_out,
