@@ -95,6 +95,8 @@ class LinkRank(msgspec.Struct, frozen=True, kw_only=True, tag="link_rank"):
     sends_to: tuple[PipelineLink, ...]
     group: TensorGroup | None
     timeout_s: float
+    controller: str = ""
+    """Host whose agent keeps the rendezvous store."""
 
 
 class UnlinkRank(msgspec.Struct, frozen=True, kw_only=True, tag="unlink_rank"):

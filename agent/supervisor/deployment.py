@@ -1,0 +1,76 @@
+"""What a controller keeps of a deployment it decides for: durable in its journal, and the view it gives of it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from agent.facts.model import ModelSpec
+from agent.journal import Journal
+from agent.wire.agent import ApplyPhase, HostAddress
+from agent.wire.gateway import CheckReport
+
+_PREFIX = "controller/"
+_APPLY_PREFIX = "apply/"
+
+
+class Controlled(msgspec.Struct, frozen=True, kw_only=True):
+    """One deployment under this controller. `spawn_generation` is the one its processes were started under;
+    healing moves `generation` on and leaves that as it is.
+    """
+
+    plan_toml: str
+    plan_hash: str
+    spec: ModelSpec
+    members: tuple[HostAddress, ...]
+    generation: int
+    spawn_generation: int
+    gateway_socket: str
+    applied_at_s: float
+    checked: CheckReport | None
+
+
+class PendingApply(msgspec.Struct, frozen=True, kw_only=True):
+    """An apply under way: what a restarted controller needs to roll it back or forward."""
+
+    deployment: str
+    generation: int
+    holder: str
+    phase: ApplyPhase
+    members: tuple[HostAddress, ...]
+    keep_generations: tuple[int, ...]
+    gateway_host: str
+    listen: str
+    after_switch: Controlled
+    """What the deployment is once the switch is done."""
+
+
+class ControllerState:
+    """The journal's view of both, typed."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def get(self, deployment: str) -> Controlled | None:
+        value = self._journal.get_state(_PREFIX + deployment)
+        return None if value is None else msgspec.msgpack.decode(value, type=Controlled)
+
+    def put(self, deployment: str, controlled: Controlled) -> None:
+        self._journal.put_state(_PREFIX + deployment, msgspec.msgpack.encode(controlled))
+
+    def delete(self, deployment: str) -> None:
+        self._journal.delete_state(_PREFIX + deployment)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(key.removeprefix(_PREFIX) for key in self._journal.list_state(_PREFIX)))
+
+    def put_apply(self, pending: PendingApply) -> None:
+        self._journal.put_state(_APPLY_PREFIX + pending.deployment, msgspec.msgpack.encode(pending))
+
+    def end_apply(self, deployment: str) -> None:
+        self._journal.delete_state(_APPLY_PREFIX + deployment)
+
+    def interrupted_applies(self) -> tuple[PendingApply, ...]:
+        return tuple(
+            msgspec.msgpack.decode(value, type=PendingApply)
+            for value in self._journal.list_state(_APPLY_PREFIX).values()
+        )
