@@ -51,7 +51,7 @@ def convert(document: Document, struct_type: type[T], *, extra_checks: Sequence[
     value = walk.build(document.data, inspect.type_info(struct_type), ())
     problems = list(walk.problems)
     if value is not UNSOUND:
-        wrong_tables = {format_key_path(path[:-1]) for path in walk.wrong_paths if len(path) > 1}
+        wrong_tables = {format_key_path(path) for path in walk.wrong_tables}
         for check in extra_checks:
             problems += [found for found in check(document, value) if not _is_within(found.path, wrong_tables)]
     if problems:
@@ -74,6 +74,8 @@ class _Walk:
     def __init__(self, document: Document) -> None:
         self.problems: list[Problem] = []
         self.wrong_paths: list[KeyPath] = []
+        self.wrong_tables: set[KeyPath] = set()
+        """Struct tables below the root with a problem in them."""
         self._document = document
 
     def build(self, value: Any, kind: inspect.Type, path: KeyPath) -> Any:
@@ -106,6 +108,7 @@ class _Walk:
             return self._wrong_type(value, kind, path)
         fields = {field.encode_name: field for field in kind.fields}
         is_sound = True
+        reported_before = len(self.problems)
         arguments: dict[str, Any] = {}
         for name in value:
             if name not in fields:
@@ -133,6 +136,8 @@ class _Walk:
                     label=f"this {noun_of(kind.cls)} needs `{name}`, {describe_type(field.type)}",
                     hint=self._near_miss(name, value, fields),
                 )
+        if path and len(self.problems) > reported_before:
+            self.wrong_tables.add(path)
         if not is_sound:
             return UNSOUND
         try:
@@ -175,6 +180,7 @@ class _Walk:
                 chosen.build(value, members[0], path)
             self.problems += chosen.problems
             self.wrong_paths += chosen.wrong_paths
+            self.wrong_tables |= chosen.wrong_tables
             return UNSOUND
         return self._wrong_type(value, kind, path)
 
