@@ -1,0 +1,298 @@
+"""Requests to agents: one HTTP client a host over its transport, opened on first use and kept.
+
+A `Fleet` belongs to the event loop that opened it. Every failure is a FleetError that names its host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import httpx
+import msgspec
+
+from agent.errors import ErrorDetail, FleetError
+from agent.wire.framing import StreamClosed
+from odctl.fleet.frames import FrameSplitter
+from odctl.inventory import NO_SUCH_HOST, Inventory
+from odctl.ssh.transport import Transport
+
+T = TypeVar("T")
+
+MAX_PARALLEL_HOSTS = 32
+"""Requests under way at once in `get_all`: enough to hide latency, few enough for one laptop's uplink."""
+REQUEST_TIMEOUT_S = 15.0
+HOME_TIMEOUT_S = 20.0
+CLOSE_TIMEOUT_S = 5.0
+MSGPACK = "application/msgpack"
+
+OpenClient = Callable[[Transport, str], httpx.AsyncClient]
+
+
+class HostAccess(msgspec.Struct, frozen=True, kw_only=True):
+    """How one host is reached: its transport, and the prefix that the agent was installed under."""
+
+    name: str
+    transport: Transport
+    prefix: str
+    """May begin with `~/`, which is the remote user's home."""
+
+
+class Fleet:
+    """All hosts of an inventory, or some of them."""
+
+    def __init__(self, hosts: Iterable[HostAccess], *, cluster: str, open_client: OpenClient) -> None:
+        self.cluster = cluster
+        self._hosts = {host.name: host for host in hosts}
+        self._open_client = open_client
+        self._clients: dict[tuple[str, str], httpx.AsyncClient] = {}
+        self._prefixes: dict[str, str] = {}
+        self._locks = {name: asyncio.Lock() for name in self._hosts}
+        self._slots = asyncio.Semaphore(MAX_PARALLEL_HOSTS)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Names, sorted."""
+        return tuple(sorted(self._hosts))
+
+    def transport(self, host: str) -> Transport:
+        return self._host(host).transport
+
+    async def prefix(self, host: str) -> str:
+        """The agent's prefix on that host, absolute. A leading `~` is asked for once, on the host itself."""
+        async with self._lock(host):
+            if host not in self._prefixes:
+                self._prefixes[host] = await _absolute_prefix(self._host(host))
+            return self._prefixes[host]
+
+    async def get(self, host: str, route: str, kind: type[T], *, timeout_s: float = REQUEST_TIMEOUT_S) -> T:
+        """GET a route of that host's agent. `kind` may be `str` for a text route."""
+        return await self._request(host, "GET", route, body=None, kind=kind, timeout_s=timeout_s)
+
+    async def post(
+        self, host: str, route: str, body: msgspec.Struct, kind: type[T], *, timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> T:
+        """POST a message to that host's agent."""
+        return await self._request(host, "POST", route, body=body, kind=kind, timeout_s=timeout_s)
+
+    async def get_all(
+        self,
+        route: str,
+        kind: type[T],
+        *,
+        hosts: Iterable[str] | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> dict[str, T | FleetError]:
+        """The answer of every host, or why there is none, by name in sorted order."""
+        names = sorted(self.hosts if hosts is None else hosts)
+
+        async def ask(host: str) -> T | FleetError:
+            async with self._slots:
+                try:
+                    return await self.get(host, route, kind, timeout_s=timeout_s)
+                except FleetError as error:
+                    return error
+
+        async with asyncio.TaskGroup() as group:
+            tasks = {name: group.create_task(ask(name)) for name in names}
+        return {name: task.result() for name, task in tasks.items()}
+
+    async def stream(
+        self, host: str, method: str, route: str, body: msgspec.Struct | None, kind: type[T]
+    ) -> AsyncGenerator[T, None]:
+        """Frames of a streaming route until its clean end. Close the iterator (`aclosing`) to hang up early."""
+        splitter = FrameSplitter()
+        client = await self._agent_client(host)
+        with _naming(host):
+            async with client.stream(
+                method, route, content=_encode(body), headers=_headers(body), timeout=_stream_timeout()
+            ) as response:
+                if response.is_error:
+                    await response.aread()
+                    raise _remote_error(host, response)
+                async for chunk in response.aiter_bytes():
+                    for frame in splitter.feed(chunk):
+                        yield msgspec.msgpack.decode(frame, type=kind)
+            if not splitter.is_between_frames:
+                raise StreamClosed("the stream ended inside a frame")
+
+    async def client_of(self, host: str, socket_path: str) -> httpx.AsyncClient:
+        """An HTTP client for any unix socket of that host, such as a gateway's. The fleet closes it."""
+        key = (host, socket_path)
+        if key not in self._clients:
+            self._clients[key] = self._open_client(self._host(host).transport, socket_path)
+        return self._clients[key]
+
+    async def close(self) -> None:
+        """Close clients, then transports, each within a limit."""
+        closers = [client.aclose for client in self._clients.values()]
+        closers += [host.transport.close for host in self._hosts.values()]
+        for close in closers:
+            try:
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await close()
+            except (TimeoutError, OSError, httpx.HTTPError, FleetError):
+                continue  # a connection that cannot say goodbye is gone all the same
+        self._clients.clear()
+
+    def _host(self, name: str) -> HostAccess:
+        if name not in self._hosts:
+            known = ", ".join(self.hosts) or "none"
+            raise FleetError(
+                NO_SUCH_HOST, f"`{name}` is not in the inventory", hint=f"known hosts: {known}", host=name
+            )
+        return self._hosts[name]
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        self._host(name)
+        return self._locks[name]
+
+    async def _agent_client(self, host: str) -> httpx.AsyncClient:
+        return await self.client_of(host, f"{await self.prefix(host)}/run/agent.sock")
+
+    async def _request(
+        self,
+        host: str,
+        method: str,
+        route: str,
+        *,
+        body: msgspec.Struct | None,
+        kind: type[T],
+        timeout_s: float,
+    ) -> T:
+        with _naming(host):
+            async with asyncio.timeout(timeout_s):
+                client = await self._agent_client(host)
+                response = await self._send(client, method, route, body)
+        if response.is_error:
+            raise _remote_error(host, response)
+        return _decode_reply(host, route, response, kind)
+
+    @staticmethod
+    async def _send(
+        client: httpx.AsyncClient, method: str, route: str, body: msgspec.Struct | None
+    ) -> httpx.Response:
+        """One request. A GET on a kept connection that the agent's restart closed is asked once more."""
+        attempts = 2 if method == "GET" else 1
+        while True:
+            attempts -= 1
+            try:
+                return await client.request(
+                    method, route, content=_encode(body), headers=_headers(body), timeout=None
+                )
+            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                if attempts == 0:
+                    raise
+
+
+@asynccontextmanager
+async def open_fleet(inventory: Inventory, *, hosts: Iterable[str] | None = None) -> AsyncIterator[Fleet]:
+    """A fleet over the inventory's hosts (or those named). Nothing is connected before it is asked for.
+
+    Raises FleetError E108 for a name that the inventory lacks.
+    """
+    from odctl.ssh.connect import transport_for
+    from odctl.ssh.http import agent_client
+
+    chosen = inventory.hosts if hosts is None else tuple(inventory.host(name) for name in hosts)
+    accesses = [
+        HostAccess(name=host.name, transport=transport_for(inventory, host.name), prefix=host.prefix)
+        for host in chosen
+    ]
+    fleet = Fleet(accesses, cluster=inventory.cluster, open_client=agent_client)
+    try:
+        yield fleet
+    finally:
+        await fleet.close()
+
+
+async def _absolute_prefix(host: HostAccess) -> str:
+    if not host.prefix.startswith("~"):
+        return host.prefix.rstrip("/")
+    result = await host.transport.run(["sh", "-c", 'printf %s "$HOME"'], timeout_s=HOME_TIMEOUT_S, check=True)
+    home = result.text.strip().splitlines()[-1] if result.text.strip() else ""
+    if not home.startswith("/"):
+        raise FleetError("E301", f"$HOME is {home!r}, not a directory", hint="set prefix", host=host.name)
+    return (home.rstrip("/") + host.prefix[1:]).rstrip("/")
+
+
+def _encode(body: msgspec.Struct | None) -> bytes | None:
+    return None if body is None else msgspec.msgpack.encode(body)
+
+
+def _headers(body: msgspec.Struct | None) -> dict[str, str]:
+    return {"accept": MSGPACK} if body is None else {"accept": MSGPACK, "content-type": MSGPACK}
+
+
+def _stream_timeout() -> httpx.Timeout:
+    """A stream may be silent for as long as nothing happens; getting it started may not."""
+    return httpx.Timeout(REQUEST_TIMEOUT_S, read=None)
+
+
+def _decode_reply(host: str, route: str, response: httpx.Response, kind: type[T]) -> T:
+    if kind is str:
+        return response.text  # type: ignore[return-value] # kind is str, so T is
+    try:
+        return msgspec.msgpack.decode(response.content, type=kind)
+    except msgspec.MsgspecError as error:
+        raise FleetError(
+            "E303",
+            f"the agent's answer to {route} is not what we expect: {error}",
+            hint="agent and odctl differ in version: `odctl bootstrap` updates the agent",
+            host=host,
+        ) from error
+
+
+def _remote_error(host: str, response: httpx.Response) -> FleetError:
+    """The agent's own ErrorDetail, or what can be said of an answer without one."""
+    for decode in (msgspec.msgpack.decode, msgspec.json.decode):
+        try:
+            return FleetError.from_detail(decode(response.content, type=ErrorDetail), host=host)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            continue
+    text = response.text.strip()[:200] or response.reason_phrase
+    return FleetError("E302", f"the agent answered {response.status_code}: {text}", host=host)
+
+
+class _naming:  # noqa: N801 - reads as a verb at its call sites
+    """Turns what HTTP and sockets raise into FleetErrors that name the host; leaves FleetErrors their code."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        match error:
+            case FleetError() if not error.host:
+                raise FleetError(error.code, error.message, hint=error.hint, host=self._host) from error
+            case TimeoutError() | httpx.TimeoutException():
+                raise FleetError(
+                    "E204",
+                    "the agent did not answer in time",
+                    hint="it may be overloaded or stopped: see `odctl status`",
+                    host=self._host,
+                ) from error
+            case httpx.ConnectError() | FileNotFoundError() | ConnectionRefusedError():
+                raise FleetError(
+                    "E205",
+                    "no agent answers on this host",
+                    hint=f"`odctl bootstrap {self._host}` installs and starts it",
+                    host=self._host,
+                ) from error
+            case StreamClosed() | httpx.TransportError() | OSError():
+                raise FleetError(
+                    "E206", f"the connection broke: {error or type(error).__name__}", host=self._host
+                ) from error
+            case msgspec.MsgspecError():
+                raise FleetError(
+                    "E303",
+                    f"the agent's stream is not what we expect: {error}",
+                    hint="agent and odctl differ in version: `odctl bootstrap` updates the agent",
+                    host=self._host,
+                ) from error
+            case _:
+                return

@@ -1,0 +1,103 @@
+"""Fifteen minutes of one host or one deployment, as a frozen value that grows by sharing. No I/O.
+
+Rows are kept in closed chunks and one open tail, so appending copies at most one chunk's pointers, and a snapshot
+taken earlier never changes under its reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from agent.facts.sample import HostSample, Ok, Reading
+
+HISTORY_S = 900.0
+_CHUNK_ROWS = 60
+
+
+class HostRow(NamedTuple):
+    """One moment of a host. Fractions 0 to 1, watts, bytes per second; None where nothing could be read."""
+
+    at_s: float
+    cpu: float
+    memory: float
+    gpu: float | None
+    """Mean utilisation over the GPUs that report one."""
+    gpu_memory: float | None
+    power_w: float | None
+    received_bytes_per_s: float
+    sent_bytes_per_s: float
+
+
+class DeploymentRow(NamedTuple):
+    """One moment of a deployment, as its gateway counts."""
+
+    at_s: float
+    tokens_per_s: float
+    running: int
+    queued: int
+
+
+class TimedRow(Protocol):
+    @property
+    def at_s(self) -> float: ...
+
+
+Row = TypeVar("Row", bound=TimedRow)
+
+
+class History(Generic[Row]):
+    """Rows in the order of their time; `append` returns the longer history and leaves this one as it was."""
+
+    __slots__ = ("_chunks", "_tail")
+
+    def __init__(self, chunks: tuple[tuple[Row, ...], ...] = (), tail: tuple[Row, ...] = ()) -> None:
+        self._chunks: tuple[tuple[Row, ...], ...] = chunks
+        self._tail: tuple[Row, ...] = tail
+
+    def __len__(self) -> int:
+        return sum(len(chunk) for chunk in self._chunks) + len(self._tail)
+
+    @property
+    def last(self) -> Row | None:
+        if self._tail:
+            return self._tail[-1]
+        return self._chunks[-1][-1] if self._chunks else None
+
+    def append(self, row: Row) -> History[Row]:
+        """With the row at the end, and without chunks that lie wholly before the last fifteen minutes."""
+        tail = (*self._tail, row)
+        chunks: tuple[tuple[Row, ...], ...] = self._chunks
+        if len(tail) >= _CHUNK_ROWS:
+            chunks, tail = (*chunks, tail), ()
+        oldest_s = row.at_s - HISTORY_S
+        while chunks and chunks[0][-1].at_s < oldest_s:
+            chunks = chunks[1:]
+        return History(chunks, tail)
+
+    def rows(self) -> tuple[Row, ...]:
+        return tuple(row for chunk in (*self._chunks, self._tail) for row in chunk)
+
+
+def host_row(sample: HostSample) -> HostRow:
+    """What of a sample is kept as history."""
+    gpus = [device for device in sample.devices if device.kind != "cpu"]
+    used = _total(gpu.memory_used_bytes for gpu in gpus)
+    total = _total(gpu.memory_total_bytes for gpu in gpus)
+    busy = [gpu.utilisation.value for gpu in gpus if isinstance(gpu.utilisation, Ok)]
+    return HostRow(
+        at_s=sample.taken_at_s,
+        cpu=sample.cpu,
+        memory=sample.memory_used_bytes / sample.memory_total_bytes if sample.memory_total_bytes else 0.0,
+        gpu=sum(busy) / len(busy) if busy else None,
+        gpu_memory=used / total if used is not None and total else None,
+        power_w=_total(device.power_w for device in sample.devices),
+        received_bytes_per_s=sum(nic.received_bytes_per_s for nic in sample.nics if nic.name != "lo"),
+        sent_bytes_per_s=sum(nic.sent_bytes_per_s for nic in sample.nics if nic.name != "lo"),
+    )
+
+
+def _total(readings: Iterable[Reading]) -> float | None:
+    """Sum of the readings that have a fresh value; None when none has."""
+    values = [reading.value for reading in readings if isinstance(reading, Ok)]
+    return sum(values) if values else None
