@@ -112,16 +112,24 @@ class GatewayTable:
         await self._processes.stop(gateway_name(listen))
         self._statuses.pop(listen, None)
 
-    async def detach_all(self, deployment: str, *, before_generation: int | None = None) -> None:
-        """Take a deployment's backends out of every gateway here; a gateway left without any is stopped."""
+    async def retire(self, deployment: str, *, before_generation: int | None, drain_s: float) -> None:
+        """Drain and detach a deployment's backends, all or those older than a generation.
+
+        A gateway left without any backend is stopped.
+        """
         for listen in self.running():
             for backend in await self.ask(listen):
                 is_old = before_generation is None or backend.generation < before_generation
                 if backend.deployment == deployment and is_old:
-                    ref = BackendRef(deployment=deployment, generation=backend.generation, drain_s=0.0)
-                    await self._post(listen, "detach", ref, timeout_s=ASK_TIMEOUT_S * 5)
-            if not await self.ask(listen):
-                await self.stop(listen)
+                    ref = BackendRef(deployment=deployment, generation=backend.generation, drain_s=drain_s)
+                    verb = "retire" if drain_s > 0 else "detach"
+                    await self._post(listen, verb, ref, timeout_s=drain_s + ASK_TIMEOUT_S * 5)
+            await self.stop_if_idle(listen)
+
+    async def stop_if_idle(self, listen: str) -> None:
+        """Stop a gateway that has no backend left: its port is free again."""
+        if listen in self.running() and not await self.ask(listen):
+            await self.stop(listen)
 
     async def watch(self) -> None:
         """Keep the statuses fresh, for ever."""

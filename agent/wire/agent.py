@@ -39,7 +39,7 @@ from agent.facts.fault import Fault
 from agent.facts.model import ModelSpec
 from agent.planner.plan import ModelRef, Predicted, Serving
 from agent.planner.shards import ShardExtent
-from agent.wire.gateway import AttachBackend, BackendRef, BackendStatus, CheckReport, RankEndpoint
+from agent.wire.gateway import AttachBackend, BackendRef, BackendStatus, CheckReport
 from agent.wire.rank import LinkRank, RankStatus
 
 PROTOCOL_VERSION = 1
@@ -131,6 +131,8 @@ class ModelHolding(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     is_complete: bool
     held_bytes: int
+    trouble: str = ""
+    """Why it cannot be run: a broken or unsupported model directory."""
 
 
 class ModelQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,6 +215,8 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
     controller: str
     members: tuple[HostAddress, ...]
     gateway_host: str = ""
+    spawn_generation: int = 0
+    """Generation under which the processes were started; healing moves `generation` past it."""
     pending_generation: int = 0
     lock_holder: str = ""
     lock_expires_at_s: float = 0.0
@@ -375,9 +379,10 @@ class RankStart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AskRanks(msgspec.Struct, frozen=True, kw_only=True, tag="ask_ranks"):
-    """Statuses of this host's ranks of a deployment."""
+    """Statuses of this host's ranks of a deployment that were started under `generation` (0: any)."""
 
     deployment: str
+    generation: int = 0
 
 
 class LinkRanks(msgspec.Struct, frozen=True, kw_only=True, tag="link_ranks"):
@@ -402,6 +407,14 @@ class RestartRank(msgspec.Struct, frozen=True, kw_only=True, tag="restart_rank")
     deployment: str
     generation: int
     rank_id: str
+
+
+class RetireBackends(msgspec.Struct, frozen=True, kw_only=True, tag="retire_backends"):
+    """Drain and detach the deployment's backends older than `generation` on every gateway of this host."""
+
+    deployment: str
+    generation: int
+    drain_s: float
 
 
 class EnsureGateway(msgspec.Struct, frozen=True, kw_only=True, tag="ensure_gateway"):
@@ -455,6 +468,7 @@ Instruction = (
     | LinkRanks
     | StopRanks
     | RestartRank
+    | RetireBackends
     | EnsureGateway
     | Attach
     | TellGateway
@@ -469,7 +483,7 @@ class InstructionReply(msgspec.Struct, frozen=True, kw_only=True):
     """What fits the instruction; the rest is empty."""
 
     ranks: tuple[RankStatus, ...] = ()
-    endpoints: tuple[RankEndpoint, ...] = ()
+    dead_ranks: tuple[DeadRank, ...] = ()
     checked: CheckReport | None = None
     backends: tuple[BackendStatus, ...] = ()
     fetched_bytes: int = 0
