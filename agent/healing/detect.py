@@ -1,0 +1,148 @@
+"""Heartbeats -> events. Pure: the clock's readings come with the observation.
+
+A member is silent after `SILENT_S` without an answer. If the observer itself was stalled, silences count from
+anew: a machine that pauses must not accuse all others of having died.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from agent.facts.fault import FaultKind
+from agent.healing.state import (
+    AgentLost,
+    Evidence,
+    GatewayLost,
+    HealEvent,
+    HealState,
+    HostBack,
+    HostLost,
+    LinkLost,
+    RankLost,
+    RankReady,
+    RestartFailed,
+)
+
+SILENT_S = 1.2
+
+
+class RankSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """A rank's status, as far as healing cares."""
+
+    pid: int
+    state: str
+    generation: int
+    error: str
+
+
+class DeathSeen(msgspec.Struct, frozen=True, kw_only=True):
+    rank_id: str
+    pid: int
+    kind: FaultKind
+    evidence: Evidence
+
+
+class HostSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """One member's heartbeat, reduced to one deployment."""
+
+    ranks: dict[str, RankSeen]
+    deaths: tuple[DeathSeen, ...]
+    has_gateway: bool
+    gateway_evidence: Evidence = {}
+    broken_backend: str = ""
+    """Why the gateway calls this generation's backend broken; empty when it does not."""
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """One round of heartbeats. A host that did not answer is missing from `hosts` and named in `silent`,
+    with whether its ranks still accept connections and what was tried.
+    """
+
+    at_s: float
+    was_stalled: bool
+    hosts: dict[str, HostSeen]
+    silent: dict[str, SilentHost]
+
+
+class SilentHost(msgspec.Struct, frozen=True, kw_only=True):
+    ranks_answer: bool
+    evidence: Evidence
+
+
+class DetectState(msgspec.Struct, frozen=True, kw_only=True):
+    heard_at: dict[str, float]
+    handled_deaths: tuple[tuple[str, int], ...] = ()
+    """(rank id, pid) of deaths that were already told."""
+
+
+def detect(state: DetectState, health: HealState, observation: Observation) -> tuple[DetectState, list[HealEvent]]:
+    """What has happened since the last observation, given what is already known."""
+    events: list[HealEvent] = []
+    heard_at = dict(state.heard_at)
+    handled = set(state.handled_deaths)
+    now = observation.at_s
+    if observation.was_stalled:
+        heard_at = dict.fromkeys(heard_at, now)
+    for host, seen in sorted(observation.hosts.items()):
+        heard_at[host] = now
+        if health.hosts.get(host) != "up":
+            live = tuple(sorted(rank_id for rank_id in seen.ranks))
+            events.append(HostBack(host=host, live_ranks=live, at_s=now))
+            handled |= {(death.rank_id, death.pid) for death in seen.deaths}
+            continue
+        events += _of_ranks(health, host, seen, handled, now)
+        if host == health.gateway_host and health.phase != "rebuilding":
+            events += _of_gateway(health, seen, now, has_cause=bool(events))
+    for host, silent in sorted(observation.silent.items()):
+        silence = now - heard_at.setdefault(host, now)
+        known = health.hosts.get(host, "up")
+        if silence < SILENT_S or known == "lost":
+            continue
+        evidence: Evidence = {"silence_s": round(silence, 3), **silent.evidence}
+        if not silent.ranks_answer:
+            events.append(HostLost(host=host, silence_s=silence, evidence=evidence, at_s=now))
+        elif known == "up":
+            events.append(AgentLost(host=host, silence_s=silence, evidence=evidence, at_s=now))
+    return DetectState(heard_at=heard_at, handled_deaths=tuple(sorted(handled))), events
+
+
+def _of_ranks(
+    health: HealState, host: str, seen: HostSeen, handled: set[tuple[str, int]], now: float
+) -> list[HealEvent]:
+    events: list[HealEvent] = []
+    for death in seen.deaths:
+        if death.rank_id in health.ranks and (death.rank_id, death.pid) not in handled:
+            handled.add((death.rank_id, death.pid))
+            events.append(RankLost(rank_id=death.rank_id, kind=death.kind, evidence=death.evidence, at_s=now))
+    lost = {event.rank_id for event in events if isinstance(event, RankLost)}
+    for rank_id, rank in sorted(seen.ranks.items()):
+        known = health.ranks.get(rank_id)
+        if known is None or known.host != host or rank_id in lost or (rank_id, rank.pid) in handled:
+            continue
+        if rank.state == "failed" and known.health in ("restarting", "dead"):
+            events.append(RestartFailed(rank_id=rank_id, message=rank.error, at_s=now))
+        elif rank.state in ("loaded", "linked") and known.health == "restarting":
+            events.append(RankReady(rank_id=rank_id, at_s=now))
+        elif known.health == "up" and health.phase != "rebuilding":
+            if rank.state == "failed":
+                events.append(LinkLost(rank_id=rank_id, message=rank.error, at_s=now))
+            elif rank.state == "loaded":
+                why = rank.error or "it is not linked"
+                events.append(LinkLost(rank_id=rank_id, message=why, at_s=now))
+            elif rank.state == "linked" and rank.generation != health.generation:
+                why = f"it is linked under generation {rank.generation}, not {health.generation}"
+                events.append(LinkLost(rank_id=rank_id, message=why, at_s=now))
+    return events
+
+
+def _of_gateway(health: HealState, seen: HostSeen, now: float, *, has_cause: bool) -> list[HealEvent]:
+    if not seen.has_gateway:
+        if health.is_gateway_up:
+            return [GatewayLost(evidence=seen.gateway_evidence, at_s=now)]
+        return []
+    is_explained = has_cause or any(rank.health != "up" for rank in health.ranks.values())
+    if seen.broken_backend and not is_explained and health.is_gateway_up:
+        # Every rank says that it is well, yet the gateway's connections broke: build them anew.
+        first = min(health.ranks)
+        return [LinkLost(rank_id=first, message=f"gateway: {seen.broken_backend}", at_s=now)]
+    return []
