@@ -17,6 +17,7 @@ from agent.errors import ErrorDetail, FleetError
 from agent.wire.framing import StreamClosed
 from odctl.fleet.frames import FrameSplitter
 from odctl.inventory import NO_SUCH_HOST, Inventory
+from odctl.ssh.failures import NO_SOCKET, connection_lost
 from odctl.ssh.transport import Transport
 
 T = TypeVar("T")
@@ -26,7 +27,10 @@ MAX_PARALLEL_HOSTS = 32
 REQUEST_TIMEOUT_S = 15.0
 HOME_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 5.0
+GET_ATTEMPTS = 4
 MSGPACK = "application/msgpack"
+NO_ANSWER = "E211"
+"""An agent that is there, and silent."""
 
 OpenClient = Callable[[Transport, str], httpx.AsyncClient]
 
@@ -104,11 +108,13 @@ class Fleet:
     ) -> AsyncGenerator[T, None]:
         """Frames of a streaming route until its clean end. Close the iterator (`aclosing`) to hang up early."""
         splitter = FrameSplitter()
-        client = await self._agent_client(host)
         with _naming(host):
-            async with client.stream(
-                method, route, content=_encode(body), headers=_headers(body), timeout=_stream_timeout()
-            ) as response:
+            async with (
+                self._client_for(host, method) as client,
+                client.stream(
+                    method, route, content=_encode(body), headers=_headers(body), timeout=_stream_timeout()
+                ) as response,
+            ):
                 if response.is_error:
                     await response.aread()
                     raise _remote_error(host, response)
@@ -149,9 +155,6 @@ class Fleet:
         self._host(name)
         return self._locks[name]
 
-    async def _agent_client(self, host: str) -> httpx.AsyncClient:
-        return await self.client_of(host, f"{await self.prefix(host)}/run/agent.sock")
-
     async def _request(
         self,
         host: str,
@@ -164,27 +167,36 @@ class Fleet:
     ) -> T:
         with _naming(host):
             async with asyncio.timeout(timeout_s):
-                client = await self._agent_client(host)
-                response = await self._send(client, method, route, body)
+                response = await self._send(host, method, route, body)
         if response.is_error:
             raise _remote_error(host, response)
         return _decode_reply(host, route, response, kind)
 
-    @staticmethod
-    async def _send(
-        client: httpx.AsyncClient, method: str, route: str, body: msgspec.Struct | None
-    ) -> httpx.Response:
-        """One request. A GET on a kept connection that the agent's restart closed is asked once more."""
-        attempts = 2 if method == "GET" else 1
+    async def _send(self, host: str, method: str, route: str, body: msgspec.Struct | None) -> httpx.Response:
+        """One request. A GET that meets kept connections which an agent's restart closed is asked anew."""
+        attempts = GET_ATTEMPTS
         while True:
             attempts -= 1
             try:
-                return await client.request(
-                    method, route, content=_encode(body), headers=_headers(body), timeout=None
-                )
+                async with self._client_for(host, method) as client:
+                    return await client.request(
+                        method, route, content=_encode(body), headers=_headers(body), timeout=None
+                    )
             except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-                if attempts == 0:
+                if attempts == 0 or method != "GET":
                     raise
+
+    @asynccontextmanager
+    async def _client_for(self, host: str, method: str) -> AsyncIterator[httpx.AsyncClient]:
+        """The kept client for a GET; for all else a connection of its own, since it must not be sent twice and a
+        kept connection may be dead without knowing it.
+        """
+        path = f"{await self.prefix(host)}/run/agent.sock"
+        if method == "GET":
+            yield await self.client_of(host, path)
+            return
+        async with self._open_client(self._host(host).transport, path) as client:
+            yield client
 
 
 @asynccontextmanager
@@ -267,26 +279,21 @@ class _naming:  # noqa: N801 - reads as a verb at its call sites
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         match error:
+            case FleetError(code=code) if code == NO_SOCKET:
+                raise _no_agent(self._host) from error
             case FleetError() if not error.host:
                 raise FleetError(error.code, error.message, hint=error.hint, host=self._host) from error
             case TimeoutError() | httpx.TimeoutException():
                 raise FleetError(
-                    "E204",
+                    NO_ANSWER,
                     "the agent did not answer in time",
                     hint="it may be overloaded or stopped: see `odctl status`",
                     host=self._host,
                 ) from error
-            case httpx.ConnectError() | FileNotFoundError() | ConnectionRefusedError():
-                raise FleetError(
-                    "E205",
-                    "no agent answers on this host",
-                    hint=f"`odctl bootstrap {self._host}` installs and starts it",
-                    host=self._host,
-                ) from error
+            case httpx.ConnectError():
+                raise _no_agent(self._host) from error
             case StreamClosed() | httpx.TransportError() | OSError():
-                raise FleetError(
-                    "E206", f"the connection broke: {error or type(error).__name__}", host=self._host
-                ) from error
+                raise connection_lost(self._host, str(error) or type(error).__name__) from error
             case msgspec.MsgspecError():
                 raise FleetError(
                     "E303",
@@ -296,3 +303,12 @@ class _naming:  # noqa: N801 - reads as a verb at its call sites
                 ) from error
             case _:
                 return
+
+
+def _no_agent(host: str) -> FleetError:
+    return FleetError(
+        NO_SOCKET,
+        "no agent answers on this host",
+        hint=f"`odctl bootstrap {host}` installs and starts it",
+        host=host,
+    )

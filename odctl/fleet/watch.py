@@ -26,6 +26,7 @@ from odctl.fleet.snapshot import (
     HostView,
     sorted_faults,
 )
+from odctl.ssh.failures import connection_lost
 
 TICK_S = 1.0
 RECONNECT_FIRST_S = 1.0
@@ -164,7 +165,7 @@ class FleetWatch:
                     async for sample in samples:
                         host.take(sample, self._clock.now_s())
                         wait_s = RECONNECT_FIRST_S
-                host.lose(FleetError("E206", "the agent ended its sample stream", host=host.name))
+                host.lose(connection_lost(host.name, "the agent ended its sample stream"))
             except FleetError as error:
                 host.lose(error)
             await self._clock.sleep(wait_s)

@@ -6,12 +6,11 @@ The product's agent is tried end to end in tests/integration; here the test must
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import uvicorn
 from starlette.applications import Starlette
@@ -22,7 +21,7 @@ from starlette.routing import Route
 from agent.errors import ErrorDetail
 from agent.wire.framing import encode_frame
 from odctl.fleet import HostAccess
-from odctl.ssh.transport import ByteStream, RemoteResult, Transport
+from odctl.ssh.local import LocalTransport
 from tests.odctl.fleet.until import until
 
 
@@ -94,54 +93,9 @@ class ServedAgent:
             await self._more.wait()
 
 
-class SocketTransport:
-    """This machine as a host: `run` runs here. Sockets are reached by httpx itself, so `open_unix` is not used."""
-
-    def __init__(self, host: str, home: Path) -> None:
-        self.host = host
-        self._home = home
-        self.runs: list[Sequence[str]] = []
-
-    async def run(
-        self, argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 60.0, check: bool = False
-    ) -> RemoteResult:
-        self.runs.append(argv)
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={"HOME": str(self._home)},
-        )
-        stdout, stderr = await asyncio.wait_for(process.communicate(stdin), timeout_s)
-        assert not (check and process.returncode), stderr
-        return RemoteResult(exit_status=process.returncode or 0, stdout=stdout, stderr=stderr)
-
-    async def connect(self) -> None:
-        return None
-
-    async def put(self, source: Path, target: str, *, mode: int = 0o644, on_progress: Any = None) -> None:
-        raise NotImplementedError
-
-    async def put_bytes(self, data: bytes, target: str, *, mode: int = 0o644) -> None:
-        raise NotImplementedError
-
-    async def get(self, source: str, target: Path) -> None:
-        raise NotImplementedError
-
-    async def open_unix(self, path: str) -> ByteStream:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        return None
-
-
-def open_client(transport: Transport, socket_path: str) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=socket_path), base_url="http://agent")
-
-
 def access(name: str, root: Path, *, prefix: str | None = None) -> HostAccess:
-    return HostAccess(name=name, transport=SocketTransport(name, root), prefix=prefix or str(root))
+    """This machine as a host whose home directory is `root`."""
+    return HostAccess(name=name, transport=LocalTransport(name, home=root), prefix=prefix or str(root))
 
 
 @asynccontextmanager

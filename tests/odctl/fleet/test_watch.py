@@ -13,8 +13,9 @@ from agent.wire.agent import DeploymentRecord
 from odctl.fleet import Fleet, watch_fleet
 from odctl.fleet.history import History, HostRow, host_row
 from odctl.fleet.watch import FleetWatch
+from odctl.ssh.http import agent_client
 from tests.odctl.fleet import values
-from tests.odctl.fleet.served_agent import ServedAgent, access, open_client, serving
+from tests.odctl.fleet.served_agent import ServedAgent, access, serving
 from tests.odctl.fleet.until import until
 
 
@@ -53,7 +54,7 @@ def agent(tmp_path: Path) -> ServedAgent:
 
 @asynccontextmanager
 async def watching(agent: ServedAgent, clock: HandClock) -> AsyncIterator[FleetWatch]:
-    fleet = Fleet([access("one", agent.root)], cluster="lab", open_client=open_client)
+    fleet = Fleet([access("one", agent.root)], cluster="lab", open_client=agent_client)
     watch = FleetWatch(fleet, clock)
     try:
         async with asyncio.TaskGroup() as group:
@@ -149,7 +150,7 @@ async def test_open_faults_come_before_healed_ones(agent: ServedAgent) -> None:
 async def test_snapshots_come_once_a_tick_and_stop_when_closed(agent: ServedAgent) -> None:
     clock = HandClock()
     agent.add_sample(values.sample("one"))
-    fleet = Fleet([access("one", agent.root)], cluster="lab", open_client=open_client)
+    fleet = Fleet([access("one", agent.root)], cluster="lab", open_client=agent_client)
     async with serving(agent):
         async with aclosing(watch_fleet(fleet, clock)) as snapshots:
             first = await anext(snapshots)
