@@ -118,12 +118,15 @@ class Transaction:
         self._checked: CheckReport | None = None
         reach.learn(self._members.values())
 
+    @property
+    def is_before_commit(self) -> bool:
+        """True while the old layout serves: its healing waits, for the new one is about to replace it."""
+        return self.phase not in ("commit", "retire", "done")
+
     def abort(self) -> bool:
         """Ask it to stop before its next phase and roll back. False when the switch is done: too late."""
-        if self.phase in ("commit", "retire", "done"):
-            return False
         self._abort.set()
-        return True
+        return self.is_before_commit
 
     async def run(self) -> None:
         """Perform all phases. Never raises FleetError: the last event carries it."""
@@ -393,7 +396,7 @@ class Transaction:
     async def _renew_lock(self) -> None:
         while True:
             await asyncio.sleep(LOCK_RENEWAL_S)
-            if self.phase not in ("commit", "retire", "done"):
+            if self.is_before_commit:
                 await self._reach.try_all({host: self._prepare_order() for host in self._members})
 
     def _sources(self) -> tuple[HostAddress, ...]:

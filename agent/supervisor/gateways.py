@@ -94,7 +94,13 @@ class GatewayTable:
         record = self._processes.get(gateway_name(listen))
         if record is None:
             return ()
-        status = await self._get_status(record.socket)
+        try:
+            status = await self._get_status(record.socket)
+        except (httpx.HTTPError, OSError) as error:
+            why = str(error) or type(error).__name__
+            raise FleetError(
+                "E808", f"the gateway on {listen} does not answer: {why}", host=self._config.host
+            ) from error
         self._statuses[listen] = status
         return status.backends
 
@@ -137,7 +143,7 @@ class GatewayTable:
             for listen in self.running():
                 try:
                     await self.ask(listen)
-                except (httpx.HTTPError, OSError):
+                except FleetError:
                     log.debug("gateway does not answer", extra={"listen": listen})
             await asyncio.sleep(POLL_INTERVAL_S)
 

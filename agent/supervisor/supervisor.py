@@ -1,0 +1,478 @@
+"""Wires a host's rooms together and is what the API talks to (`agent.api.control.Control`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+from agent.api.cluster_client import ClusterClient
+from agent.errors import FleetError
+from agent.facts.cluster import HostFacts
+from agent.facts.fault import Fault
+from agent.healing.state import FaultKey
+from agent.journal import Journal
+from agent.planner.file import plan_from_toml
+from agent.supervisor.apply import (
+    ProgressLog,
+    Transaction,
+    commit_everywhere,
+    is_switched,
+    retire_old,
+    undo,
+)
+from agent.supervisor.controller import DeploymentWatch
+from agent.supervisor.deployment import Controlled, ControllerState, PendingApply
+from agent.supervisor.faults import FaultBook
+from agent.supervisor.gateways import GatewayTable
+from agent.supervisor.instruct import Member
+from agent.supervisor.members import MemberTable
+from agent.supervisor.paths import HostPaths
+from agent.supervisor.processes import ProcessExit, ProcessTable
+from agent.supervisor.ranks import RankTable
+from agent.supervisor.reach import Reach
+from agent.supervisor.store import RendezvousStore
+from agent.supervisor.weights import WeightStore
+from agent.telemetry.facts import read_boot_id
+from agent.telemetry.host import OwnProcess
+from agent.wire.agent import (
+    AbortRequest,
+    AgentConfig,
+    ApplyEvent,
+    ApplyRequest,
+    DeploymentRecord,
+    DeploymentStatus,
+    DestroyRequest,
+    Done,
+    FaultReport,
+    Forget,
+    Handshake,
+    Heartbeat,
+    HostAddress,
+    Instruction,
+    InstructionReply,
+    ModelHolding,
+    ModelManifest,
+    ModelQuery,
+    RangeRequest,
+    StoreReply,
+    StoreRequest,
+    UploadReply,
+)
+from agent.wire.gateway import BackendReport
+
+log = logging.getLogger(__name__)
+
+CONTROLLER_SILENT_S = 1.5
+RECOVERY_RETRY_S = 2.0
+FORGET_TIMEOUT_S = 45.0
+WATCH_RESTART_S = 1.0
+
+
+class Supervisor:
+    """One host's agent, without its planes. `run` must be entered before anything is asked of it."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        journal: Journal,
+        client: ClusterClient,
+        make_handshake: Callable[[], Handshake],
+        collect_facts: Callable[[], HostFacts],
+    ) -> None:
+        self._config = config
+        self._journal = journal
+        self._make_handshake = make_handshake
+        self._collect_facts = collect_facts
+        self._paths = HostPaths(Path(config.prefix))
+        self._processes = ProcessTable(self._paths, on_exit=self._note_exit)
+        self._ranks = RankTable(config, self._paths, self._processes)
+        self._gateways = GatewayTable(config, self._paths, self._processes)
+        self._members = MemberTable(config.host, journal)
+        self._weights = WeightStore(config, self._paths, client)
+        self._store = RendezvousStore()
+        self._state = ControllerState(journal)
+        self._faults = FaultBook(journal)
+        self._member = Member(
+            ranks=self._ranks,
+            gateways=self._gateways,
+            members=self._members,
+            weights=self._weights,
+            on_fenced=self._leave_to,
+        )
+        self._reach = Reach(config.host, self._member.perform, client)
+        self._reach.learn([self.own_address])
+        self._watches: dict[str, DeploymentWatch] = {}
+        self._watch_tasks: dict[str, asyncio.Task[None]] = {}
+        self._applies: dict[str, Transaction] = {}
+        self._controllers_heard: dict[str, float] = {}
+        self._started_at_s = time.time()
+        self._group: asyncio.TaskGroup | None = None
+
+    @property
+    def own_address(self) -> HostAddress:
+        config = self._config
+        return HostAddress(host=config.host, address=config.cluster_address, port=config.cluster_port)
+
+    async def run(self, on_ready: Callable[[], None]) -> None:
+        """Adopt what an earlier agent left, then watch until cancelled. Ranks and gateways live on after it."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                for record in self._processes.adopt_all():
+                    exit_event = ProcessExit(
+                        record=record,
+                        was_expected=False,
+                        evidence={"pid": record.pid, "exit_status": "unknown: it ended while no agent ran"},
+                    )
+                    self._note_exit(exit_event)
+                interrupted = {pending.deployment for pending in self._state.interrupted_applies()}
+                for name in self._state.names():
+                    if name not in interrupted:
+                        self._watch(name)
+                for pending in self._state.interrupted_applies():
+                    group.create_task(self._recover(pending))
+                group.create_task(self._ranks.watch())
+                group.create_task(self._gateways.watch())
+                group.create_task(self._watch_controllers())
+                on_ready()
+        finally:
+            self._processes.close()
+
+    def own_processes(self) -> Iterable[OwnProcess]:
+        """For telemetry: ranks and gateways of this host."""
+        for record in self._processes.all():
+            yield OwnProcess(
+                pid=record.pid,
+                role=record.role,
+                name=record.name,
+                deployment=record.deployment,
+                rank_id=record.rank_id,
+            )
+
+    # --- Control ------------------------------------------------------------------------------------
+
+    def handshake(self) -> Handshake:
+        return self._make_handshake()
+
+    async def facts(self) -> HostFacts:
+        return await asyncio.to_thread(self._collect_facts)
+
+    async def holdings(self) -> tuple[ModelHolding, ...]:
+        return await self._weights.holdings()
+
+    async def manifest(self, query: ModelQuery) -> ModelManifest:
+        return await self._weights.manifest(query)
+
+    async def ranges(self, request: RangeRequest) -> tuple[str, AsyncIterator[bytes]]:
+        return await self._weights.ranges(request)
+
+    async def upload(self, digest: str, file: str, offset: int, chunks: AsyncIterator[bytes]) -> UploadReply:
+        return await self._weights.upload(digest, file, offset, chunks)
+
+    def deployments(self) -> tuple[DeploymentRecord, ...]:
+        return self._members.all()
+
+    async def deployment(self, name: str) -> DeploymentStatus:
+        """Raises E701 when another agent decides for it, naming that one, or when nobody knows it."""
+        watch = self._watches.get(name)
+        if watch is None:
+            record = self._members.get(name)
+            where = f"its controller is {record.controller}" if record else "nothing of that name runs here"
+            raise FleetError("E701", f"deployment {name}: {where}", host=self._config.host)
+        apply = self._applies.get(name)
+        return msgspec.structs.replace(watch.status(), apply_phase=apply.phase if apply else None)
+
+    async def faults(self) -> FaultReport:
+        return FaultReport(faults=self._faults.all())
+
+    async def apply(self, request: ApplyRequest) -> AsyncIterator[ApplyEvent]:
+        """Start the transaction, or join the one under way when it is of the same plan. E501 otherwise."""
+        plan = plan_from_toml(request.plan_toml, file="plan.toml")
+        running = self._applies.get(plan.name)
+        if running is not None:
+            if running.plan_hash != request.plan_hash:
+                raise FleetError(
+                    "E501",
+                    f"an apply of {plan.name} by {running.holder} is in phase {running.phase}",
+                    hint="wait for it to end",
+                    host=self._config.host,
+                )
+            progress = running.progress
+        else:
+            progress = self._start_apply(request)
+        async for event in progress.follow():
+            yield event
+
+    async def abort(self, request: AbortRequest) -> Done:
+        running = self._applies.get(request.deployment)
+        if running is None:
+            raise FleetError("E701", f"no apply of {request.deployment} is under way here", host=self._config.host)
+        if running.abort():
+            return Done(message="it will roll back")
+        return Done(message="it has switched already and goes on")
+
+    async def destroy(self, request: DestroyRequest) -> AsyncIterator[ApplyEvent]:
+        """Stop the deployment on every member. A member out of reach is named; it keeps its fence."""
+        name = request.deployment
+        if name in self._applies:
+            raise FleetError("E501", f"an apply of {name} is under way", hint="wait, or abort it first")
+        record = self._members.get(name)
+        if record is None:
+            raise FleetError("E701", f"deployment {name} is not known here", host=self._config.host)
+        self._reach.learn(record.members)
+        self._unwatch(name)
+        generation = record.generation
+        yield ApplyEvent(phase="retire", state="started", at_s=time.time(), generation=generation)
+        gateway_first = sorted(record.members, key=lambda member: member.host != record.gateway_host)
+        failure: FleetError | None = None
+        for members in ([gateway_first[0]], gateway_first[1:]):
+            outcomes = await self._reach.try_all(
+                {member.host: Forget(deployment=name) for member in members}, timeout_s=FORGET_TIMEOUT_S
+            )
+            for host, outcome in sorted(outcomes.items()):
+                if isinstance(outcome, FleetError):
+                    failure = FleetError.from_detail(outcome.detail, host=host)
+                    message = f"not reached: {outcome.message}"
+                else:
+                    message = "stopped"
+                yield ApplyEvent(
+                    phase="retire",
+                    state="failed" if isinstance(outcome, FleetError) else "progress",
+                    host=host,
+                    message=message,
+                    at_s=time.time(),
+                    generation=generation,
+                )
+        self._state.delete(name)
+        self._state.end_apply(name)
+        self._faults.close_all(name)
+        self._store.forget(f"{name}/")
+        self._journal.append(
+            "Destroyed",
+            deployment=name,
+            generation=generation,
+            plan_hash=record.plan_hash,
+            body={"holder": request.holder},
+        )
+        error = None
+        if failure is not None:
+            error = FleetError(
+                "E301",
+                f"{failure.host} could not be reached and may still run ranks of {name}",
+                hint=f"when it is back: odctl destroy {name} again",
+                host=failure.host,
+            ).detail
+        yield ApplyEvent(
+            phase="done",
+            state="failed" if error else "finished",
+            message="destroyed",
+            at_s=time.time(),
+            generation=generation,
+            error=error,
+        )
+
+    async def instruct(self, instruction: Instruction) -> InstructionReply:
+        return await self._member.perform(instruction)
+
+    async def store(self, request: StoreRequest) -> StoreReply:
+        """Serve the rendezvous store, or pass the request on to the controller that keeps it."""
+        if request.controller in ("", self._config.host):
+            return await self._store.perform(request)
+        deployment = request.keys[0].split("/", 1)[0]
+        record = self._members.get(deployment)
+        if record is not None:
+            self._reach.learn(record.members)
+        return await self._reach.store(request.controller, request)
+
+    async def report(self, report: BackendReport) -> Done:
+        """A gateway lost its backend. The heartbeats carry it to the controller; here it is evidence."""
+        record = self._members.get(report.deployment)
+        self._journal.append(
+            "BackendBroken",
+            deployment=report.deployment,
+            generation=report.generation,
+            plan_hash=record.plan_hash if record else "",
+            body=report,
+        )
+        return Done()
+
+    def heartbeat(self, controller: str) -> Heartbeat:
+        if controller and controller != self._config.host:
+            self._controllers_heard[controller] = time.monotonic()
+        return Heartbeat(
+            host=self._config.host,
+            boot_id=read_boot_id(),
+            started_at_s=self._started_at_s,
+            at_s=time.time(),
+            ranks=self._ranks.statuses(),
+            dead_ranks=tuple(self._ranks.dead.values()),
+            gateways=self._gateways.running(),
+            backends=self._gateways.backends(),
+        )
+
+    def log_path(self, name: str) -> Path:
+        return self._paths.log(name)
+
+    def log_names(self) -> tuple[str, ...]:
+        return tuple(sorted(path.stem for path in self._paths.logs.glob("*.log")))
+
+    # --- applies ------------------------------------------------------------------------------------
+
+    def _start_apply(self, request: ApplyRequest) -> ProgressLog:
+        plan = plan_from_toml(request.plan_toml, file="plan.toml")
+        transaction = Transaction(
+            request,
+            plan,
+            host=self._config.host,
+            reach=self._reach,
+            state=self._state,
+            journal=self._journal,
+            old_record=self._members.get(plan.name),
+            on_switched=self._take_over,
+        )
+        self._applies[plan.name] = transaction
+        self._tasks.create_task(self._run_apply(plan.name, transaction))
+        return transaction.progress
+
+    async def _run_apply(self, name: str, transaction: Transaction) -> None:
+        try:
+            await transaction.run()
+        finally:
+            del self._applies[name]
+
+    async def _take_over(self, controlled: Controlled) -> None:
+        """The switch is done: from here on the new layout is what is watched."""
+        plan = plan_from_toml(controlled.plan_toml, file="plan.toml")
+        self._unwatch(plan.name)
+        self._faults.close_all(plan.name)
+        self._watch(plan.name)
+
+    async def _recover(self, pending: PendingApply) -> None:
+        """An earlier agent died in an apply: go forward when the gateway has switched, else take all back."""
+        self._reach.learn(pending.members)
+        name = pending.deployment
+        while True:
+            try:
+                is_forward = pending.phase in ("switch", "commit", "retire") and await is_switched(
+                    self._reach, pending
+                )
+                break
+            except FleetError as error:
+                # Until the gateway's host answers neither way is known to be right.
+                log.warning("recovery waits", extra={"deployment": name, "error": str(error)})
+                await asyncio.sleep(RECOVERY_RETRY_S)
+        if is_forward:
+            plan = plan_from_toml(pending.after_switch.plan_toml, file="plan.toml")
+            old = self._members.get(name)
+            self._state.put(name, pending.after_switch)
+            self._watch(name)
+            await commit_everywhere(self._reach, plan, pending.after_switch, controller=self._config.host)
+            await retire_old(self._reach, plan, pending, old.gateway_host if old else "")
+        else:
+            await undo(self._reach, pending)
+            if self._state.get(name) is not None:
+                self._watch(name)
+        self._state.end_apply(name)
+        self._journal.append(
+            "ApplyResumed" if is_forward else "ApplyRolledBack",
+            deployment=name,
+            generation=pending.generation,
+            plan_hash=pending.after_switch.plan_hash,
+            body={"reason": "the agent was restarted", "phase": pending.phase},
+        )
+
+    # --- watching -----------------------------------------------------------------------------------
+
+    def _watch(self, name: str) -> None:
+        controlled = self._state.get(name)
+        assert controlled is not None, f"{name} is not under this controller"
+        watch = DeploymentWatch(
+            controlled,
+            host=self._config.host,
+            reach=self._reach,
+            state=self._state,
+            faults=self._faults,
+            own_heartbeat=lambda: self.heartbeat(self._config.host),
+            is_apply_pending=lambda: name in self._applies and self._applies[name].is_before_commit,
+        )
+        self._watches[name] = watch
+        self._watch_tasks[name] = self._tasks.create_task(self._keep_watching(name, watch))
+
+    async def _keep_watching(self, name: str, watch: DeploymentWatch) -> None:
+        """A fault in our own watching must end neither the agent nor the watch: it is logged, and goes on."""
+        while True:
+            try:
+                await watch.run()
+            except Exception:
+                log.exception("watch failed", extra={"deployment": name})
+                await asyncio.sleep(WATCH_RESTART_S)
+
+    def _unwatch(self, name: str) -> None:
+        self._watches.pop(name, None)
+        task = self._watch_tasks.pop(name, None)
+        if task is not None:
+            task.cancel()
+
+    def _leave_to(self, record: DeploymentRecord) -> None:
+        """A commit named another controller: this agent decides no longer."""
+        if record.controller != self._config.host and record.name in self._watches:
+            self._unwatch(record.name)
+            self._state.delete(record.name)
+
+    async def _watch_controllers(self) -> None:
+        """Members watch their controllers too: when one falls silent, somebody must have seen it."""
+        silent: set[str] = set()
+        while True:
+            now = time.monotonic()
+            watched = {
+                record.controller
+                for record in self._members.all()
+                if record.generation and record.controller != self._config.host
+            }
+            for controller in watched:
+                silence = now - self._controllers_heard.setdefault(controller, now)
+                if silence >= CONTROLLER_SILENT_S and controller not in silent:
+                    silent.add(controller)
+                    self._record_silent_controller(controller, silence)
+                elif silence < CONTROLLER_SILENT_S and controller in silent:
+                    silent.discard(controller)
+                    for record in self._members.all():
+                        if record.controller == controller:
+                            self._faults.close(record.name, (FaultKey("agent_lost", controller),))
+            await asyncio.sleep(0.25)
+
+    def _record_silent_controller(self, controller: str, silence_s: float) -> None:
+        for record in self._members.all():
+            if record.controller != controller:
+                continue
+            fault = Fault(
+                fault_id=f"{record.name}-{controller}-{int(time.time())}",
+                kind="agent_lost",
+                severity="warning",
+                observed_at_s=time.time(),
+                observed_by=self._config.host,
+                host=controller,
+                deployment=record.name,
+                generation=record.generation,
+                message=f"the controller {controller} is silent for {silence_s:.1f} s; ranks serve on unwatched",
+                evidence={"silence_s": round(silence_s, 3)},
+                way_out=f"odctl bootstrap {controller}",
+            )
+            self._faults.record(fault, plan_hash=record.plan_hash)
+
+    def _note_exit(self, event: ProcessExit) -> None:
+        if event.record.role == "rank":
+            self._ranks.note_exit(event)
+        else:
+            self._gateways.note_exit(event)
+
+    @property
+    def _tasks(self) -> asyncio.TaskGroup:
+        assert self._group is not None, "the supervisor does not run yet"
+        return self._group
