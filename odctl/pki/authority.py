@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from agent.errors import FleetError
+from odctl.inventory import cluster_directory
 
 ROOT_LIFE = timedelta(days=3650)
 LEAF_LIFE = timedelta(days=7)
@@ -48,12 +49,6 @@ class LeafIdentity(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def uri(self) -> str:
         return f"spiffe://{self.cluster}/agent/{self.host}"
-
-
-def clusters_directory() -> Path:
-    """Where the operator keeps its authorities: `$ODCTL_HOME/clusters`, by default below `~/.local/share/odctl`."""
-    home = os.environ.get("ODCTL_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "share" / "odctl") / "clusters"
 
 
 class ClusterAuthority:
@@ -135,13 +130,15 @@ class ClusterAuthority:
 def open_authority(cluster: str, *, directory: Path | None = None, now: datetime | None = None) -> ClusterAuthority:
     """The authority of `cluster`, made on first use in `<directory>/<cluster>/ca.{key,pem}`.
 
+    `directory` is by default where the operator keeps all clusters (`inventory.cluster_directory`).
+
     Raises FleetError E103 when the name cannot stand in a certificate, E303 when the stored files are damaged.
     """
     if not _NAME.fullmatch(cluster):
         raise FleetError(
             "E103", f"`{cluster}` cannot name a cluster", hint="letters, digits, `.`, `_`, `-`; at most 63"
         )
-    home = (directory or clusters_directory()) / cluster
+    home = directory / cluster if directory else cluster_directory(cluster)
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _lock(home / ".lock"):
         key_path, pem_path = home / "ca.key", home / "ca.pem"

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.errors import FleetError
 from agent.tls_request import load_or_make_key, main, make_request
-from odctl.pki import ClusterAuthority, LeafIdentity, clusters_directory, open_authority
+from odctl.pki import ClusterAuthority, LeafIdentity, open_authority
 from odctl.pki.authority import LEAF_LIFE
 
 ALPHA = LeafIdentity(cluster="lab", host="alpha", cluster_address="127.0.0.1")
@@ -164,7 +164,8 @@ def test_a_name_that_could_leave_the_directory_is_refused(tmp_path: Path) -> Non
 
 def test_the_directory_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ODCTL_HOME", str(tmp_path))
-    assert clusters_directory() == tmp_path / "clusters"
+    open_authority("lab")
+    assert (tmp_path / "clusters" / "lab" / "ca.key").exists()
 
 
 def test_the_host_keeps_its_key_between_requests_and_replaces_a_broken_one(
