@@ -1,0 +1,332 @@
+"""How long a step takes: roofline per stage, latency and rate per link, and what follows for a deployment. Pure.
+
+Units are bytes, seconds and FLOP. Sources: the roofline and its constants as in `planner.rates`; ring and tree
+all-reduce after Thakur, Rabenseifner and Gropp (2005); pipeline terms as in GPipe (Huang et al., 2019).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from agent.facts.cluster import LinkFacts
+from agent.facts.model import DTYPE_BYTES, Dtype, ModelSpec
+from agent.planner.layout import Layout, Place, Share, StageLayout, cut_shares
+from agent.planner.plan import Serving
+from agent.planner.rates import DeviceRates, LinkTable, rates_of
+
+FLOAT32_BYTES = 4
+
+
+class StepShape(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of the engine: `rows` tokens of `sequences` sequences, each attending to `context` positions.
+
+    `sampled` rows go through the head. A decode step has as many rows as sequences; a prefill step has one chunk.
+    """
+
+    rows: int
+    sequences: int
+    context: int
+    sampled: int
+
+    @property
+    def is_prefill(self) -> bool:
+        return self.rows > self.sequences
+
+
+class StageCost(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds of a stage as a line: `layer_s * layers`, plus what only a first or a last stage does."""
+
+    layer_s: float
+    first_s: float
+    last_s: float
+    layer_reads_s: float
+    """Of `layer_s`, reading memory."""
+    layer_flops_s: float
+    """Of `layer_s`, arithmetic (it overlaps with reading)."""
+    layer_reduce_s: float
+    """Of `layer_s`, all-reduces of the tensor-parallel group."""
+
+    def stage_s(self, num_layers: int, *, first: bool, last: bool) -> float:
+        return num_layers * self.layer_s + first * self.first_s + last * self.last_s
+
+    @property
+    def limit(self) -> str:
+        """What bounds it, in words."""
+        if self.layer_reduce_s > self.layer_s / 2:
+            return "links of its tensor-parallel group"
+        if max(self.layer_reads_s, self.layer_flops_s) + self.layer_reduce_s < self.layer_s / 2:
+            return "per-layer overhead"
+        return "memory bandwidth" if self.layer_reads_s >= self.layer_flops_s else "compute"
+
+
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """What a layout is expected to do, at `prompt_tokens` of prompt."""
+
+    prompt_tokens: int
+    ttft_s: float
+    """Seconds from a request's arrival at an idle gateway to its first token."""
+    time_per_token_s: float
+    """Seconds per token after the first (vLLM's TPOT), batch of one."""
+    tokens_per_s: float
+    """Steady-state decode throughput at the full batch."""
+    joules_per_token: float
+    stage_s: tuple[float, ...]
+    """Decode seconds of each stage at a batch of one, links left out."""
+    hops_s: float
+    """Of `time_per_token_s`, links between stages."""
+    micro_batches: int
+    bottleneck: int
+    """Index of the slowest stage at a batch of one."""
+    limit: str
+    """What bounds that stage, in words."""
+
+
+# --- one rank -----------------------------------------------------------------------------------------
+
+
+def layer_parameters(spec: ModelSpec, share: Share) -> int:
+    """Matrix elements of one layer that a rank owns: queries, keys, values, output, and the gated MLP."""
+    heads = share.heads[1] - share.heads[0]
+    kv_heads = share.kv_heads[1] - share.kv_heads[0]
+    columns = share.columns[1] - share.columns[0]
+    return spec.hidden_size * (2 * heads * spec.head_size + 2 * kv_heads * spec.head_size + 3 * columns)
+
+
+def layer_read_bytes(spec: ModelSpec, share: Share, step: StepShape, dtype: Dtype) -> int:
+    """Bytes that a rank reads for one layer: its weights once, and the KV cache of every sequence.
+
+    A sliding window caps the positions read.
+    """
+    positions = min(step.context, spec.sliding_window or step.context)
+    kv_heads = share.kv_heads[1] - share.kv_heads[0]
+    kv_elements = 2 * step.sequences * positions * kv_heads * spec.head_size
+    return (layer_parameters(spec, share) + kv_elements) * DTYPE_BYTES[dtype]
+
+
+def layer_flops(spec: ModelSpec, share: Share, step: StepShape) -> int:
+    """FLOP of a rank for one layer: 2 per weight and row, 4 per attended position, head element and row.
+
+    For a prefill chunk `context` is the mean number of positions that its rows attend to.
+    """
+    positions = min(step.context, spec.sliding_window or step.context)
+    heads = share.heads[1] - share.heads[0]
+    return 2 * step.rows * layer_parameters(spec, share) + 4 * step.rows * positions * heads * spec.head_size
+
+
+def roofline_s(read_bytes: float, flops: float, rates: DeviceRates, *, is_prefill: bool) -> tuple[float, float]:
+    """Seconds of reading and seconds of arithmetic; the longer one counts (Williams et al., 2009)."""
+    flops_per_s = rates.prefill_flops_per_s if is_prefill else rates.decode_flops_per_s
+    return read_bytes / rates.read_bytes_per_s, flops / flops_per_s
+
+
+# --- links --------------------------------------------------------------------------------------------
+
+
+def transfer_s(link: LinkFacts, num_bytes: int) -> float:
+    """Seconds for a message over a link: alpha + n / beta (Hockney, 1994)."""
+    return link.latency_s + num_bytes / link.bytes_per_s
+
+
+def all_reduce_s(link: LinkFacts, num_bytes: int, group_size: int) -> float:
+    """Seconds of one all-reduce among `group_size` ranks over their slowest link: the faster of ring and tree."""
+    if group_size == 1:
+        return 0.0
+    p, alpha, beta = group_size, link.latency_s, link.bytes_per_s
+    ring = 2 * (p - 1) * alpha + 2 * (p - 1) / p * num_bytes / beta
+    tree = 2 * math.ceil(math.log2(p)) * alpha + 2 * num_bytes / beta
+    return min(ring, tree)
+
+
+def all_gather_s(link: LinkFacts, num_bytes: int, group_size: int) -> float:
+    """Seconds until every rank has all `num_bytes`, of which each brought its part (ring)."""
+    return (group_size - 1) * (link.latency_s + num_bytes / group_size / link.bytes_per_s)
+
+
+def group_link(places: Sequence[Place], links: LinkTable) -> LinkFacts:
+    """The slowest latency and the slowest rate between any two members of a group."""
+    pairs = [
+        links.between(a.host, b.host, a.device.kind if a.device.kind == b.device.kind else "cpu")
+        for a in places
+        for b in places
+        if a is not b
+    ]
+    return LinkFacts(
+        source=places[0].host,
+        target=places[-1].host,
+        latency_s=max((link.latency_s for link in pairs), default=0.0),
+        bytes_per_s=min((link.bytes_per_s for link in pairs), default=math.inf),
+    )
+
+
+def hop_link(sender: StageLayout, receiver: StageLayout, links: LinkTable) -> LinkFacts:
+    """The slowest of the links that carry hidden states between two stages.
+
+    Rank j of the receiving stage hears rank j modulo the sender's size, as the engine is linked.
+    """
+    pairs = [(sender.places[index % len(sender.places)], place) for index, place in enumerate(receiver.places)]
+    return max((link_between(a, b, links) for a, b in pairs), key=lambda link: transfer_s(link, 16384))
+
+
+def link_between(a: Place, b: Place, links: LinkTable) -> LinkFacts:
+    kind = a.device.kind if a.device.kind == b.device.kind else "cpu"
+    return links.between(a.host, b.host, kind)
+
+
+# --- one stage ----------------------------------------------------------------------------------------
+
+
+def stage_cost(
+    spec: ModelSpec,
+    places: Sequence[Place],
+    units: Sequence[int],
+    *,
+    step: StepShape,
+    dtype: Dtype,
+    links: LinkTable,
+) -> StageCost:
+    """Seconds per layer, and of the first's and last's extra work, for a group with these shares.
+
+    The slowest rank governs. Two all-reduces of `rows * hidden` elements follow each layer, one the embedding, and
+    an all-gather of float32 logits the head.
+    """
+    element = DTYPE_BYTES[dtype]
+    p = len(places)
+    link = group_link(places, links)
+    reduce_s = all_reduce_s(link, step.rows * spec.hidden_size * element, p)
+    reads_s = flops_s = compute_s = head_s = embed_s = 0.0
+    for place, share in zip(places, cut_shares(spec, units), strict=True):
+        rates = rates_of(place.device, dtype)
+        read_bytes, flops = layer_read_bytes(spec, share, step, dtype), layer_flops(spec, share, step)
+        rank_reads_s, rank_flops_s = roofline_s(read_bytes, flops, rates, is_prefill=step.is_prefill)
+        rank_s = max(rank_reads_s, rank_flops_s) + rates.layer_overhead_s
+        if rank_s > compute_s:
+            reads_s, flops_s, compute_s = rank_reads_s, rank_flops_s, rank_s
+        head_elements = (share.vocab[1] - share.vocab[0]) * spec.hidden_size
+        head = roofline_s(head_elements * element, 2 * step.sampled * head_elements, rates, is_prefill=False)
+        head_s = max(head_s, *head)
+        embed_s = max(embed_s, step.rows * spec.hidden_size * element / rates.read_bytes_per_s)
+    gather_s = all_gather_s(link, step.sampled * spec.vocab_size * FLOAT32_BYTES, p)
+    return StageCost(
+        layer_s=compute_s + 2 * reduce_s,
+        first_s=embed_s + reduce_s,
+        last_s=head_s + gather_s,
+        layer_reads_s=reads_s,
+        layer_flops_s=flops_s,
+        layer_reduce_s=2 * reduce_s,
+    )
+
+
+def decode_step(batch: int, prompt_tokens: int) -> StepShape:
+    """One token for each of `batch` sequences whose context is the prompt."""
+    return StepShape(rows=batch, sequences=batch, context=prompt_tokens, sampled=batch)
+
+
+def prefill_step(serving: Serving, prompt_tokens: int) -> StepShape:
+    """One chunk of a prompt; its rows attend to half of the prompt on average (causal)."""
+    rows = min(serving.prefill_chunk, prompt_tokens)
+    return StepShape(rows=rows, sequences=1, context=max(1, prompt_tokens // 2), sampled=1)
+
+
+# --- a whole replica ----------------------------------------------------------------------------------
+
+
+class PipelineTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """Times of one micro-batch through a replica, in seconds."""
+
+    stages: tuple[float, ...]
+    hops: tuple[float, ...]
+    """From each stage to the next."""
+    sends: tuple[float, ...]
+    """Of each stage, the part of its hop that keeps the sender busy (bytes on the wire, not latency)."""
+
+    @property
+    def total_s(self) -> float:
+        return sum(self.stages) + sum(self.hops)
+
+    @property
+    def slowest_s(self) -> float:
+        return max(stage + send for stage, send in zip(self.stages, self.sends, strict=True))
+
+
+def pipeline_times(
+    spec: ModelSpec, layout: Layout, *, step: StepShape, dtype: Dtype, links: LinkTable
+) -> PipelineTimes:
+    """Stage and hop times of one step of this shape."""
+    last = len(layout.stages) - 1
+    stages = tuple(
+        stage_cost(spec, stage.places, stage.units, step=step, dtype=dtype, links=links).stage_s(
+            stage.num_layers, first=index == 0, last=index == last
+        )
+        for index, stage in enumerate(layout.stages)
+    )
+    hop_bytes = step.rows * spec.hidden_size * DTYPE_BYTES[dtype]
+    between = [hop_link(a, b, links) for a, b in zip(layout.stages, layout.stages[1:], strict=False)]
+    return PipelineTimes(
+        stages=stages,
+        hops=tuple(transfer_s(link, hop_bytes) for link in between),
+        sends=(*(hop_bytes / link.bytes_per_s for link in between), 0.0),
+    )
+
+
+def time_to_first_token_s(times: PipelineTimes, *, num_chunks: int) -> float:
+    """Chunked prefill through a pipeline: the first chunk passes all stages, the others follow the slowest.
+
+    `(t/(S*M) + hop) * (M + S - 1)` of GPipe, for unequal stages.
+    """
+    return times.total_s + (num_chunks - 1) * times.slowest_s
+
+
+def cycle_s(times: PipelineTimes, micro_batches: int) -> float:
+    """Seconds in which every micro-batch in flight gets one token.
+
+    No micro-batch can go round faster than the pipeline, and no stage can serve them all faster than one by one.
+    """
+    return max(times.total_s, micro_batches * times.slowest_s)
+
+
+def estimate_layout(
+    spec: ModelSpec, layout: Layout, serving: Serving, *, prompt_tokens: int, links: LinkTable
+) -> Estimate:
+    """Latency, throughput and energy of one replica.
+
+    A full batch runs as `min(stages, batch)` micro-batches in flight. The interleaving of other requests' prefills
+    is left out: `tokens_per_s` is what decoding alone reaches.
+    """
+    single = pipeline_times(spec, layout, step=decode_step(1, prompt_tokens), dtype=serving.dtype, links=links)
+    chunk = prefill_step(serving, prompt_tokens)
+    prefill = pipeline_times(spec, layout, step=chunk, dtype=serving.dtype, links=links)
+    micro_batches = min(len(layout.stages), serving.batch)
+    rows = math.ceil(serving.batch / micro_batches)
+    full = pipeline_times(spec, layout, step=decode_step(rows, prompt_tokens), dtype=serving.dtype, links=links)
+    cycle = cycle_s(full, micro_batches)
+    bottleneck = max(range(len(single.stages)), key=lambda index: single.stages[index])
+    slowest = layout.stages[bottleneck]
+    cost = stage_cost(
+        spec, slowest.places, slowest.units, step=decode_step(1, prompt_tokens), dtype=serving.dtype, links=links
+    )
+    return Estimate(
+        prompt_tokens=prompt_tokens,
+        ttft_s=time_to_first_token_s(prefill, num_chunks=math.ceil(prompt_tokens / chunk.rows)),
+        time_per_token_s=single.total_s,
+        tokens_per_s=serving.batch / cycle,
+        joules_per_token=_energy_j(layout, full, serving, micro_batches=micro_batches, cycle=cycle) / serving.batch,
+        stage_s=single.stages,
+        hops_s=sum(single.hops),
+        micro_batches=micro_batches,
+        bottleneck=bottleneck,
+        limit=cost.limit,
+    )
+
+
+def _energy_j(layout: Layout, times: PipelineTimes, serving: Serving, *, micro_batches: int, cycle: float) -> float:
+    """Joules of one cycle: idle power throughout, and the rest of each device's power while it computes."""
+    joules = 0.0
+    for stage, stage_s in zip(layout.stages, times.stages, strict=True):
+        for place in stage.places:
+            rates = rates_of(place.device, serving.dtype)
+            busy_s = micro_batches * stage_s
+            joules += rates.idle_watts * cycle + (rates.busy_watts - rates.idle_watts) * busy_s
+    return joules

@@ -1,0 +1,125 @@
+"""A layout: layers and KV heads against devices, before bytes are counted. Pure; strategies propose it.
+
+KV heads are the unit in which tensor parallelism cuts a stage: a KV head goes with its group of query heads,
+and MLP columns and vocabulary rows follow in the same proportion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+import msgspec
+
+from agent.facts.cluster import DeviceFacts
+from agent.facts.model import ModelSpec
+from agent.planner.plan import Range, Shard, Stage
+from agent.planner.shards import ShardExtent
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """A device on its host: where a rank can stand."""
+
+    host: str
+    device: DeviceFacts
+
+    @property
+    def name(self) -> str:
+        return f"{self.host}/{self.device.id}"
+
+
+class StageLayout(msgspec.Struct, frozen=True, kw_only=True):
+    """Consecutive layers on one device or a tensor-parallel group; `units` are KV heads per place."""
+
+    layers: Range
+    places: tuple[Place, ...]
+    units: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.places) == len(self.units), f"{len(self.places)} places, {len(self.units)} shares"
+
+    @property
+    def num_layers(self) -> int:
+        return self.layers[1] - self.layers[0]
+
+    @property
+    def name(self) -> str:
+        """`gpu01/cuda:0+cuda:1`, or `gpu01/cpu+gpu02/cpu` where the group spans hosts."""
+        hosts = {place.host for place in self.places}
+        if len(hosts) == 1:
+            return f"{self.places[0].host}/" + "+".join(place.device.id for place in self.places)
+        return "+".join(place.name for place in self.places)
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True):
+    """One replica: stages in order."""
+
+    stages: tuple[StageLayout, ...]
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        return tuple(place for stage in self.stages for place in stage.places)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        return tuple(sorted({place.host for place in self.places}))
+
+    @property
+    def tensor_parallel_sizes(self) -> tuple[int, ...]:
+        return tuple(len(stage.places) for stage in self.stages)
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """The ranges of one rank inside its stage, half-open."""
+
+    heads: Range
+    kv_heads: Range
+    columns: Range
+    vocab: Range
+
+
+def cut_shares(spec: ModelSpec, units: Sequence[int]) -> tuple[Share, ...]:
+    """Ranges for a group whose ranks take `units` KV heads each; columns and vocabulary rows in proportion.
+
+    Boundaries that are no integers are rounded to the nearest one, so that neighbours always meet.
+    """
+    assert sum(units) == spec.num_kv_heads, f"{sum(units)} KV heads shared out of {spec.num_kv_heads}"
+    cuts = list(accumulate(units, initial=0))
+    group = spec.queries_per_kv_head
+    return tuple(
+        Share(
+            heads=(first * group, end * group),
+            kv_heads=(first, end),
+            columns=_proportion(spec.intermediate_size, first, end, of=spec.num_kv_heads),
+            vocab=_proportion(spec.vocab_size, first, end, of=spec.num_kv_heads),
+        )
+        for first, end in pairwise(cuts)
+    )
+
+
+def stage_extents(spec: ModelSpec, stage: StageLayout) -> tuple[ShardExtent, ...]:
+    """What each rank of a stage owns, in the group's order."""
+    return tuple(extent_of(spec, stage.layers, share) for share in cut_shares(spec, stage.units))
+
+
+def extent_of(spec: ModelSpec, layers: Range, share: Share | Shard) -> ShardExtent:
+    """The extent of a share of the stage with these layers; also of a plan's shard."""
+    return ShardExtent(
+        layers=layers,
+        heads=share.heads,
+        kv_heads=share.kv_heads,
+        columns=share.columns,
+        vocab=share.vocab,
+        is_first_stage=layers[0] == 0,
+        is_last_stage=layers[1] == spec.num_layers,
+    )
+
+
+def layout_of_stage(stage: Stage, places: tuple[Place, ...]) -> StageLayout:
+    """A plan's stage as a layout, on places that were looked up by the caller."""
+    units = tuple(shard.kv_heads[1] - shard.kv_heads[0] for shard in stage.shards)
+    return StageLayout(layers=stage.layers, places=places, units=units)
+
+
+def _proportion(total: int, first: int, end: int, *, of: int) -> Range:
+    return (2 * total * first + of) // (2 * of), (2 * total * end + of) // (2 * of)

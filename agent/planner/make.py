@@ -1,0 +1,287 @@
+"""A request in, a plan out: propose layouts, choose by the objective, count every byte, and say why. Pure.
+
+Deterministic: no clock, no environment, no randomness beyond the request; equal requests give equal plans.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from agent.errors import FleetError
+from agent.facts.cluster import ClusterFacts
+from agent.facts.model import ModelSpec
+from agent.planner.adaptive import STRATEGIES
+from agent.planner.cost import Estimate, estimate_layout
+from agent.planner.hybrid import HybridStrategy
+from agent.planner.layout import Layout, Place, cut_shares, layout_of_stage
+from agent.planner.memory import stage_bytes
+from agent.planner.plan import Plan, Predicted, Replica, Serving, Shard, Stage
+from agent.planner.problem import (
+    DEFAULT_PROMPT_TOKENS,
+    PlanRequest,
+    Problem,
+    Strategy,
+    choose_layout,
+    make_problem,
+)
+from agent.planner.rates import LinkTable
+from agent.planner.shortage import does_not_fit
+from agent.planner.staleness import facts_digest
+from agent.planner.why import explain
+
+MAX_CONTROLLERS = 3
+SIGNIFICANT_DIGITS = 6
+
+
+def make_plan(request: PlanRequest) -> Plan:
+    """The best plan for a request.
+
+    Raises FleetError E601 when the model does not fit (which device, how many bytes short, what would help), E602
+    when constraints leave nothing to choose from, E106 and E107 for requests that contradict the facts.
+    """
+    problem = make_problem(request)
+    if request.objective.kind == "context":
+        problem = _with_longest_context(problem)
+    chosen = choose_replicas(problem)
+    if chosen is None and not request.devices:
+        with_cpus = problem.varied(places=_all_places(request))
+        if len(with_cpus.places) > len(problem.places):
+            problem, chosen = with_cpus, choose_replicas(with_cpus)
+    if chosen is None:
+        raise does_not_fit(problem, propose_layouts)
+    layouts = [layout for layout, _ in chosen]
+    return _build_plan(problem, layouts, why=explain(problem, chosen, propose_layouts))
+
+
+def refresh_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts) -> Plan:
+    """The same layout with bytes, predictions and digest computed anew, after a change by hand.
+
+    Raises FleetError E106 when a device of the plan is not in the cluster.
+    """
+    request = PlanRequest(
+        name=plan.name,
+        model=plan.model,
+        spec=spec,
+        facts=facts,
+        objective=plan.objective,
+        serving=plan.serving,
+        healing=plan.healing,
+        controllers=plan.controllers,
+        prompt_tokens=plan.predicted.prompt_tokens,
+        devices=tuple(
+            f"{shard.host}/{shard.device}"
+            for replica in plan.replicas
+            for stage in replica.stages
+            for shard in stage.shards
+        ),
+    )
+    problem = make_problem(request)
+    layouts = layouts_of_plan(plan, facts)
+    return _build_plan(problem, layouts, why=plan.why)
+
+
+def layouts_of_plan(plan: Plan, facts: ClusterFacts) -> list[Layout]:
+    """A plan's replicas as layouts on the devices of these facts. Raises FleetError E106 for an unknown device."""
+    places = {
+        (host.name, device.id): Place(host=host.name, device=device)
+        for host in facts.hosts
+        for device in host.devices
+    }
+    layouts = []
+    for replica in plan.replicas:
+        stages = []
+        for stage in replica.stages:
+            for shard in stage.shards:
+                if (shard.host, shard.device) not in places:
+                    raise FleetError("E106", f"no device `{shard.host}/{shard.device}` in the cluster")
+            chosen = tuple(places[shard.host, shard.device] for shard in stage.shards)
+            stages.append(layout_of_stage(stage, chosen))
+        layouts.append(Layout(stages=tuple(stages)))
+    return layouts
+
+
+def predict_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts) -> Predicted:
+    """What a plan is expected to do on these facts: `recorded` figures go stale when devices are measured anew."""
+    return _predict(
+        spec,
+        layouts_of_plan(plan, facts),
+        plan.serving,
+        facts,
+        gateway=plan.gateway_host,
+        prompt_tokens=plan.predicted.prompt_tokens,
+    )
+
+
+def propose_layouts(problem: Problem) -> list[Layout]:
+    """Feasible layouts of the request's strategy, deduplicated."""
+    layouts = [layout for strategy in _strategies(problem) for layout in strategy.propose(problem)]
+    kind, request = problem.request.objective.strategy, problem.request
+    if kind == "tensor" and problem.is_forced:
+        layouts = [layout for layout in layouts if min(layout.tensor_parallel_sizes) > 1]
+    num_stages = len(request.tensor_parallel_sizes) or request.stages
+    if num_stages is not None:
+        layouts = [layout for layout in layouts if len(layout.stages) == num_stages]
+    return list(dict.fromkeys(layouts))
+
+
+def choose_replicas(problem: Problem) -> list[tuple[Layout, Estimate]] | None:
+    """A layout per replica on devices of its own; None when they do not fit.
+
+    Replicas take the best that is left one after another; when that starves a later one, devices are dealt out by
+    memory first.
+    """
+    count = problem.request.replicas
+    left, chosen = problem, []
+    for _ in range(count):
+        best = choose_layout(left, propose_layouts(left))
+        if best is None:
+            break
+        chosen.append(best)
+        used = set(best[0].places)
+        left = left.varied(places=tuple(place for place in left.places if place not in used))
+    if len(chosen) == count:
+        return chosen
+    if count == 1:
+        return None
+    dealt = [problem.varied(places=places) for places in _deal_places(problem, count)]
+    found = [choose_layout(share, propose_layouts(share)) for share in dealt]
+    return None if None in found else [best for best in found if best is not None]
+
+
+def _strategies(problem: Problem) -> tuple[Strategy, ...]:
+    request = problem.request
+    kind = request.objective.strategy
+    if kind == "manual":
+        raise FleetError("E106", "a manual plan is written by hand, not planned", hint="choose another --strategy")
+    if kind == "tensor" and max(request.stages or 1, len(request.tensor_parallel_sizes)) > 1:
+        return (HybridStrategy(),)
+    return (STRATEGIES[kind](),)
+
+
+def _deal_places(problem: Problem, count: int) -> list[tuple[Place, ...]]:
+    """Hosts' devices dealt into `count` hands, largest first to the hand with the least memory."""
+    hands: list[list[Place]] = [[] for _ in range(count)]
+    for place in sorted(problem.places, key=lambda place: (-place.device.usable_bytes, place.name)):
+        min(hands, key=lambda hand: sum(other.device.usable_bytes for other in hand)).append(place)
+    return [tuple(place for place in problem.places if place in hand) for hand in hands]
+
+
+def _all_places(request: PlanRequest) -> tuple[Place, ...]:
+    return tuple(
+        Place(host=host.name, device=device)
+        for host in request.facts.hosts
+        for device in host.devices
+        if not request.hosts or host.name in request.hosts
+    )
+
+
+def _with_longest_context(problem: Problem) -> Problem:
+    """The problem at the longest context that fits, at least the one asked for; as it is when none does."""
+    serving = problem.serving
+
+    def fits(context: int) -> bool:
+        probe = problem.varied(serving=msgspec.structs.replace(serving, context=context), is_probe=True)
+        return bool(propose_layouts(probe))
+
+    low, high = serving.context, problem.spec.max_context
+    if not fits(low):
+        return problem
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return problem.varied(serving=msgspec.structs.replace(serving, context=low))
+
+
+def _build_plan(problem: Problem, layouts: list[Layout], *, why: tuple[str, ...]) -> Plan:
+    request, spec = problem.request, problem.spec
+    ranks = tuple(sorted({host for layout in layouts for host in layout.hosts}))
+    controllers = request.controllers or _controllers(problem, ranks)
+    plan = Plan(
+        name=request.name,
+        model=request.model,
+        objective=request.objective,
+        replicas=tuple(_replica(spec, layout, problem.serving) for layout in layouts),
+        serving=problem.serving,
+        controllers=controllers,
+        predicted=_predict(
+            spec,
+            layouts,
+            problem.serving,
+            request.facts,
+            gateway=problem.serving.gateway or controllers[0],
+            prompt_tokens=problem.prompt_tokens,
+        ),
+        healing=request.healing,
+        cluster=request.facts.cluster,
+        why=why,
+    )
+    return msgspec.structs.replace(plan, facts_digest=facts_digest(request.facts, plan.hosts))
+
+
+def _controllers(problem: Problem, ranks: tuple[str, ...]) -> tuple[str, ...]:
+    """Hosts that decide: those with ranks first, three where there are three.
+
+    Two controllers are never better than one: a majority of two is both of them.
+    """
+    allowed = problem.request.hosts or tuple(host.name for host in problem.request.facts.hosts)
+    candidates = [*ranks, *sorted(set(allowed) - set(ranks))]
+    return tuple(candidates[:MAX_CONTROLLERS] if len(candidates) >= MAX_CONTROLLERS else candidates[:1])
+
+
+def _replica(spec: ModelSpec, layout: Layout, serving: Serving) -> Replica:
+    stages = []
+    for stage in layout.stages:
+        ranks = zip(stage.places, cut_shares(spec, stage.units), stage_bytes(spec, stage, serving), strict=True)
+        shards = tuple(
+            Shard(
+                host=place.host,
+                device=place.device.id,
+                heads=share.heads,
+                kv_heads=share.kv_heads,
+                columns=share.columns,
+                vocab=share.vocab,
+                bytes=held,
+            )
+            for place, share, held in ranks
+        )
+        stages.append(Stage(layers=stage.layers, shards=shards))
+    return Replica(stages=tuple(stages))
+
+
+def _predict(
+    spec: ModelSpec,
+    layouts: list[Layout],
+    serving: Serving,
+    facts: ClusterFacts,
+    *,
+    gateway: str,
+    prompt_tokens: int | None,
+) -> Predicted:
+    """Estimates of all replicas as one: latencies of the slowest, throughput of all together.
+
+    Each token also crosses from the gateway to the first stage and back from the last, as a message without weight.
+    """
+    links = LinkTable(facts)
+    tokens = prompt_tokens or max(1, min(DEFAULT_PROMPT_TOKENS, serving.context // 2))
+    estimates = [estimate_layout(spec, layout, serving, prompt_tokens=tokens, links=links) for layout in layouts]
+    ways = []
+    for layout in layouts:
+        first, last = layout.stages[0].places[0], layout.stages[-1].places[0]
+        there = links.between(gateway, first.host, "cpu").latency_s
+        ways.append(there + links.between(last.host, gateway, "cpu").latency_s)
+    slowest = max(range(len(layouts)), key=lambda index: estimates[index].time_per_token_s)
+    estimate = estimates[slowest]
+    stage = layouts[slowest].stages[estimate.bottleneck]
+    return Predicted(
+        prompt_tokens=tokens,
+        ttft_s=_rounded(max(e.ttft_s + way for e, way in zip(estimates, ways, strict=True))),
+        time_per_token_s=_rounded(max(e.time_per_token_s + way for e, way in zip(estimates, ways, strict=True))),
+        tokens_per_s=_rounded(sum(e.tokens_per_s for e in estimates)),
+        bottleneck=f"replica {slowest} stage {estimate.bottleneck} ({stage.name}): {estimate.limit}",
+        stage_s=tuple(_rounded(seconds) for seconds in estimates[0].stage_s),
+    )
+
+
+def _rounded(value: float) -> float:
+    """Six digits: more than any prediction is worth, and the same on every machine."""
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")

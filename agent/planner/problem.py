@@ -1,0 +1,241 @@
+"""What is to be planned: the request as its asker states it, and the problem that strategies solve. Pure."""
+
+from __future__ import annotations
+
+import difflib
+from functools import cached_property
+from typing import Protocol
+
+import msgspec
+
+from agent.errors import FleetError
+from agent.facts.cluster import ClusterFacts
+from agent.facts.model import ModelSpec
+from agent.planner.cost import Estimate, estimate_layout
+from agent.planner.layout import Layout, Place
+from agent.planner.memory import StageSizes
+from agent.planner.plan import Healing, ModelRef, Objective, Serving
+from agent.planner.rates import LinkTable
+
+DEFAULT_PROMPT_TOKENS = 512
+
+
+class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that decides a plan. Equal requests give byte-identical plan files.
+
+    Constraints left at None are the planner's to choose. `devices` are `host/device` names; with `hosts` they
+    select what may be used (empty: all). `tensor_parallel_sizes` pins the size of each stage in order, and so the
+    number of stages; `tensor` pins the size of every stage.
+    """
+
+    name: str
+    model: ModelRef
+    spec: ModelSpec
+    facts: ClusterFacts
+    objective: Objective = Objective()
+    serving: Serving = Serving()
+    healing: Healing = Healing()
+    hosts: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    stages: int | None = None
+    tensor: int | None = None
+    tensor_parallel_sizes: tuple[int, ...] = ()
+    min_hosts: int = 1
+    max_hosts: int | None = None
+    replicas: int = 1
+    controllers: tuple[str, ...] = ()
+    prompt_tokens: int | None = None
+    """Prompt that predictions and choices are made for; None: 512, or half the context where that is less."""
+    seed: int = 0
+
+
+class Problem:
+    """A request made ready: usable devices in a stable order, links, and one way to estimate a layout.
+
+    `memory_scale` above 1 pretends that devices had more memory: how much is missing is found with it. A probe asks
+    whether anything fits, and does not look for the best.
+    """
+
+    def __init__(
+        self,
+        request: PlanRequest,
+        places: tuple[Place, ...],
+        serving: Serving,
+        *,
+        memory_scale: float = 1.0,
+        is_probe: bool = False,
+    ) -> None:
+        self.request = request
+        self.is_probe = is_probe
+        self.places = places
+        self.serving = serving
+        self.memory_scale = memory_scale
+        self.links = LinkTable(request.facts)
+        self.sizes = StageSizes(request.spec, serving)
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.request.spec
+
+    @cached_property
+    def prompt_tokens(self) -> int:
+        wanted = self.request.prompt_tokens
+        return wanted if wanted is not None else max(1, min(DEFAULT_PROMPT_TOKENS, self.serving.context // 2))
+
+    @cached_property
+    def is_forced(self) -> bool:
+        """A strategy that splits is asked for by name, and there is something to split over."""
+        return self.request.objective.strategy in {"pipeline", "tensor", "hybrid"} and len(self.places) > 1
+
+    def usable_bytes(self, place: Place) -> int:
+        return int(place.device.usable_bytes * self.memory_scale)
+
+    def fits(self, layout: Layout) -> bool:
+        usable = {place.name: self.usable_bytes(place) for place in layout.places}
+        return self.sizes.layout_fits(layout, usable)
+
+    def estimate(self, layout: Layout) -> Estimate:
+        return estimate_layout(self.spec, layout, self.serving, prompt_tokens=self.prompt_tokens, links=self.links)
+
+    def varied(
+        self,
+        *,
+        request: PlanRequest | None = None,
+        places: tuple[Place, ...] | None = None,
+        serving: Serving | None = None,
+        memory_scale: float | None = None,
+        is_probe: bool | None = None,
+    ) -> Problem:
+        """The same problem but for what is given."""
+        return Problem(
+            request or self.request,
+            self.places if places is None else places,
+            serving or self.serving,
+            memory_scale=self.memory_scale if memory_scale is None else memory_scale,
+            is_probe=self.is_probe if is_probe is None else is_probe,
+        )
+
+
+class Strategy(Protocol):
+    """One way to divide a model. Proposes feasible layouts, best guesses of its kind; none when nothing fits."""
+
+    name: str
+
+    def propose(self, problem: Problem) -> list[Layout]: ...
+
+
+def objective_value(problem: Problem, estimate: Estimate) -> float:
+    """What the request's objective wants small: seconds per token, seconds to the first one, joules …"""
+    match problem.request.objective.kind:
+        case "latency" | "context":
+            return estimate.time_per_token_s
+        case "ttft":
+            return estimate.ttft_s
+        case "throughput":
+            return 1.0 / estimate.tokens_per_s
+        case "energy":
+            return estimate.joules_per_token
+
+
+def choose_layout(problem: Problem, layouts: list[Layout]) -> tuple[Layout, Estimate] | None:
+    """The best layout by the objective; ties go to fewer ranks, then fewer stages, then names."""
+    best: tuple[tuple[float, int, int, tuple[str, ...]], Layout, Estimate] | None = None
+    for layout in layouts:
+        estimate = problem.estimate(layout)
+        names = tuple(place.name for place in layout.places)
+        # Nine digits: differences below are rounding of sums, and must not decide between plans.
+        key = (float(f"{objective_value(problem, estimate):.9g}"), len(names), len(layout.stages), names)
+        if best is None or key < best[0]:
+            best = (key, layout, estimate)
+    return None if best is None else (best[1], best[2])
+
+
+def make_problem(request: PlanRequest) -> Problem:
+    """Check a request against its facts and select devices. Raises FleetError E105 to E109 for what cannot be."""
+    spec = request.spec
+    known = {host.name for host in request.facts.hosts}
+    for kind, names in (("host", request.hosts), ("controller", request.controllers)):
+        for name in names:
+            if name not in known:
+                raise FleetError("E106", f"no {kind} `{name}` in the cluster", hint=_near(name, known))
+    places = _selected_places(request)
+    if not places:
+        raise FleetError("E602", "no device is left to plan with", hint="select more hosts, or run `odctl status`")
+    serving = request.serving
+    if serving.context > spec.max_context:
+        raise FleetError(
+            "E106",
+            f"context {serving.context} is above the {spec.max_context} positions that {spec.name} knows",
+            hint=f"ask for --context {spec.max_context} or less",
+        )
+    if min(serving.context, serving.batch, serving.prefill_chunk) < 1:
+        raise FleetError(
+            "E106",
+            f"context {serving.context}, batch {serving.batch} and prefill chunk {serving.prefill_chunk} "
+            "must be at least 1",
+        )
+    _check_constraints(request, num_places=len(places), num_hosts=len({place.host for place in places}))
+    return Problem(request, places, serving)
+
+
+def _selected_places(request: PlanRequest) -> tuple[Place, ...]:
+    places = tuple(
+        Place(host=host.name, device=device)
+        for host in request.facts.hosts
+        for device in sorted(host.devices, key=lambda device: _natural(device.id))
+        if not request.hosts or host.name in request.hosts
+    )
+    if request.devices:
+        known = {place.name for place in places}
+        for name in request.devices:
+            if name not in known:
+                raise FleetError("E106", f"no device `{name}` in the cluster", hint=_near(name, known))
+        return tuple(place for place in places if place.name in request.devices)
+    with_gpu = {place.host for place in places if place.device.kind == "cuda"}
+    # A host's CPU beside its own GPU slows a pipeline by its memory bandwidth; it is used when asked for by name.
+    return tuple(place for place in places if place.device.kind == "cuda" or place.host not in with_gpu)
+
+
+def _check_constraints(request: PlanRequest, *, num_places: int, num_hosts: int) -> None:
+    spec, sizes = request.spec, request.tensor_parallel_sizes
+    stages = len(sizes) if sizes else request.stages
+    if sizes and request.stages not in {None, len(sizes)}:
+        raise FleetError("E107", f"{len(sizes)} tensor-parallel sizes are given for {request.stages} stages")
+    if sizes and request.tensor is not None and set(sizes) != {request.tensor}:
+        raise FleetError("E107", f"tensor {request.tensor} contradicts the tensor-parallel sizes {list(sizes)}")
+    if stages is not None and not 1 <= stages <= spec.num_layers:
+        raise FleetError("E106", f"{stages} stages cannot share the {spec.num_layers} layers of {spec.name}")
+    if request.objective.strategy == "pipeline" and max((*sizes, request.tensor or 1)) > 1:
+        raise FleetError(
+            "E107", "a pipeline has one device per stage", hint="ask for --strategy hybrid to split stages as well"
+        )
+    wanted = [*sizes, *([request.tensor] if request.tensor is not None else [])]
+    for size in wanted:
+        if not 1 <= size <= spec.num_kv_heads:
+            raise FleetError(
+                "E106",
+                f"tensor-parallel size {size} cannot share the {spec.num_kv_heads} KV heads of {spec.name}",
+                hint=f"ask for 1 to {spec.num_kv_heads}",
+            )
+    needed = request.replicas * (sum(sizes) if sizes else (request.stages or 1) * (request.tensor or 1))
+    if request.replicas < 1 or needed > num_places:
+        raise FleetError(
+            "E602",
+            f"{needed} devices are needed ({request.replicas} replicas), {num_places} are there",
+            hint="ask for fewer stages or replicas, or add hosts",
+        )
+    if request.min_hosts > num_hosts:
+        raise FleetError("E602", f"at least {request.min_hosts} hosts are asked for, {num_hosts} are there")
+    if request.max_hosts is not None and request.max_hosts < request.min_hosts:
+        raise FleetError("E107", f"at most {request.max_hosts} hosts and at least {request.min_hosts} asked for")
+
+
+def _natural(device_id: str) -> tuple[str, int]:
+    """`cuda:2` before `cuda:10`."""
+    kind, _, index = device_id.partition(":")
+    return kind, int(index) if index.isdigit() else 0
+
+
+def _near(name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known)[:12])}"

@@ -1,0 +1,135 @@
+"""What devices and links can do where nothing measured them yet: documented defaults, by kind and name. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+from agent.facts.cluster import ClusterFacts, DeviceFacts, DeviceKind, LinkFacts
+from agent.facts.model import Dtype
+
+
+class DeviceRates(msgspec.Struct, frozen=True, kw_only=True):
+    """Attainable rates of a device: efficiencies are already applied."""
+
+    read_bytes_per_s: float
+    decode_flops_per_s: float
+    prefill_flops_per_s: float
+    layer_overhead_s: float
+    """Launching kernels of one layer, independent of its size."""
+    busy_watts: float
+    idle_watts: float
+    is_measured: bool
+
+
+class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
+    """Share of a device's nominal rates that a decoder reaches."""
+
+    memory: float
+    decode_flops: float
+    prefill_flops: float
+    layer_overhead_s: float
+
+
+class Nominal(msgspec.Struct, frozen=True, kw_only=True):
+    """Data sheet figures: bytes/s, dense 16-bit FLOP/s, watts at full load."""
+
+    read_bytes_per_s: float
+    flops_per_s: float
+    watts: float
+
+
+EFFICIENCY: dict[DeviceKind, Efficiency] = {
+    # Least squares over 1,775 measured deployments, H100 to GB300 (AIConfigurator's silicon data).
+    "cuda": Efficiency(memory=0.69, decode_flops=0.46, prefill_flops=0.55, layer_overhead_s=57e-6),
+    # bf16 with packed weights on one AVX-512 core: 24.6 of 30 GB/s, 0.11 ms per layer of small operations.
+    "cpu": Efficiency(memory=0.82, decode_flops=0.5, prefill_flops=0.7, layer_overhead_s=110e-6),
+}
+
+# Vendors' data sheets, dense figures without sparsity; matched by the longest name contained in the device's.
+GPUS: dict[str, Nominal] = {
+    "B200": Nominal(read_bytes_per_s=8.0e12, flops_per_s=2250e12, watts=1000),
+    "H200": Nominal(read_bytes_per_s=4.8e12, flops_per_s=989e12, watts=700),
+    "H100 PCIe": Nominal(read_bytes_per_s=2.0e12, flops_per_s=756e12, watts=350),
+    "H100": Nominal(read_bytes_per_s=3.35e12, flops_per_s=989e12, watts=700),
+    "A100-SXM4-40GB": Nominal(read_bytes_per_s=1.555e12, flops_per_s=312e12, watts=400),
+    "A100": Nominal(read_bytes_per_s=2.0e12, flops_per_s=312e12, watts=400),
+    "L40S": Nominal(read_bytes_per_s=864e9, flops_per_s=362e12, watts=350),
+    "L40": Nominal(read_bytes_per_s=864e9, flops_per_s=181e12, watts=300),
+    "L4": Nominal(read_bytes_per_s=300e9, flops_per_s=121e12, watts=72),
+    "A40": Nominal(read_bytes_per_s=696e9, flops_per_s=150e12, watts=300),
+    "A10": Nominal(read_bytes_per_s=600e9, flops_per_s=125e12, watts=150),
+    "A6000": Nominal(read_bytes_per_s=768e9, flops_per_s=155e12, watts=300),
+    "V100": Nominal(read_bytes_per_s=900e9, flops_per_s=125e12, watts=300),
+    "T4": Nominal(read_bytes_per_s=320e9, flops_per_s=65e12, watts=70),
+    "RTX 5090": Nominal(read_bytes_per_s=1792e9, flops_per_s=209e12, watts=575),
+    "RTX 4090": Nominal(read_bytes_per_s=1008e9, flops_per_s=165e12, watts=450),
+    "RTX 4080": Nominal(read_bytes_per_s=717e9, flops_per_s=97e12, watts=320),
+    "RTX 3090": Nominal(read_bytes_per_s=936e9, flops_per_s=71e12, watts=350),
+    "RTX 3080": Nominal(read_bytes_per_s=760e9, flops_per_s=60e12, watts=320),
+    "RTX 3060": Nominal(read_bytes_per_s=360e9, flops_per_s=25e12, watts=170),
+}
+UNKNOWN_GPU = Nominal(read_bytes_per_s=450e9, flops_per_s=60e12, watts=250)
+CPU_READ_BYTES_PER_S = 30e9
+"""What one server core already draws (28 to 34 GB/s measured); more cores add little to a virtual machine."""
+CPU_CORE_FLOPS_PER_S = 60e9
+"""A core without 16-bit matrix instructions; one with them reaches 400e9, which a probe then tells."""
+CPU_CORE_WATTS = 8.0
+IDLE_WATTS_SHARE = 0.2
+FLOAT32_SLOWDOWN = 4.0
+"""float32 products against 16-bit ones: 4.8 times slower where a bf16 CPU was measured; GPUs are slower still."""
+
+# One way, latency and rate. Between hosts: 1 GbE through TCP. Within a host: gloo through loopback (30 us and
+# 2.2 GB/s measured), NCCL through PCIe 4.
+DISTINCT_HOSTS = (150e-6, 117e6)
+SAME_HOST_CPU = (40e-6, 2.2e9)
+SAME_HOST_CUDA = (20e-6, 20e9)
+
+
+def rates_of(device: DeviceFacts, dtype: Dtype) -> DeviceRates:
+    """Rates of a device in the serving dtype: measured where there are measurements, else the table's."""
+    nominal = nominal_of(device)
+    efficiency = EFFICIENCY[device.kind]
+    slowdown = FLOAT32_SLOWDOWN if dtype == "float32" and device.flops_per_s is None else 1.0
+    read = device.read_bytes_per_s or nominal.read_bytes_per_s
+    flops = (device.flops_per_s or nominal.flops_per_s) / slowdown
+    return DeviceRates(
+        read_bytes_per_s=read * efficiency.memory,
+        decode_flops_per_s=flops * efficiency.decode_flops,
+        prefill_flops_per_s=flops * efficiency.prefill_flops,
+        layer_overhead_s=efficiency.layer_overhead_s,
+        busy_watts=nominal.watts,
+        idle_watts=nominal.watts * IDLE_WATTS_SHARE,
+        is_measured=device.read_bytes_per_s is not None,
+    )
+
+
+def nominal_of(device: DeviceFacts) -> Nominal:
+    """The table's row for a device; a CPU's grows with its cores."""
+    if device.kind == "cpu":
+        cores = max(1, device.cores)
+        return Nominal(
+            read_bytes_per_s=CPU_READ_BYTES_PER_S,
+            flops_per_s=CPU_CORE_FLOPS_PER_S * cores,
+            watts=CPU_CORE_WATTS * cores,
+        )
+    words = device.name.lower().replace("-", " ")
+    known = [name for name in GPUS if name.lower().replace("-", " ") in words]
+    return GPUS[max(known, key=len)] if known else UNKNOWN_GPU
+
+
+class LinkTable:
+    """Latency and rate between any two hosts of a cluster; defaults where no link fact tells."""
+
+    def __init__(self, facts: ClusterFacts) -> None:
+        self._links = {(link.source, link.target): link for link in facts.links}
+
+    def between(self, source: str, target: str, kind: DeviceKind) -> LinkFacts:
+        """The link from one host to another, or within one. A fact of the way back serves where ours is missing."""
+        known = self._links.get((source, target)) or self._links.get((target, source))
+        if known is not None:
+            return known
+        if source != target:
+            latency_s, bytes_per_s = DISTINCT_HOSTS
+        else:
+            latency_s, bytes_per_s = SAME_HOST_CPU if kind == "cpu" else SAME_HOST_CUDA
+        return LinkFacts(source=source, target=target, latency_s=latency_s, bytes_per_s=bytes_per_s)

@@ -1,0 +1,200 @@
+"""The planner's reasons, one sentence each: what it chose, what bounds it, and what it left alone. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from agent.planner.adaptive import AdaptiveStrategy, rule_of_thumb, shape_of
+from agent.planner.cost import Estimate
+from agent.planner.layout import Layout, Place
+from agent.planner.problem import Problem, choose_layout
+from agent.planner.rates import rates_of
+from agent.planner.words import bytes_words, list_words, rate_words, seconds_words
+
+Propose = Callable[[Problem], list[Layout]]
+
+
+def explain(problem: Problem, chosen: list[tuple[Layout, Estimate]], propose: Propose) -> tuple[str, ...]:
+    """All reasons for these replicas, most important first."""
+    layout, estimate = chosen[0]
+    lines = [_choice(problem, chosen), _bottleneck(layout, estimate)]
+    lines += _split_or_not(problem, layout, propose)
+    lines += _unequal_shares(layout)
+    lines += _left_out(problem, [layout for layout, _ in chosen])
+    lines += _more_replicas(problem, [layout for layout, _ in chosen])
+    lines += _rule(problem, layout)
+    lines += _unmeasured(problem, [layout for layout, _ in chosen])
+    return tuple(lines)
+
+
+def value_words(problem: Problem, estimate: Estimate) -> str:
+    """The objective's figure: `41.2 ms per token`, `397 tok/s` …"""
+    match problem.request.objective.kind:
+        case "latency":
+            return f"{seconds_words(estimate.time_per_token_s)} per token"
+        case "context":
+            return f"a context of {problem.serving.context}, {seconds_words(estimate.time_per_token_s)} per token"
+        case "ttft":
+            return (
+                f"{seconds_words(estimate.ttft_s)} to the first of {estimate.prompt_tokens} prompt tokens' answer"
+            )
+        case "throughput":
+            return f"{rate_words(estimate.tokens_per_s)} at batch {problem.serving.batch}"
+        case "energy":
+            return f"{estimate.joules_per_token:.3g} J per token at batch {problem.serving.batch}"
+
+
+def _choice(problem: Problem, chosen: list[tuple[Layout, Estimate]]) -> str:
+    layout, estimate = chosen[0]
+    objective = problem.request.objective
+    shape = shape_of(layout)
+    if shape == "single device":
+        what = f"{layout.places[0].name} holds the whole model"
+    else:
+        sizes = layout.tensor_parallel_sizes
+        grouped = f", tensor-parallel sizes {list(sizes)}" if max(sizes) > 1 else ""
+        stages = "1 stage" if len(layout.stages) == 1 else f"{len(layout.stages)} stages"
+        what = f"{shape} of {stages} over {len(layout.places)} devices on {len(layout.hosts)} hosts{grouped}"
+    copies = f"{len(chosen)} replicas; the first: " if len(chosen) > 1 else ""
+    return f"{copies}{what}, chosen for {objective.kind} by {objective.strategy}: {value_words(problem, estimate)}"
+
+
+def _bottleneck(layout: Layout, estimate: Estimate) -> str:
+    stage = layout.stages[estimate.bottleneck]
+    slowest = estimate.stage_s[estimate.bottleneck]
+    share = f"{slowest / estimate.time_per_token_s:.0%} of a token's time"
+    links = f"; links between stages take {seconds_words(estimate.hops_s)}" if len(layout.stages) > 1 else ""
+    return (
+        f"bottleneck: stage {estimate.bottleneck} ({stage.name}, {stage.num_layers} layers) takes "
+        f"{seconds_words(slowest)}, {share}, bound by {estimate.limit}{links}"
+    )
+
+
+def _split_or_not(problem: Problem, layout: Layout, propose: Propose) -> list[str]:
+    """Why not fewer devices, where splitting was forced; why not more, where it was not."""
+    if len(layout.places) > 1 and (problem.is_forced or _is_pinned(problem)):
+        alone = _best_variant(problem, propose, strategy="adaptive", unpinned=True)
+        if alone is not None and len(alone[0].places) < len(layout.places):
+            return [
+                f"asked for: {alone[0].stages[0].name} alone would reach {value_words(problem, alone[1])}"
+                if len(alone[0].places) == 1
+                else f"asked for: {len(alone[0].places)} devices would reach {value_words(problem, alone[1])}"
+            ]
+        return []
+    if problem.request.objective.kind not in {"latency", "ttft", "throughput"}:
+        return []
+    hosts = {place.host for place in problem.places}
+    if len(layout.hosts) >= len(hosts):
+        return []
+    wider = _best_variant(problem, propose, min_hosts=len(layout.hosts) + 1)
+    if wider is None:
+        return []
+    reason = (
+        "the devices of a pipeline serve a token one after another, and each hop between hosts adds its latency"
+    )
+    if len(layout.places) == 1:
+        reason = "one device that holds the whole model answers a single stream fastest: " + reason
+    return [
+        f"{len(wider[0].hosts)} hosts would be no better, {value_words(problem, wider[1])}: {reason} "
+        "(--min-hosts or --stages splits it all the same)"
+    ]
+
+
+def _is_pinned(problem: Problem) -> bool:
+    request = problem.request
+    return bool(request.stages or request.tensor or request.tensor_parallel_sizes or request.min_hosts > 1)
+
+
+def _best_variant(
+    problem: Problem, propose: Propose, *, min_hosts: int = 1, strategy: str | None = None, unpinned: bool = False
+) -> tuple[Layout, Estimate] | None:
+    """The best layout of a slightly different request."""
+    request = msgspec.structs.replace(problem.request, min_hosts=min_hosts, max_hosts=None)
+    if unpinned:
+        request = msgspec.structs.replace(request, stages=None, tensor=None, tensor_parallel_sizes=())
+    if strategy is not None:
+        objective = msgspec.structs.replace(request.objective, strategy=strategy)
+        request = msgspec.structs.replace(request, objective=objective)
+    varied = problem.varied(request=request)
+    return choose_layout(varied, propose(varied))
+
+
+def _unequal_shares(layout: Layout) -> list[str]:
+    lines = []
+    for index, stage in enumerate(layout.stages):
+        if len(set(stage.units)) > 1:
+            shares = ":".join(str(units) for units in stage.units)
+            lines.append(f"stage {index} shares its KV heads {shares} over {stage.name}, by speed and memory")
+    counts = [stage.num_layers for stage in layout.stages]
+    if len(counts) > 1 and max(counts) - min(counts) > 1:
+        fullest = layout.stages[counts.index(max(counts))]
+        emptiest = layout.stages[counts.index(min(counts))]
+        lines.append(
+            f"{fullest.name} takes {fullest.num_layers} layers and {emptiest.name} {emptiest.num_layers}: "
+            "unequal devices are used unequally"
+        )
+    return lines
+
+
+def _left_out(problem: Problem, layouts: list[Layout]) -> list[str]:
+    used = {place for layout in layouts for place in layout.places}
+    left = [place for place in problem.places if place not in used]
+    small = [place for place in left if not _holds_a_layer(problem, place)]
+    lines = []
+    if small:
+        usable = max(place.device.usable_bytes for place in small)
+        lines.append(
+            f"left out, too small for one layer (at most {bytes_words(usable)} usable): "
+            + list_words([place.name for place in small])
+        )
+    slow = [place.name for place in left if place not in small]
+    if slow:
+        goal = problem.request.objective.kind
+        lines.append(f"left out, as they would not improve {goal}: {list_words(slow)}")
+    return lines
+
+
+def _holds_a_layer(problem: Problem, place: Place) -> bool:
+    return problem.sizes.holds_a_layer(place.device.kind, problem.usable_bytes(place))
+
+
+def _more_replicas(problem: Problem, layouts: list[Layout]) -> list[str]:
+    """Throughput grows with replicas more than with stages; said when there is room for one."""
+    if problem.request.objective.kind != "throughput" or problem.request.objective.strategy != "adaptive":
+        return []
+    used = {place for layout in layouts for place in layout.places}
+    left = tuple(place for place in problem.places if place not in used)
+    if not left or not _fits_on(problem, left):
+        return []
+    return [f"the devices left out can hold another replica: --replicas {len(layouts) + 1} adds its throughput"]
+
+
+def _fits_on(problem: Problem, places: tuple[Place, ...]) -> bool:
+    return bool(AdaptiveStrategy().propose(problem.varied(places=places, is_probe=True)))
+
+
+def _rule(problem: Problem, layout: Layout) -> list[str]:
+    if problem.request.objective.strategy != "adaptive" or len(problem.places) == 1:
+        return []
+    rule, shape = rule_of_thumb(problem.spec.num_layers, problem.prompt_tokens), shape_of(layout)
+    if rule == shape:
+        return []
+    return [
+        f"the rule of thumb (tensor parallelism above 2,048 prompt tokens, pipeline above 20 layers) says {rule}; "
+        f"the estimate with these devices and links says {shape}"
+    ]
+
+
+def _unmeasured(problem: Problem, layouts: list[Layout]) -> list[str]:
+    dtype = problem.serving.dtype
+    names = sorted(
+        {
+            place.name
+            for layout in layouts
+            for place in layout.places
+            if not rates_of(place.device, dtype).is_measured
+        }
+    )
+    return [f"rates of {list_words(names)} are not measured but taken from a table"] if names else []

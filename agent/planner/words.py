@@ -1,0 +1,43 @@
+"""Quantities for people: one way to write seconds, bytes, rates and layers wherever a plan is explained. Pure."""
+
+from __future__ import annotations
+
+from agent.planner.plan import Range
+
+
+def bytes_words(num_bytes: float) -> str:
+    """`24.0 GB`, `512 MB`, `3 kB`: decimal units, as vendors and networks count."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9)):
+        if abs(num_bytes) >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    for unit, size in (("MB", 1e6), ("kB", 1e3)):
+        if abs(num_bytes) >= size:
+            return f"{num_bytes / size:.0f} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+def seconds_words(seconds: float) -> str:
+    """`1.30 s`, `41.2 ms`, `180 us`."""
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    if seconds >= 1e-3:
+        return f"{seconds * 1e3:.3g} ms"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def rate_words(tokens_per_s: float) -> str:
+    """`397 tok/s`."""
+    return f"{tokens_per_s:.3g} tok/s" if tokens_per_s < 1000 else f"{tokens_per_s:.0f} tok/s"
+
+
+def layers_words(layers: Range) -> str:
+    """`layers 0-9`: both ends belong, as people count; a single one is `layer 4`."""
+    first, end = layers
+    return f"layer {first}" if end - first == 1 else f"layers {first}-{end - 1}"
+
+
+def list_words(names: list[str] | tuple[str, ...], *, most: int = 4) -> str:
+    """`a, b and 12 more`."""
+    if len(names) > most:
+        return ", ".join(names[: most - 1]) + f" and {len(names) - most + 1} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
