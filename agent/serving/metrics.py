@@ -1,0 +1,105 @@
+"""What serving measured: time to first token, time per token, rates and counts. Times are passed in."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Collection
+
+import msgspec
+
+from agent.serving.request import Request
+
+WINDOW_S = 10.0
+"""Rates are over this long."""
+KEPT_REQUESTS = 512
+"""Percentiles are over this many of the latest requests."""
+
+
+class ServingSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts since the start; percentiles over the latest requests, 0 before there is one."""
+
+    finished: int
+    failed: int
+    cancelled: int
+    prompt_tokens: int
+    generated_tokens: int
+    tokens_per_s: float
+    ttft_s_p50: float
+    ttft_s_p95: float
+    time_per_token_s_p50: float
+    time_per_token_s_p95: float
+
+
+class ServingMetrics:
+    """Counts of one backend. Used on one event loop."""
+
+    def __init__(self) -> None:
+        self._finished = 0
+        self._failed = 0
+        self._cancelled = 0
+        self._prompt_tokens = 0
+        self._generated_tokens = 0
+        self._token_times: deque[float] = deque()
+        self._ttft_s: deque[float] = deque(maxlen=KEPT_REQUESTS)
+        self._time_per_token_s: deque[float] = deque(maxlen=KEPT_REQUESTS)
+
+    def count_token(self, request: Request, now_s: float) -> None:
+        """One drawn token; with a request's first one its prompt is computed."""
+        if request.is_probe:
+            return
+        self._generated_tokens += 1
+        if len(request.generated) == 1:
+            self._prompt_tokens += len(request.prompt)
+            self._ttft_s.append(now_s - request.arrived_s)
+        self._token_times.append(now_s)
+        self._forget_before(now_s - WINDOW_S)
+
+    def count_end(self, request: Request) -> None:
+        """A request that ended, however it did."""
+        if request.is_probe:
+            return
+        match request.state:
+            case "finished":
+                self._finished += 1
+            case "cancelled":
+                self._cancelled += 1
+            case _:
+                self._failed += 1
+        seconds = time_per_token_s(request)
+        if seconds is not None:
+            self._time_per_token_s.append(seconds)
+
+    def snapshot(self, now_s: float) -> ServingSnapshot:
+        self._forget_before(now_s - WINDOW_S)
+        return ServingSnapshot(
+            finished=self._finished,
+            failed=self._failed,
+            cancelled=self._cancelled,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            tokens_per_s=len(self._token_times) / WINDOW_S,
+            ttft_s_p50=percentile(self._ttft_s, 50),
+            ttft_s_p95=percentile(self._ttft_s, 95),
+            time_per_token_s_p50=percentile(self._time_per_token_s, 50),
+            time_per_token_s_p95=percentile(self._time_per_token_s, 95),
+        )
+
+    def _forget_before(self, time_s: float) -> None:
+        while self._token_times and self._token_times[0] <= time_s:
+            self._token_times.popleft()
+
+
+def time_per_token_s(request: Request) -> float | None:
+    """Seconds per token after the first (vLLM's TPOT); None for requests of fewer than two tokens."""
+    if len(request.generated) < 2 or request.first_token_s is None or request.last_token_s is None:
+        return None
+    return (request.last_token_s - request.first_token_s) / (len(request.generated) - 1)
+
+
+def percentile(values: Collection[float], percent: float) -> float:
+    """Nearest-rank percentile; 0 of nothing."""
+    if not values:
+        return 0.0
+    rank = max(1, math.ceil(percent / 100 * len(values)))
+    return sorted(values)[rank - 1]
