@@ -1,0 +1,61 @@
+"""`python -m agent.engine CONFIG.json`: one rank, from its start file to its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from agent.wire.rank import RankConfig
+
+_FIELDS_OF_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message"}
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: the event's name and its fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {key: value for key, value in vars(record).items() if key not in _FIELDS_OF_EVERY_RECORD}
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = {"at": f"{stamp}Z", "level": record.levelname.lower(), "event": record.getMessage(), **fields}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+async def _run(config: RankConfig) -> int:
+    from agent.engine.process import RankProcess
+
+    return await RankProcess(config).run()
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 1:
+        print("usage: python -m agent.engine CONFIG.json", file=sys.stderr)  # noqa: T201 - there is no log yet
+        return 3
+    try:
+        config = msgspec.json.decode(Path(argv[0]).read_bytes(), type=RankConfig)
+    except (OSError, msgspec.DecodeError) as error:
+        print(f"error[E101]: {argv[0]}: {error}", file=sys.stderr)  # noqa: T201
+        return 3
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    # a rank outlives the terminal and the agent that started it; SIGTERM and StopRank end it
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return asyncio.run(_run(config))
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    logging.shutdown()
+    # no interpreter teardown: gloo's threads may outlive what they use, and terminate() would hide our exit code
+    os._exit(code)

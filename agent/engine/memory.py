@@ -1,0 +1,38 @@
+"""Is the device there, and does the shard fit? Asked before loading, because Linux kills instead of refusing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from agent.errors import FleetError
+
+
+def check_memory(device: torch.device, needed_bytes: int) -> None:
+    """Raise E805 when the device is missing and E804 when less than `needed_bytes` are available on it."""
+    if device.type == "cuda":
+        index = device.index or 0
+        count = torch.cuda.device_count()
+        if index >= count:
+            raise FleetError(
+                "E805",
+                f"device {device} is not there: torch sees {count} CUDA devices",
+                hint="is the driver loaded?",
+            )
+        available_bytes, _ = torch.cuda.mem_get_info(device)
+    else:
+        available_bytes = _available_host_bytes()
+    if needed_bytes > available_bytes:
+        raise FleetError(
+            "E804",
+            f"the shard needs {needed_bytes / 1e9:.2f} GB on {device}, {available_bytes / 1e9:.2f} GB are free",
+            hint="another process took memory since the plan was made: free it, or plan again",
+        )
+
+
+def _available_host_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("/proc/meminfo has no MemAvailable")
