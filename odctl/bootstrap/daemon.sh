@@ -10,7 +10,7 @@ ours() {
     for path in $(grep -lsF -- "$prefix" /proc/[0-9]*/cmdline); do
         pid=${path#/proc/}
         pid=${pid%/cmdline}
-        tr '\000' '\n' <"$path" 2>/dev/null | awk -v prefix="$prefix" -v wanted="$1" '
+        cat "$path" 2>/dev/null | tr '\000' '\n' | awk -v prefix="$prefix" -v wanted="$1" '
             previous == "-m" && $0 ~ ("^(" wanted ")$") { is_ours = 1 }
             $0 ~ /\/agent\/keeper\.sh$/ && index($0, prefix "/") == 1 { is_keeper = 1 }
             $0 == prefix || index($0, prefix "/") == 1 { is_here = 1 }
