@@ -15,7 +15,7 @@ from agent.facts.cluster import LinkFacts
 from agent.facts.model import DTYPE_BYTES, Dtype, ModelSpec
 from agent.planner.layout import Layout, Place, Share, StageLayout, cut_shares
 from agent.planner.plan import Serving
-from agent.planner.rates import DeviceRates, LinkTable, rates_of
+from agent.planner.rates import GLOO_CALL_S, NCCL_CALL_S, DeviceRates, LinkTable, rates_of
 
 FLOAT32_BYTES = 4
 
@@ -130,14 +130,17 @@ def transfer_s(link: LinkFacts, num_bytes: int) -> float:
     return link.latency_s + num_bytes / link.bytes_per_s
 
 
-def all_reduce_s(link: LinkFacts, num_bytes: int, group_size: int) -> float:
-    """Seconds of one all-reduce among `group_size` ranks over their slowest link: the faster of ring and tree."""
+def all_reduce_s(link: LinkFacts, num_bytes: int, group_size: int, *, call_s: float) -> float:
+    """Seconds of one all-reduce among `group_size` ranks over their slowest link: the faster of ring and tree.
+
+    `call_s` is what the library itself takes per call.
+    """
     if group_size == 1:
         return 0.0
     p, alpha, beta = group_size, link.latency_s, link.bytes_per_s
     ring = 2 * (p - 1) * alpha + 2 * (p - 1) / p * num_bytes / beta
     tree = 2 * math.ceil(math.log2(p)) * alpha + 2 * num_bytes / beta
-    return min(ring, tree)
+    return call_s + min(ring, tree)
 
 
 def all_gather_s(link: LinkFacts, num_bytes: int, group_size: int) -> float:
@@ -159,6 +162,12 @@ def group_link(places: Sequence[Place], links: LinkTable) -> LinkFacts:
         latency_s=max((link.latency_s for link in pairs), default=0.0),
         bytes_per_s=min((link.bytes_per_s for link in pairs), default=math.inf),
     )
+
+
+def collective_call_s(places: Sequence[Place]) -> float:
+    """Seconds that a collective's library takes by itself: NCCL among GPUs of one host, gloo elsewhere."""
+    is_nccl = len({place.host for place in places}) == 1 and all(place.device.kind == "cuda" for place in places)
+    return NCCL_CALL_S if is_nccl else GLOO_CALL_S
 
 
 def hop_link(sender: StageLayout, receiver: StageLayout, links: LinkTable) -> LinkFacts:
@@ -195,7 +204,8 @@ def stage_cost(
     element = DTYPE_BYTES[dtype]
     p = len(places)
     link = group_link(places, links)
-    reduce_s = all_reduce_s(link, step.rows * spec.hidden_size * element, p)
+    call_s = collective_call_s(places)
+    reduce_s = all_reduce_s(link, step.rows * spec.hidden_size * element, p, call_s=call_s)
     reads_s = flops_s = compute_s = head_s = embed_s = 0.0
     for place, share in zip(places, cut_shares(spec, units), strict=True):
         rates = rates_of(place.device, dtype)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from agent.planner.layout import Layout, Place
 from agent.planner.pipeline import StageOption, device_orders, propose_chains
 from agent.planner.problem import Problem
-from agent.planner.tensor import share_variants
+from agent.planner.tensor import may_span_hosts, share_variants
 
 MAX_PLACES_ACROSS_HOSTS = 16
 """Above this many devices, groups that span hosts are only tried when their size is pinned."""
@@ -25,8 +25,10 @@ class HybridStrategy:
     name = "hybrid"
 
     def propose(self, problem: Problem) -> list[Layout]:
-        orders = device_orders(problem)
-        options = [stage_options(problem, order) for order in orders]
+        options = [stage_options(problem, order) for order in device_orders(problem)]
+        if problem.request.objective.strategy == "adaptive":
+            # Without a group there is nothing that a pipeline's own programme does not find.
+            options = [found for found in options if any(len(option.places) > 1 for option in found)]
         layouts = propose_chains(problem, options, min_stages=1)
         if problem.is_forced and problem.request.objective.strategy == self.name:
             layouts += propose_chains(problem, options, min_stages=2)
@@ -59,7 +61,7 @@ def _windows(problem: Problem, order: Sequence[Place], pinned: set[int]) -> Iter
             elif window[0].host == window[-1].host:
                 if _is_aligned(order, start, size) or size in pinned:
                     yield start, size
-            elif size in pinned or len(order) <= MAX_PLACES_ACROSS_HOSTS:
+            elif size in pinned or (len(order) <= MAX_PLACES_ACROSS_HOSTS and may_span_hosts(problem, window)):
                 yield start, size
 
 

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -21,7 +23,7 @@ from agent.planner.tensor import decode_speed
 
 MAX_PERMUTED_HOSTS = 4
 """Up to this many hosts, every order is tried; above, a few promising ones."""
-SLOWEST_SLACKS = (1.0, 1.15, 1.5)
+SLOWEST_SLACKS = (1.0, 1.25)
 """Bounds on the slowest stage, as multiples of the least possible one, under which the sum is minimised."""
 
 
@@ -108,8 +110,8 @@ def split_limits(problem: Problem, *, min_stages: int) -> SplitLimits | None:
 def cost_views(problem: Problem) -> list[CostView]:
     """Step shapes that matter for the objective.
 
-    A full batch is split over as many micro-batches as there are stages, which is not known before the split: the
-    largest and the smallest are both tried.
+    A full batch is split over as many micro-batches as there are stages, which is not known before the split: as
+    many as devices are assumed, and every layout is estimated with its own number afterwards.
     """
     prompt, batch = problem.prompt_tokens, problem.serving.batch
     if problem.is_probe:
@@ -120,9 +122,8 @@ def cost_views(problem: Problem) -> list[CostView]:
         case "ttft":
             return [CostView(step=prefill_step(problem.serving, prompt), bounds_slowest=True)]
         case "throughput":
-            micro_batches = min(len(problem.places), batch)
-            rows = sorted({batch, -(-batch // micro_batches)})
-            return [CostView(step=decode_step(count, prompt), bounds_slowest=True) for count in rows]
+            rows = math.ceil(batch / min(len(problem.places), batch))
+            return [CostView(step=decode_step(rows, prompt), bounds_slowest=True)]
         case "energy":
             return [CostView(step=decode_step(batch, prompt), by_energy=True)]
 
@@ -143,7 +144,7 @@ def device_orders(problem: Problem) -> list[tuple[Place, ...]]:
     else:
         speed = {host: max(decode_speed(problem, place) for place in by_host[host]) for host in hosts}
         fastest_first = sorted(hosts, key=lambda host: -speed[host])
-        chosen = [hosts, fastest_first, fastest_first[::-1]]
+        chosen = [fastest_first, fastest_first[::-1]]
         if problem.request.facts.links:
             chosen.append(_nearest_neighbours(problem, fastest_first))
     orders = (tuple(place for host in order for place in by_host[host]) for order in chosen)
@@ -179,6 +180,7 @@ def _splits(table: OptionTable, num_layers: int, limits: SplitLimits, view: Cost
     if least is None:
         return
     yield least
+    yield _balance(table, num_layers, least)
     if view.bounds_slowest:
         balanced = split_layers(table, num_layers, minimise="max", limits=limits)
         assert balanced is not None, "the same caps allowed a split before"
@@ -188,6 +190,21 @@ def _splits(table: OptionTable, num_layers: int, limits: SplitLimits, view: Cost
             )
             assert bounded is not None, "the balanced split is within its own bound"
             yield bounded
+
+
+def _balance(table: OptionTable, num_layers: int, split: Split) -> Split:
+    """The same stages with the slowest one as fast as can be: where sums are equal, throughput decides."""
+    chosen = np.array(split.options)
+    rows = {
+        field.name: getattr(table, field.name)[chosen]
+        for field in dataclasses.fields(table)
+        if field.name != "hop_s"
+    }
+    own = OptionTable(**rows, hop_s=table.hop_s[np.ix_(chosen, chosen)])
+    all_of_them = SplitLimits(min_stages=len(chosen), max_stages=len(chosen))
+    balanced = split_layers(own, num_layers, minimise="max", limits=all_of_them)
+    assert balanced is not None, "the same stages allowed a split before"
+    return msgspec.structs.replace(balanced, options=split.options)
 
 
 def _layout_of(options: list[StageOption], split: Split) -> Layout:

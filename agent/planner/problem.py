@@ -138,13 +138,14 @@ def objective_value(problem: Problem, estimate: Estimate) -> float:
 
 
 def choose_layout(problem: Problem, layouts: list[Layout]) -> tuple[Layout, Estimate] | None:
-    """The best layout by the objective; ties go to fewer ranks, then fewer stages, then names."""
-    best: tuple[tuple[float, int, int, tuple[str, ...]], Layout, Estimate] | None = None
+    """The best layout by the objective; ties go to fewer ranks and stages, then to balance, then to names."""
+    best: tuple[tuple[float, int, int, float, tuple[str, ...]], Layout, Estimate] | None = None
     for layout in layouts:
         estimate = problem.estimate(layout)
         names = tuple(place.name for place in layout.places)
         # Nine digits: differences below are rounding of sums, and must not decide between plans.
-        key = (float(f"{objective_value(problem, estimate):.9g}"), len(names), len(layout.stages), names)
+        value, slowest = (float(f"{x:.9g}") for x in (objective_value(problem, estimate), max(estimate.stage_s)))
+        key = (value, len(names), len(layout.stages), slowest, names)
         if best is None or key < best[0]:
             best = (key, layout, estimate)
     return None if best is None else (best[1], best[2])

@@ -84,6 +84,11 @@ DISTINCT_HOSTS = (150e-6, 117e6)
 SAME_HOST_CPU = (40e-6, 2.2e9)
 SAME_HOST_CUDA = (20e-6, 20e9)
 
+NCCL_CALL_S = 12e-6
+"""Per all-reduce, on top of the links; fitted with the efficiencies above."""
+GLOO_CALL_S = 300e-6
+"""8 KiB between two ranks on one machine: 0.1 ms when idle, 1 ms when gloo's threads must wait for a core."""
+
 
 def rates_of(device: DeviceFacts, dtype: Dtype) -> DeviceRates:
     """Rates of a device in the serving dtype: measured where there are measurements, else the table's."""

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+_End = tuple[int, int, int, int]
+"""Option, index of stages, index of hosts, layers taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,25 +72,27 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Count(msgspec.Struct, frozen=True):
-    """A counter as an axis: it saturates at `low` without an upper bound, and ends at `high` with one."""
+    """A counter from 1 as an axis: it saturates at `low` without an upper bound, and ends at `high` with one."""
 
     low: int
     high: int | None
 
     @property
     def size(self) -> int:
-        if self.high is not None:
-            return self.high + 1
-        return self.low + 1 if self.low > 1 else 1
+        return self.low if self.high is None else self.high
 
-    def add(self, index: int, amount: int) -> int | None:
-        """Index after counting `amount` more; None when that is too many."""
-        if self.high is not None:
-            return index + amount if index + amount <= self.high else None
-        return min(index + amount, self.size - 1)
+    def index(self, count: int) -> int | None:
+        """Where a count stands on the axis; None when it is too high."""
+        if self.high is None:
+            return min(count, self.size) - 1
+        return count - 1 if count <= self.high else None
+
+    def after(self, index: int, amount: int) -> int | None:
+        """Where the axis stands `amount` later."""
+        return self.index(index + 1 + amount)
 
     def accepts(self, index: int) -> bool:
-        return self.size == 1 or index >= self.low
+        return index + 1 >= self.low
 
 
 def split_layers(
@@ -120,72 +124,74 @@ class _Programme:
         shape = (len(table), self.stages.size, self.hosts.size, num_layers + 1)
         self.best = np.full(shape, np.inf)
         """[option, stages, hosts, layers so far], the option being the last stage so far."""
-        self.parent = np.full(shape, -1, dtype=np.int64)
-        """Flat index of (option, stages, hosts) before it; -1 for a first stage."""
         self.taken = np.zeros(shape, dtype=np.int64)
+        """Layers that the option takes there."""
+        self.came_from = np.zeros(shape, dtype=np.int64)
+        """[option, stages, hosts, layers before it]: flat (option, stages, hosts) of the stage before."""
 
     def solve(self) -> Split | None:
         best_value, best_trace = np.inf, None
         for option in range(len(self.table)):
-            before, parent = self._before(option)
-            self._extend(option, before, parent)
-            value, trace = self._finish(option, before, parent)
+            before = self._before(option)
+            self._extend(option, before)
+            value, trace = self._finish(option, before)
             if value < best_value:
                 best_value, best_trace = value, trace
-        return None if best_trace is None else self._backtrack(best_value, *best_trace)
+        return None if best_trace is None else self._backtrack(best_value, best_trace)
 
-    def _before(self, option: int) -> tuple[Floats, Ints]:
-        """Best value and parent for reaching `option` with j layers placed before it, counts already advanced."""
+    def _before(self, option: int) -> Floats:
+        """Best value for reaching `option` with j layers placed before it, counts already advanced."""
         table = self.table
         before = np.full(self.best.shape[1:], np.inf)
-        parent = np.full(self.best.shape[1:], -1, dtype=np.int64)
+        if option == 0:
+            return before
         # Options are sorted by start, so those that end before this one begins stand before it.
-        earlier = np.flatnonzero(table.end[:option] < table.start[option])
-        is_same_host = table.last_host[earlier] == table.first_host[option]
+        hop_s = np.where(table.end[:option] < table.start[option], table.hop_s[:option, option], np.inf)
+        values = self.op(self.best[:option], hop_s[:, None, None, None])
         new_hosts = int(table.last_host[option] - table.first_host[option]) + 1
-        for group, added in ((earlier[is_same_host], new_hosts - 1), (earlier[~is_same_host], new_hosts)):
-            if len(group) == 0:
-                continue
-            hop = table.hop_s[group, option][:, None, None, None]
-            values = self.op(self.best[group], hop)
-            winner = values.argmin(axis=0)
-            reached = np.take_along_axis(values, winner[None], axis=0)[0]
-            for s in range(self.stages.size):
-                for h in range(self.hosts.size):
-                    to_s, to_h = self.stages.add(s, 1), self.hosts.add(h, added)
-                    if to_s is None or to_h is None or not self._allows(option, to_s):
-                        continue
-                    is_better = reached[s, h] < before[to_s, to_h]
-                    before[to_s, to_h] = np.where(is_better, reached[s, h], before[to_s, to_h])
-                    state = (group[winner[s, h]] * self.stages.size + s) * self.hosts.size + h
-                    parent[to_s, to_h] = np.where(is_better, state, parent[to_s, to_h])
-        return before, parent
+        is_same_host = table.last_host[:option] == table.first_host[option]
+        if self.hosts.size == 1:
+            self._advance(option, before, values, added=0)
+        else:
+            for group, added in ((is_same_host, new_hosts - 1), (~is_same_host, new_hosts)):
+                masked = np.where(group[:, None, None, None], values, np.inf)
+                self._advance(option, before, masked, added=added)
+        return before
 
-    def _allows(self, option: int, stages: int) -> bool:
-        return not self.sizes or bool(self.table.size[option] == self.sizes[stages - 1])
+    def _advance(self, option: int, before: Floats, values: Floats, *, added: int) -> None:
+        """Merge the best of `values` over the stage before into `before`, one stage and `added` hosts later."""
+        winner = values.argmin(axis=0)
+        reached = values.min(axis=0)
+        for s, h in np.ndindex(reached.shape[:2]):
+            to_s, to_h = self.stages.after(s, 1), self.hosts.after(h, added)
+            if to_s is None or to_h is None or not self._allows(option, to_s):
+                continue
+            state = (winner[s, h] * self.stages.size + s) * self.hosts.size + h
+            is_better = reached[s, h] < before[to_s, to_h]
+            np.copyto(before[to_s, to_h], reached[s, h], where=is_better)
+            np.copyto(self.came_from[option, to_s, to_h], state, where=is_better)
+
+    def _allows(self, option: int, stage: int) -> bool:
+        return not self.sizes or bool(self.table.size[option] == self.sizes[stage])
 
     def _first_state(self, option: int) -> tuple[int, int] | None:
         """Counts after `option` as a first stage; None when limits forbid it."""
         new_hosts = int(self.table.last_host[option] - self.table.first_host[option]) + 1
-        s, h = self.stages.add(0, 1), self.hosts.add(0, new_hosts)
+        s, h = self.stages.index(1), self.hosts.index(new_hosts)
         return None if s is None or h is None or not self._allows(option, s) else (s, h)
 
-    def _extend(self, option: int, before: Floats, parent: Ints) -> None:
+    def _extend(self, option: int, before: Floats) -> None:
         """Fill `best` for `option` as a first or middle stage, which leaves at least one layer to later ones."""
         table, most = self.table, self.num_layers - 1
         cap = min(int(table.cap_middle[option]), most)
-        if cap >= 1 and np.isfinite(before).any():
+        if cap >= 1 and option > 0:
             costs = table.layer_s[option] * np.arange(cap, 0, -1)
             padded = np.concatenate([np.full((*before.shape[:2], cap), np.inf), before], axis=2)
             # Window j holds `before` at j-cap .. j-1, that is k = cap .. 1 layers taken.
             windows = np.lib.stride_tricks.sliding_window_view(padded, cap, axis=2)[:, :, 1 : most + 1]
             values = self.op(windows, costs)
-            winner = values.argmin(axis=3)
-            taken = cap - winner
-            layers = np.arange(1, most + 1)
-            self.best[option, :, :, 1 : most + 1] = np.take_along_axis(values, winner[..., None], axis=3)[..., 0]
-            self.taken[option, :, :, 1 : most + 1] = taken
-            self.parent[option, :, :, 1 : most + 1] = np.take_along_axis(parent, layers - taken, axis=2)
+            self.best[option, :, :, 1 : most + 1] = values.min(axis=3)
+            self.taken[option, :, :, 1 : most + 1] = cap - values.argmin(axis=3)
         state = self._first_state(option)
         cap = min(int(table.cap_first[option]), most)
         if state is not None and cap >= 1:
@@ -193,42 +199,39 @@ class _Programme:
             costs = table.first_s[option] + table.layer_s[option] * counts
             target = (option, *state, slice(1, cap + 1))
             is_better = costs < self.best[target]
-            self.best[target] = np.where(is_better, costs, self.best[target])
-            self.taken[target] = np.where(is_better, counts, self.taken[target])
-            self.parent[target] = np.where(is_better, -1, self.parent[target])
+            np.copyto(self.best[target], costs, where=is_better)
+            np.copyto(self.taken[target], counts, where=is_better)
 
-    def _finish(self, option: int, before: Floats, parent: Ints) -> tuple[float, tuple[int, int, int] | None]:
-        """The best whole split that ends with `option`: its value, and (option, layers taken, parent state)."""
+    def _finish(self, option: int, before: Floats) -> tuple[float, _End | None]:
+        """The best whole split that ends with `option`."""
         table, total = self.table, self.num_layers
-        best: tuple[float, tuple[int, int, int] | None] = (np.inf, None)
+        best: tuple[float, _End | None] = (np.inf, None)
         cap = min(int(table.cap_last[option]), total - 1)
-        if cap >= 1:
+        if cap >= 1 and option > 0:
             counts = np.arange(1, cap + 1)
             costs = table.last_s[option] + table.layer_s[option] * counts
             values = self.op(before[:, :, total - counts], costs)
-            for s in range(self.stages.size):
-                for h in range(self.hosts.size):
-                    k = int(values[s, h].argmin())
-                    if self.stages.accepts(s) and self.hosts.accepts(h) and values[s, h, k] < best[0]:
-                        best = float(values[s, h, k]), (option, k + 1, int(parent[s, h, total - k - 1]))
+            for s, h in np.ndindex(values.shape[:2]):
+                k = int(values[s, h].argmin())
+                if values[s, h, k] < best[0] and self.stages.accepts(s) and self.hosts.accepts(h):
+                    best = float(values[s, h, k]), (option, s, h, k + 1)
         state = self._first_state(option)
         if state is not None and table.cap_only[option] >= total:
-            accepted = self.stages.accepts(state[0]) and self.hosts.accepts(state[1])
             alone = float(table.first_s[option] + table.layer_s[option] * total + table.last_s[option])
-            if accepted and alone <= best[0]:
-                best = alone, (option, total, -1)
+            if alone <= best[0] and self.stages.accepts(state[0]) and self.hosts.accepts(state[1]):
+                best = alone, (option, *state, total)
         return best
 
-    def _backtrack(self, value: float, option: int, taken: int, parent: int) -> Split:
+    def _backtrack(self, value: float, end: _End) -> Split:
+        option, s, h, taken = end
         options, layers, left = [option], [taken], self.num_layers - taken
-        while parent >= 0:
-            rest, h = divmod(parent, self.hosts.size)
-            option, s = divmod(rest, self.stages.size)
-            taken, parent = int(self.taken[option, s, h, left]), int(self.parent[option, s, h, left])
+        while left > 0:
+            state = int(self.came_from[option, s, h, left])
+            option, s, h = (int(index) for index in np.unravel_index(state, self.best.shape[:3]))
+            taken = int(self.taken[option, s, h, left])
             options.append(option)
             layers.append(taken)
             left -= taken
-        assert left == 0, f"{left} layers left over"
         return Split(options=tuple(reversed(options)), layers=tuple(reversed(layers)), value=value)
 
 

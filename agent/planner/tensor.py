@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from agent.planner.cost import decode_step, layer_flops, layer_read_bytes, roofline_s
+from agent.planner.cost import decode_step, group_link, layer_flops, layer_read_bytes, roofline_s
 from agent.planner.layout import Layout, Place, StageLayout, cut_shares
 from agent.planner.problem import Problem
 from agent.planner.rates import rates_of
+
+FAST_LINK_BYTES_PER_S = 3e9
+"""From about 25 Gb/s on, reducing every layer across hosts can be worth it; below, only who asks for it gets it."""
 
 
 def share_units(
@@ -70,6 +73,13 @@ def share_variants(problem: Problem, places: Sequence[Place]) -> tuple[tuple[int
     return tuple(dict.fromkeys(variant for variant in found if variant is not None))
 
 
+def may_span_hosts(problem: Problem, group: Sequence[Place]) -> bool:
+    """True when a group on several hosts is worth estimating: its links are fast, or groups are asked for."""
+    if problem.is_forced:
+        return True
+    return group_link(group, problem.links).bytes_per_s >= FAST_LINK_BYTES_PER_S
+
+
 class TensorStrategy:
     """One stage: every rank holds a part of every layer. Wants fast links between its ranks."""
 
@@ -84,6 +94,8 @@ class TensorStrategy:
         for group in dict.fromkeys(_groups(problem)):
             num_hosts = len({place.host for place in group})
             if sizes and len(group) != sizes[0]:
+                continue
+            if num_hosts > 1 and not sizes and not may_span_hosts(problem, group):
                 continue
             if num_hosts < request.min_hosts or num_hosts > (request.max_hosts or num_hosts):
                 continue

@@ -14,6 +14,8 @@ from agent.planner.rates import rates_of
 from agent.planner.words import bytes_words, list_words, rate_words, seconds_words
 
 Propose = Callable[[Problem], list[Layout]]
+MAX_COMPARED_HOSTS = 4
+"""Up to this many hosts in use, one host more is planned as well to tell what it would change."""
 
 
 def explain(problem: Problem, chosen: list[tuple[Layout, Estimate]], propose: Propose) -> tuple[str, ...]:
@@ -86,7 +88,7 @@ def _split_or_not(problem: Problem, layout: Layout, propose: Propose) -> list[st
     if problem.request.objective.kind not in {"latency", "ttft", "throughput"}:
         return []
     hosts = {place.host for place in problem.places}
-    if len(layout.hosts) >= len(hosts):
+    if len(layout.hosts) >= len(hosts) or len(layout.hosts) > MAX_COMPARED_HOSTS:
         return []
     wider = _best_variant(problem, propose, min_hosts=len(layout.hosts) + 1)
     if wider is None:
