@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 LIBRARY = "libnvidia-ml.so.1"
 DEADLINE_S = 0.5
+FIRST_DEADLINE_S = 3.0
+"""For the first answer of a collector: NVML takes seconds to start, and facts without GPUs would mislead."""
 RETRY_S = 30.0
 """Pause before a missing library is looked for again, or a collector that ended is started again."""
 STOP_WAIT_S = 1.0
@@ -49,6 +51,7 @@ class GpuReader:
         self._answers: _Answers | None = None
         self._asked_at: float | None = None
         self._answered_at = 0.0
+        self._is_first = False
         self._reply = GpuReply(unavailable="no driver")
         self.pid: int | None = None
 
@@ -57,9 +60,10 @@ class GpuReader:
         if self._answers is None and not await self._start():
             return self._reply
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with asyncio.timeout(FIRST_DEADLINE_S if self._is_first else self._deadline_s):
                 await self._ask()
         except TimeoutError:
+            self._is_first = False
             return self._stuck()
         except (StreamClosed, ConnectionError, msgspec.DecodeError) as error:
             await self._collector_ended(str(error))
@@ -106,6 +110,7 @@ class GpuReader:
         self.pid = self._collector.pid
         _, self._answers = await asyncio.get_running_loop().create_connection(_Answers, sock=ours)
         self._asked_at = None
+        self._is_first = True
         self._reply = GpuReply(unavailable="NVML is starting")
         return True
 
@@ -118,6 +123,7 @@ class GpuReader:
         body = await self._answers.next()
         self._asked_at = None
         self._answered_at = self._clock()
+        self._is_first = False
         self._reply = decode(body, GpuReply)
 
     def _stuck(self) -> GpuReply:

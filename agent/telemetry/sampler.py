@@ -24,6 +24,7 @@ class Sampler:
         self._interval_s = interval_s
         self.history = history
         self.gpus = GpuReply(unavailable="not sampled yet")
+        self.has_sampled = asyncio.Event()
 
     async def run(self) -> None:
         """Until cancelled; the collector ends with it."""
@@ -39,3 +40,4 @@ class Sampler:
     async def take(self) -> None:
         self.gpus = await self._gpu_reader.read()
         self.history.add(self._host.read(self.gpus.devices))
+        self.has_sampled.set()
