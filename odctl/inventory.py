@@ -85,8 +85,11 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     port: int | None
     identity: Path | None
     """The only key offered; without one, the keys of the SSH agent and of ssh_config."""
-    jump: tuple[str, ...]
-    """Hosts to go through, first to last: names of this inventory, aliases, or `user@address:port`."""
+    jump: tuple[str, ...] | None
+    """Hosts to go through, first to last: names of this inventory, aliases, or `user@address:port`.
+
+    Empty for none at all; `None` leaves it to ssh_config's ProxyJump.
+    """
     host_keys: HostKeys
     host_key: str | None
     """Pinned fingerprint, `SHA256:…`."""
@@ -134,7 +137,12 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cluster_directory(cluster: str) -> Path:
-    """`~/.local/share/odctl/clusters/<cluster>` on the operator's machine (XDG_DATA_HOME honoured)."""
+    """`~/.local/share/odctl/clusters/<cluster>` on the operator's machine (XDG_DATA_HOME honoured).
+
+    ODCTL_HOME names another place for all that the operator keeps.
+    """
+    if home := os.environ.get("ODCTL_HOME"):
+        return Path(home).expanduser() / "clusters" / cluster
     data_home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(data_home).expanduser() / "odctl" / "clusters" / cluster
 
@@ -150,7 +158,7 @@ class _Defaults(msgspec.Struct, frozen=True, kw_only=True):
     user: str | None = None
     port: Port | None = None
     identity: str | None = None
-    jump: tuple[str, ...] = ()
+    jump: tuple[str, ...] | None = None
     host_keys: HostKeys = "strict"
     known_hosts: str | None = None
     ssh_config: str | None = None
@@ -320,13 +328,13 @@ def _cluster_address(name: str, host: _Host) -> str:
     return "127.0.0.1" if host.transport == "local" else host.ssh or name
 
 
-def _jump_of(name: str, host: _Host, defaults: _Defaults) -> tuple[str, ...]:
+def _jump_of(name: str, host: _Host, defaults: _Defaults) -> tuple[str, ...] | None:
     if host.transport == "local":
         return ()
     if host.jump is not None:
         return host.jump
     # A bastion that is itself in the inventory does not go through itself.
-    return () if name in defaults.jump else defaults.jump
+    return None if defaults.jump is None or name in defaults.jump else defaults.jump
 
 
 def _group_members(group: _Group, hosts: Sequence[Host]) -> tuple[str, ...]:
@@ -412,7 +420,7 @@ def _check_groups(document: Document, file: _File) -> Iterable[Problem]:
 
 def _check_jumps(document: Document, file: _File) -> Iterable[Problem]:
     """No host may be reached through itself, and none through a `local` one."""
-    jumps = {name: _jump_of(name, host, file.defaults) for name, host in file.hosts.items()}
+    jumps = {name: _jump_of(name, host, file.defaults) or () for name, host in file.hosts.items()}
     reported: set[frozenset[str]] = set()
     for name, host in file.hosts.items():
         place = ("hosts", name, "jump") if host.jump is not None else ("defaults", "jump")

@@ -75,7 +75,7 @@ def test_defaults_reach_the_hosts_that_say_nothing() -> None:
     assert gpu01.identity == Path.home() / ".ssh" / "lab"
     assert (gpu01.ssh, gpu01.jump, gpu02.jump) == ("gpu01", ("bastion",), ())
     assert (gpu01.limits.memory_fraction, gpu02.limits.memory_fraction) == (0.7, 0.5)
-    assert loaded.host("bastion").jump == (), "a bastion does not go through itself"
+    assert loaded.host("bastion").jump is None, "a bastion does not go through itself"
     assert loaded.host("bastion").cluster_address == "203.0.113.7"
 
 
