@@ -92,7 +92,7 @@ class WeightStore:
     async def fetch(self, order: FetchShards) -> int:
         """Have everything on disk that these extents need. Returns the bytes that came over the network."""
         digest = order.model.digest
-        if await self._find(digest, order.model.path) is not None:
+        if await self._find_own(order.model) is not None:
             return 0
         sources = [AgentSource(self._client, address) for address in order.sources]
         target = self._paths.models / digest
@@ -108,7 +108,7 @@ class WeightStore:
 
     async def held(self, model: ModelRef, spec: ModelSpec, extents: dict[str, ShardExtent]) -> dict[str, HeldShard]:
         """Where each rank finds its weights. Raises E701 when they were not fetched."""
-        whole = await self._find(model.digest, model.path)
+        whole = await self._find_own(model)
         if whole is not None:
             return dict.fromkeys(extents, HeldShard(model_dir=str(whole), shard_file=""))
         target = self._paths.models / model.digest
@@ -124,7 +124,7 @@ class WeightStore:
 
     async def tokenizer_dir(self, model: ModelRef) -> Path:
         """Directory with the model's small files. Raises E701 when it is not here."""
-        whole = await self._find(model.digest, model.path)
+        whole = await self._find_own(model)
         target = self._paths.models / model.digest
         if whole is None and not (target / "config.json").is_file():
             raise FleetError("E701", f"the tokenizer of {model.name} is not here", host=self._config.host)
@@ -148,6 +148,13 @@ class WeightStore:
             hint="odctl models lists what is where; odctl models push brings one there",
             host=self._config.host,
         )
+
+    async def _find_own(self, model: ModelRef) -> Path | None:
+        """The whole model if this host has it. A plan's path counts on the host that the plan names for it: what
+        lies there on another host is nobody's promise (declare shared directories as `model_dirs`).
+        """
+        path = model.path if model.source_host == self._config.host else ""
+        return await self._find(model.digest, path)
 
     async def _find(self, digest: str, path: str) -> Path | None:
         """The model's own directory if it is here, hashed if need be; the path alone is only a hint."""

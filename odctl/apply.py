@@ -1,0 +1,204 @@
+"""The operator's part of apply: look, compare, ask, hand the plan to its controller, follow.
+
+The controller performs the transaction (stage, barrier, switch, roll back). Closing this process changes nothing:
+what it holds is only the view.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+
+import msgspec
+from agent.planner.check import check_plan
+
+from agent.errors import FleetError
+from agent.facts.cluster import ClusterFacts, HostFacts
+from agent.planner.file import plan_from_toml, plan_hash, plan_to_toml
+from agent.planner.plan import Plan
+from agent.planner.staleness import what_moved
+from agent.wire.agent import (
+    AbortRequest,
+    ApplyEvent,
+    ApplyPhase,
+    ApplyRequest,
+    DestroyRequest,
+    Done,
+    HostAddress,
+    ModelManifest,
+)
+from odctl.deployments import DeploymentSight, FleetDeployments, read_deployments
+from odctl.fleet import Fleet
+from odctl.model_source import check_model, push_model
+
+OnEvent = Callable[[ApplyEvent], Awaitable[None]]
+
+
+class ApplyPreview(msgspec.Struct, frozen=True, kw_only=True):
+    """What an apply would do, against what runs. `lines` are for people."""
+
+    plan: Plan
+    plan_hash: str
+    running_hash: str
+    running_generation: int
+    is_noop: bool
+    lines: tuple[str, ...]
+    manifest: ModelManifest
+    facts: ClusterFacts
+
+
+def operator_name() -> str:
+    """`user@machine:pid`: who holds a lock, for people."""
+    return f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}"
+
+
+async def read_facts(fleet: Fleet, cluster: str) -> tuple[ClusterFacts, dict[str, FleetError]]:
+    """Facts of all hosts that answer, and why the others do not."""
+    answers = await fleet.get_all("/v1/facts", HostFacts)
+    known = [answer for answer in answers.values() if not isinstance(answer, FleetError)]
+    missing = {host: answer for host, answer in answers.items() if isinstance(answer, FleetError)}
+    return ClusterFacts(cluster=cluster, hosts=tuple(sorted(known, key=lambda host: host.name))), missing
+
+
+async def preview_apply(fleet: Fleet, plan: Plan, *, cluster: str) -> ApplyPreview:
+    """Hold the plan against the fleet as it is now.
+
+    Raises the first host's E2xx when a host of the plan is out of reach, E401 or E402 when the plan is stale, E6xx
+    when it does not fit.
+    """
+    facts, missing = await read_facts(fleet, cluster)
+    for host in plan.hosts:
+        if host in missing:
+            raise missing[host]
+        if facts.host(host) is None:
+            raise FleetError(
+                "E106", f"the plan needs host {host}, which the inventory does not have", hint="plan again"
+            )
+    moved = what_moved(plan, facts)
+    if moved:
+        raise FleetError(
+            "E401", "the plan is stale: " + "; ".join(moved), hint="odctl plan makes one of the cluster as it is"
+        )
+    deployments = await read_deployments(fleet)
+    sight = deployments.get(plan.name)
+    manifest = await check_model(fleet, plan.model)
+    problems = check_plan(plan, manifest.spec, facts)
+    if problems:
+        first = problems[0]
+        more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
+        raise FleetError(first.code, first.message + more, hint=first.hint)
+    new_hash = plan_hash(plan)
+    old_hash = sight.record.plan_hash if sight else ""
+    is_serving = sight is not None and sight.status is not None and sight.status.state == "serving"
+    return ApplyPreview(
+        plan=plan,
+        plan_hash=new_hash,
+        running_hash=old_hash,
+        running_generation=sight.record.generation if sight else 0,
+        is_noop=new_hash == old_hash and is_serving,
+        lines=tuple(_difference(plan, sight)),
+        manifest=manifest,
+        facts=facts,
+    )
+
+
+async def apply_plan(
+    fleet: Fleet,
+    preview: ApplyPreview,
+    *,
+    on_event: OnEvent,
+    holder: str,
+    stop_after: ApplyPhase | None = None,
+) -> ApplyEvent:
+    """Hand the plan to its controller and follow to the end. Raises what the controller raised."""
+    plan = preview.plan
+    controller = plan.controllers[0]
+    if not plan.model.source_host:
+        sent = await push_model(fleet, controller, plan.model, preview.manifest)
+        if sent:
+            message = f"model {plan.model.name} brought here: {sent} bytes"
+            await on_event(
+                ApplyEvent(
+                    phase="prepare", state="progress", host=controller, message=message, done=sent, total=sent
+                )
+            )
+    request = ApplyRequest(
+        plan_toml=plan_to_toml(plan),
+        plan_hash=preview.plan_hash,
+        spec=preview.manifest.spec,
+        members=tuple(_address(host) for host in preview.facts.hosts if host.name in plan.hosts),
+        expected_generation=preview.running_generation,
+        holder=holder,
+        stop_after=stop_after,
+    )
+    return await _follow(fleet, controller, "/v1/apply", request, on_event)
+
+
+async def abort_apply(fleet: Fleet, plan: Plan, *, holder: str) -> str:
+    """Ask the controller to stop before its next phase and roll back; what it says to that."""
+    request = AbortRequest(deployment=plan.name, holder=holder)
+    return (await fleet.post(plan.controllers[0], "/v1/abort", request, Done)).message
+
+
+async def destroy(fleet: Fleet, deployments: FleetDeployments, name: str, *, on_event: OnEvent) -> ApplyEvent:
+    """Stop a deployment everywhere, through its controller or, when that is out of reach, any member."""
+    record = deployments.one(name).record
+    members = [member.host for member in record.members if member.host not in deployments.unreachable]
+    through = record.controller if record.controller in members else (members or [record.controller])[0]
+    request = DestroyRequest(deployment=record.name, holder=operator_name())
+    return await _follow(fleet, through, "/v1/destroy", request, on_event)
+
+
+async def _follow(fleet: Fleet, host: str, route: str, request: msgspec.Struct, on_event: OnEvent) -> ApplyEvent:
+    last: ApplyEvent | None = None
+    async with aclosing(fleet.stream(host, "POST", route, request, ApplyEvent)) as events:
+        async for event in events:
+            last = event
+            await on_event(event)
+    if last is None or (last.error is None and last.phase != "done"):
+        raise FleetError(
+            "E211",
+            "the controller's agent ended the stream before the apply was done",
+            hint="it goes on or rolls back by itself: look at `odctl status`, then apply again",
+            host=host,
+        )
+    if last.error is not None:
+        raise FleetError.from_detail(last.error)
+    return last
+
+
+def _address(host: HostFacts) -> HostAddress:
+    return HostAddress(host=host.name, address=host.cluster_address, port=host.cluster_port)
+
+
+def _difference(plan: Plan, sight: DeploymentSight | None) -> list[str]:
+    """One line a rank: added, kept, moved or removed."""
+    old: dict[tuple[str, str], str] = {}
+    if sight is not None and sight.status is not None:
+        old = _holdings(plan_from_toml(sight.status.plan_toml, file="running plan"))
+    new = _holdings(plan)
+    lines = []
+    for place in sorted(old.keys() | new.keys()):
+        name = "/".join(place)
+        if place not in old:
+            lines.append(f"+ {name}: {new[place]}")
+        elif place not in new:
+            lines.append(f"- {name}: {old[place]}")
+        elif old[place] != new[place]:
+            lines.append(f"~ {name}: {old[place]} -> {new[place]}")
+        else:
+            lines.append(f"  {name}: {new[place]}")
+    return lines
+
+
+def _holdings(plan: Plan) -> dict[tuple[str, str], str]:
+    held = {}
+    for replica in plan.replicas:
+        for stage in replica.stages:
+            for shard in stage.shards:
+                heads = f", heads {shard.heads[0]}-{shard.heads[1] - 1}" if len(stage.shards) > 1 else ""
+                held[(shard.host, shard.device)] = f"layers {stage.layers[0]}-{stage.layers[1] - 1}{heads}"
+    return held

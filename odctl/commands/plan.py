@@ -1,0 +1,158 @@
+"""`odctl plan`: facts in, plan file out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from odctl.result import ExitCode, Result, run_command
+
+
+@click.command("plan")
+@click.argument("model")
+@click.option(
+    "-o", "--output", default="plan.toml", show_default=True, help="Where the plan is written (-: stdout)."
+)
+@click.option("--name", default="", help="Name of the deployment, the one clients ask for. Default: the model's.")
+@click.option(
+    "--objective",
+    default="latency",
+    show_default=True,
+    type=click.Choice(["latency", "ttft", "throughput", "context", "energy"]),
+)
+@click.option(
+    "--strategy",
+    default="adaptive",
+    show_default=True,
+    type=click.Choice(["adaptive", "pipeline", "tensor", "hybrid"]),
+)
+@click.option(
+    "--hosts",
+    "selector",
+    default="all",
+    show_default=True,
+    help="Hosts that may be used: names, group:NAME, label=value.",
+)
+@click.option("--exclude", default="", help="Hosts that must not be used.")
+@click.option("--context", type=int, default=2048, show_default=True, help="Tokens a sequence may have.")
+@click.option("--batch", type=int, default=8, show_default=True, help="Sequences that decode together.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default=None,
+    help="Dtype served. Default: the model's.",
+)
+@click.option("--stages", type=int, default=None, help="Exactly so many pipeline stages.")
+@click.option("--tensor", "tensor_sizes", default="", help="Tensor-parallel size of each stage: 2, or 1,2.")
+@click.option("--min-hosts", type=int, default=1, show_default=True)
+@click.option("--max-hosts", type=int, default=None)
+@click.option("--replicas", type=int, default=1, show_default=True)
+@click.option("--listen", default="127.0.0.1:11434", show_default=True, help="Address of the HTTP API.")
+@click.option("--controller", "controllers", multiple=True, help="Host that decides; repeat for standbys.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--check", is_flag=True, help="Write nothing; exit 2 when the plan would differ from the file.")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def command(inventory_path: str, /, as_json: bool, **options: Any) -> None:
+    """Plan a deployment of MODEL (a directory, or the name, path or digest of a model on a host)."""
+    run_command(lambda: plan(inventory_path, **options), as_json=as_json)
+
+
+def plan(
+    inventory_path: str,
+    *,
+    model: str,
+    output: str,
+    name: str,
+    objective: str,
+    strategy: str,
+    selector: str,
+    exclude: str,
+    context: int,
+    batch: int,
+    dtype: str | None,
+    stages: int | None,
+    tensor_sizes: str,
+    min_hosts: int,
+    max_hosts: int | None,
+    replicas: int,
+    listen: str,
+    controllers: tuple[str, ...],
+    seed: int,
+    check: bool,
+) -> Result:
+    """Raises E601 when nothing fits, E701 when the model is nowhere, E2xx when no host answers."""
+    import msgspec
+    from agent.planner.layout_text import plan_text
+
+    from agent.errors import FleetError
+    from agent.planner.file import plan_hash, plan_to_toml
+    from agent.planner.make import make_plan
+    from agent.planner.plan import Objective, Plan, Serving
+    from agent.planner.problem import PlanRequest
+    from odctl.apply import read_facts
+    from odctl.fleet import Fleet
+    from odctl.inventory import Inventory, select
+    from odctl.model_source import find_model
+    from odctl.session import visit_fleet, warn_unreachable
+
+    def chosen_hosts(inventory: Inventory) -> list[str]:
+        excluded = {host.name for host in select(inventory, exclude)} if exclude else set()
+        return [host.name for host in select(inventory, selector) if host.name not in excluded]
+
+    async def make(fleet: Fleet, inventory: Inventory) -> Plan:
+        facts, missing = await read_facts(fleet, inventory.cluster)
+        warn_unreachable(missing)
+        if not facts.hosts:
+            raise next(iter(missing.values()), FleetError("E105", "no host is left to plan with"))
+        found = await find_model(fleet, model)
+        request = PlanRequest(
+            name=name or found.ref.name,
+            model=found.ref,
+            spec=found.spec,
+            facts=facts,
+            objective=msgspec.convert({"kind": objective, "strategy": strategy}, Objective),
+            serving=msgspec.convert(
+                {
+                    "context": min(context, found.spec.max_context),
+                    "batch": batch,
+                    "dtype": dtype or found.spec.dtype,
+                    "listen": listen,
+                },
+                Serving,
+            ),
+            stages=stages,
+            tensor=int(tensor_sizes) if tensor_sizes.isdigit() else None,
+            tensor_parallel_sizes=_sizes(tensor_sizes) if "," in tensor_sizes else (),
+            min_hosts=min_hosts,
+            max_hosts=max_hosts,
+            replicas=replicas,
+            controllers=controllers,
+            seed=seed,
+        )
+        return make_plan(request)
+
+    made = visit_fleet(inventory_path, make, hosts=chosen_hosts)
+    text = plan_to_toml(made)
+    data = {"plan": msgspec.to_builtins(made), "hash": plan_hash(made), "file": output}
+    preview = plan_text(made)
+    if check:
+        path = Path(output)
+        differs = not path.exists() or path.read_text() != text
+        prose = preview + ("\nthe plan differs from " if differs else "\nthe plan equals ") + output
+        return Result(kind="plan", data=data, prose=prose, exit_code=ExitCode.CHANGES if differs else ExitCode.OK)
+    if output == "-":
+        return Result(kind="plan", data=data, prose=text)
+    Path(output).write_text(text)
+    return Result(kind="plan", data=data, prose=f"{preview}\nwritten to {output}: odctl apply {output}")
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    from agent.errors import FleetError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise FleetError("E113", f"--tensor {text!r} is not a list of numbers", hint="write --tensor 1,2") from None
