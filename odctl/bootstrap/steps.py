@@ -415,7 +415,7 @@ class _Planner:
         reason = self.wanted.renew_leaf or ("" if facts.has_key else "its key is gone")
         if reason:
             python = self.choice.path
-            request = ("-m", "agent.tls_request", f"{tls}/host.key", self.config.host)
+            request = ("-P", "-m", "agent.tls_request", f"{tls}/host.key", self.config.host)
             steps.append(
                 Step(
                     name=f"renew the certificate: {reason}",
