@@ -193,7 +193,7 @@ def _splits(table: OptionTable, num_layers: int, limits: SplitLimits, view: Cost
 
 
 def _balance(table: OptionTable, num_layers: int, split: Split) -> Split:
-    """The same stages with the slowest one as fast as can be: where sums are equal, throughput decides."""
+    """The same stages, the slowest as fast as can be and the others even: decides where sums are equal."""
     chosen = np.array(split.options)
     rows = {
         field.name: getattr(table, field.name)[chosen]
@@ -204,7 +204,9 @@ def _balance(table: OptionTable, num_layers: int, split: Split) -> Split:
     all_of_them = SplitLimits(min_stages=len(chosen), max_stages=len(chosen))
     balanced = split_layers(own, num_layers, minimise="max", limits=all_of_them)
     assert balanced is not None, "the same stages allowed a split before"
-    return msgspec.structs.replace(balanced, options=split.options)
+    even = split_layers(own, num_layers, minimise="squares", limits=all_of_them, slowest_s=balanced.value)
+    assert even is not None, "the balanced split is within its own bound"
+    return msgspec.structs.replace(even, options=split.options)
 
 
 def _layout_of(options: list[StageOption], split: Split) -> Layout:

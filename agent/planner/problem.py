@@ -139,13 +139,16 @@ def objective_value(problem: Problem, estimate: Estimate) -> float:
 
 def choose_layout(problem: Problem, layouts: list[Layout]) -> tuple[Layout, Estimate] | None:
     """The best layout by the objective; ties go to fewer ranks and stages, then to balance, then to names."""
-    best: tuple[tuple[float, int, int, float, tuple[str, ...]], Layout, Estimate] | None = None
+    best: tuple[tuple[float, int, int, float, float, tuple[str, ...]], Layout, Estimate] | None = None
     for layout in layouts:
         estimate = problem.estimate(layout)
         names = tuple(place.name for place in layout.places)
         # Nine digits: differences below are rounding of sums, and must not decide between plans.
-        value, slowest = (float(f"{x:.9g}") for x in (objective_value(problem, estimate), max(estimate.stage_s)))
-        key = (value, len(names), len(layout.stages), slowest, names)
+        squares = sum(seconds**2 for seconds in estimate.stage_s)
+        value, slowest, uneven = (
+            float(f"{x:.9g}") for x in (objective_value(problem, estimate), max(estimate.stage_s), squares)
+        )
+        key = (value, len(names), len(layout.stages), slowest, uneven, names)
         if best is None or key < best[0]:
             best = (key, layout, estimate)
     return None if best is None else (best[1], best[2])

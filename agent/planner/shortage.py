@@ -110,12 +110,11 @@ def _ways_out(problem: Problem, propose: Propose, short: list[Shortage]) -> str:
         ways.append(f"--context {context} fits")
     if batch := _largest(problem, propose, "batch", serving.batch):
         ways.append(f"--batch {batch} fits")
-    missing = sum(rank.missing_bytes for rank in short)
-    unused = len(problem.places) > len(short)
+    missing = bytes_words(sum(rank.missing_bytes for rank in short))
+    more = f"add hosts with {missing} or more usable for weights and KV cache in all"
     if not ways:
-        ways.append("neither a shorter context nor a smaller batch is enough")
-    ways.append(f"or add hosts with {bytes_words(missing)} or more" + (" each" if not unused else ""))
-    return "; ".join(ways)
+        return f"neither a shorter context nor a smaller batch is enough: {more}"
+    return f"{', '.join(ways)}; or {more}"
 
 
 def _largest(problem: Problem, propose: Propose, field: str, asked: int) -> int | None:

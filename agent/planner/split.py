@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Minimise = Literal["sum", "max", "squares"]
 _End = tuple[int, int, int, int]
 """Option, index of stages, index of hosts, layers taken."""
 
@@ -99,24 +100,27 @@ def split_layers(
     table: OptionTable,
     num_layers: int,
     *,
-    minimise: Literal["sum", "max"],
+    minimise: Minimise,
     limits: SplitLimits | None = None,
     slowest_s: float = np.inf,
 ) -> Split | None:
     """The optimal split of `num_layers`, or None when memory or limits allow none.
 
     With `slowest_s`, no stage and no hop may take longer: the least sum among the layouts of a given throughput.
+    `squares` adds the squares of stage times, hops left out: the most even split among equal ones.
     """
-    return _Programme(table, num_layers, minimise == "max", limits or SplitLimits(), slowest_s).solve()
+    return _Programme(table, num_layers, minimise, limits or SplitLimits(), slowest_s).solve()
 
 
 class _Programme:
     def __init__(
-        self, table: OptionTable, num_layers: int, takes_max: bool, limits: SplitLimits, slowest_s: float
+        self, table: OptionTable, num_layers: int, minimise: Minimise, limits: SplitLimits, slowest_s: float
     ) -> None:
         self.table = _bounded(table, num_layers, slowest_s)
         self.num_layers = num_layers
-        self.op = np.maximum if takes_max else np.add
+        self.op = np.maximum if minimise == "max" else np.add
+        self.power = 2 if minimise == "squares" else 1
+        self.hop_s = np.where(np.isfinite(self.table.hop_s), 0.0, np.inf) if self.power == 2 else self.table.hop_s
         self.sizes = limits.stage_sizes
         pinned = len(self.sizes) or None
         self.stages = _Count(pinned or limits.min_stages, pinned or limits.max_stages)
@@ -146,7 +150,7 @@ class _Programme:
         if option == 0:
             return before
         # Options are sorted by start, so those that end before this one begins stand before it.
-        hop_s = np.where(table.end[:option] < table.start[option], table.hop_s[:option, option], np.inf)
+        hop_s = np.where(table.end[:option] < table.start[option], self.hop_s[:option, option], np.inf)
         values = self.op(self.best[:option], hop_s[:, None, None, None])
         new_hosts = int(table.last_host[option] - table.first_host[option]) + 1
         is_same_host = table.last_host[:option] == table.first_host[option]
@@ -185,7 +189,7 @@ class _Programme:
         table, most = self.table, self.num_layers - 1
         cap = min(int(table.cap_middle[option]), most)
         if cap >= 1 and option > 0:
-            costs = table.layer_s[option] * np.arange(cap, 0, -1)
+            costs = (table.layer_s[option] * np.arange(cap, 0, -1)) ** self.power
             padded = np.concatenate([np.full((*before.shape[:2], cap), np.inf), before], axis=2)
             # Window j holds `before` at j-cap .. j-1, that is k = cap .. 1 layers taken.
             windows = np.lib.stride_tricks.sliding_window_view(padded, cap, axis=2)[:, :, 1 : most + 1]
@@ -196,7 +200,7 @@ class _Programme:
         cap = min(int(table.cap_first[option]), most)
         if state is not None and cap >= 1:
             counts = np.arange(1, cap + 1)
-            costs = table.first_s[option] + table.layer_s[option] * counts
+            costs = (table.first_s[option] + table.layer_s[option] * counts) ** self.power
             target = (option, *state, slice(1, cap + 1))
             is_better = costs < self.best[target]
             np.copyto(self.best[target], costs, where=is_better)
@@ -209,7 +213,7 @@ class _Programme:
         cap = min(int(table.cap_last[option]), total - 1)
         if cap >= 1 and option > 0:
             counts = np.arange(1, cap + 1)
-            costs = table.last_s[option] + table.layer_s[option] * counts
+            costs = (table.last_s[option] + table.layer_s[option] * counts) ** self.power
             values = self.op(before[:, :, total - counts], costs)
             for s, h in np.ndindex(values.shape[:2]):
                 k = int(values[s, h].argmin())
@@ -217,7 +221,9 @@ class _Programme:
                     best = float(values[s, h, k]), (option, s, h, k + 1)
         state = self._first_state(option)
         if state is not None and table.cap_only[option] >= total:
-            alone = float(table.first_s[option] + table.layer_s[option] * total + table.last_s[option])
+            alone = (
+                float(table.first_s[option] + table.layer_s[option] * total + table.last_s[option]) ** self.power
+            )
             if alone <= best[0] and self.stages.accepts(state[0]) and self.hosts.accepts(state[1]):
                 best = alone, (option, *state, total)
         return best

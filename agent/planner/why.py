@@ -9,20 +9,20 @@ import msgspec
 from agent.planner.adaptive import AdaptiveStrategy, rule_of_thumb, shape_of
 from agent.planner.cost import Estimate
 from agent.planner.layout import Layout, Place
-from agent.planner.problem import Problem, choose_layout
+from agent.planner.problem import Problem, choose_layout, objective_value
 from agent.planner.rates import rates_of
 from agent.planner.words import bytes_words, list_words, rate_words, seconds_words
 
 Propose = Callable[[Problem], list[Layout]]
-MAX_COMPARED_HOSTS = 4
-"""Up to this many hosts in use, one host more is planned as well to tell what it would change."""
+MAX_COMPARED_DEVICES = 16
+"""Up to this many devices, the alternative is planned as well, to tell what it would change."""
 
 
 def explain(problem: Problem, chosen: list[tuple[Layout, Estimate]], propose: Propose) -> tuple[str, ...]:
     """All reasons for these replicas, most important first."""
     layout, estimate = chosen[0]
     lines = [_choice(problem, chosen), _bottleneck(layout, estimate)]
-    lines += _split_or_not(problem, layout, propose)
+    lines += _split_or_not(problem, layout, estimate, propose)
     lines += _unequal_shares(layout)
     lines += _left_out(problem, [layout for layout, _ in chosen])
     lines += _more_replicas(problem, [layout for layout, _ in chosen])
@@ -74,8 +74,10 @@ def _bottleneck(layout: Layout, estimate: Estimate) -> str:
     )
 
 
-def _split_or_not(problem: Problem, layout: Layout, propose: Propose) -> list[str]:
+def _split_or_not(problem: Problem, layout: Layout, estimate: Estimate, propose: Propose) -> list[str]:
     """Why not fewer devices, where splitting was forced; why not more, where it was not."""
+    if len(problem.places) > MAX_COMPARED_DEVICES:
+        return []
     if len(layout.places) > 1 and (problem.is_forced or _is_pinned(problem)):
         alone = _best_variant(problem, propose, strategy="adaptive", unpinned=True)
         if alone is not None and len(alone[0].places) < len(layout.places):
@@ -88,7 +90,7 @@ def _split_or_not(problem: Problem, layout: Layout, propose: Propose) -> list[st
     if problem.request.objective.kind not in {"latency", "ttft", "throughput"}:
         return []
     hosts = {place.host for place in problem.places}
-    if len(layout.hosts) >= len(hosts) or len(layout.hosts) > MAX_COMPARED_HOSTS:
+    if len(layout.hosts) >= len(hosts):
         return []
     wider = _best_variant(problem, propose, min_hosts=len(layout.hosts) + 1)
     if wider is None:
@@ -98,8 +100,9 @@ def _split_or_not(problem: Problem, layout: Layout, propose: Propose) -> list[st
     )
     if len(layout.places) == 1:
         reason = "one device that holds the whole model answers a single stream fastest: " + reason
+    loss = objective_value(problem, wider[1]) / objective_value(problem, estimate) - 1
     return [
-        f"{len(wider[0].hosts)} hosts would be no better, {value_words(problem, wider[1])}: {reason} "
+        f"{len(wider[0].hosts)} hosts would be {loss:.1%} worse, {value_words(problem, wider[1])}: {reason} "
         "(--min-hosts or --stages splits it all the same)"
     ]
 
@@ -130,7 +133,8 @@ def _unequal_shares(layout: Layout) -> list[str]:
             shares = ":".join(str(units) for units in stage.units)
             lines.append(f"stage {index} shares its KV heads {shares} over {stage.name}, by speed and memory")
     counts = [stage.num_layers for stage in layout.stages]
-    if len(counts) > 1 and max(counts) - min(counts) > 1:
+    devices = {msgspec.structs.replace(place.device, id="") for place in layout.places}
+    if len(counts) > 1 and len(devices) > 1 and max(counts) - min(counts) > 1:
         fullest = layout.stages[counts.index(max(counts))]
         emptiest = layout.stages[counts.index(min(counts))]
         lines.append(
