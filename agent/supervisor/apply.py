@@ -388,6 +388,7 @@ class Transaction:
             holder=self._request.holder,
             controller=self._host,
             lease_s=LOCK_LEASE_S,
+            members=tuple(self._members.values()),
         )
 
     def _release_order(self) -> Instruction:

@@ -12,7 +12,7 @@ import msgspec
 
 from agent.errors import FleetError
 from agent.journal import Journal
-from agent.wire.agent import Commit, DeploymentRecord, Prepare, Release
+from agent.wire.agent import Commit, DeploymentRecord, HostAddress, Prepare, Release
 
 _PREFIX = "member/"
 
@@ -59,6 +59,7 @@ class MemberTable:
         self._put(
             msgspec.structs.replace(
                 record,
+                members=_joined(record.members, order.members),
                 pending_generation=order.generation,
                 lock_holder=order.holder,
                 lock_expires_at_s=now + order.lease_s,
@@ -97,5 +98,15 @@ class MemberTable:
     def forget(self, deployment: str) -> None:
         self._journal.delete_state(_PREFIX + deployment)
 
+    def addresses(self, deployment: str) -> tuple[HostAddress, ...]:
+        record = self.get(deployment)
+        return record.members if record else ()
+
     def _put(self, record: DeploymentRecord) -> None:
         self._journal.put_state(_PREFIX + record.name, msgspec.msgpack.encode(record))
+
+
+def _joined(known: tuple[HostAddress, ...], told: tuple[HostAddress, ...]) -> tuple[HostAddress, ...]:
+    """Both, by host; what we are told now wins."""
+    by_host = {address.host: address for address in (*known, *told)}
+    return tuple(by_host[host] for host in sorted(by_host))

@@ -284,10 +284,7 @@ class Supervisor:
         """Serve the rendezvous store, or pass the request on to the controller that keeps it."""
         if request.controller in ("", self._config.host):
             return await self._store.perform(request)
-        deployment = request.keys[0].split("/", 1)[0]
-        record = self._members.get(deployment)
-        if record is not None:
-            self._reach.learn(record.members)
+        self._reach.learn(self._members.addresses(request.keys[0].split("/", 1)[0]))
         return await self._reach.store(request.controller, request)
 
     async def report(self, report: BackendReport) -> Done:

@@ -345,6 +345,8 @@ class Prepare(msgspec.Struct, frozen=True, kw_only=True, tag="prepare"):
     holder: str
     controller: str
     lease_s: float
+    members: tuple[HostAddress, ...] = ()
+    """Where members reach each other before the first commit tells them: links meet at the controller."""
 
 
 class FetchShards(msgspec.Struct, frozen=True, kw_only=True, tag="fetch_shards"):
