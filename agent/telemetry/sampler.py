@@ -32,8 +32,11 @@ class Sampler:
         try:
             while True:
                 await self.take()
-                next_at = max(next_at + self._interval_s, time.monotonic())
-                await asyncio.sleep(next_at - time.monotonic())
+                now = time.monotonic()
+                next_at += self._interval_s
+                if next_at <= now:
+                    next_at = now + self._interval_s
+                await asyncio.sleep(next_at - now)
         finally:
             await self._gpu_reader.close()
 
