@@ -65,6 +65,12 @@ Address = Annotated[
 ]
 LABEL = re.compile(r"^\s*(?P<label>[^\s=,]+)\s*=\s*(?P<value>[^=,]*?)\s*$")
 
+_ADDRESS = re.compile(
+    r"^(?:(?P<user>[^@]+)@)?(?P<address>\[[^]]+\]|[^:@]+"
+    r"|[^@\[\]]+:[^@\[\]]*:[^@\[\]]*)(?::(?P<port>\d+))?$"
+)
+"""The last form is an IPv6 address without brackets, which then has no port."""
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What we may use of a host. `devices` and `threads` are `None` for all there are."""
@@ -145,6 +151,17 @@ def cluster_directory(cluster: str) -> Path:
         return Path(home).expanduser() / "clusters" / cluster
     data_home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(data_home).expanduser() / "odctl" / "clusters" / cluster
+
+
+def split_address(text: str) -> tuple[str | None, str, int | None]:
+    """User, address and port of `[user@]address[:port]`; IPv6 in brackets when it has a port.
+
+    Raises ValueError for anything else.
+    """
+    found = _ADDRESS.match(text.removeprefix("ssh://").strip())
+    if not found:
+        raise ValueError(f"`{text}` is not [user@]address[:port]")
+    return found["user"], found["address"].strip("[]"), int(found["port"]) if found["port"] else None
 
 
 class _Cluster(msgspec.Struct, frozen=True, kw_only=True):
@@ -425,6 +442,9 @@ def _check_jumps(document: Document, file: _File) -> Iterable[Problem]:
     for name, host in file.hosts.items():
         place = ("hosts", name, "jump") if host.jump is not None else ("defaults", "jump")
         for jump in jumps[name]:
+            if not _ADDRESS.match(jump):
+                what = f"`{jump}` is neither a host of this inventory nor [user@]address[:port]"
+                yield document.problem(NOT_ALLOWED, what, place)
             if jump in file.hosts and file.hosts[jump].transport == "local":
                 yield document.problem(
                     CONTRADICTION,

@@ -82,7 +82,7 @@ class _Walk:
         """The typed value, or UNSOUND after its problems were reported."""
         match kind:
             case inspect.Metadata():
-                return self.build(value, kind.type, path)
+                return self._build_described(value, kind, path)
             case inspect.AnyType():
                 return value
             case inspect.StructType():
@@ -102,6 +102,22 @@ class _Walk:
                 return UNSOUND if choice is UNSOUND else kind.cls(choice)
             case _:
                 return self._build_scalar(value, kind, path)
+
+    def _build_described(self, value: Any, kind: inspect.Metadata, path: KeyPath, *, of_key: bool = False) -> Any:
+        """A type with `extra={"form": …}`: its form in words stands for every trouble with it."""
+        form = (kind.extra or {}).get("form")
+        trial = _Walk(self._document)
+        inner = kind.type
+        built = trial._build_scalar(value, inner, path) if of_key else trial.build(value, inner, path)
+        if not trial.problems:
+            return built
+        if form is None:
+            self._adopt(trial)
+        else:
+            code = trial.problems[0].code
+            what = f"{describe_value(value)} is not {form}"
+            self._report(code, what, path, of_key=of_key, label=f"expected {form}")
+        return UNSOUND
 
     def _build_struct(self, value: Any, kind: inspect.StructType, path: KeyPath) -> Any:
         if not isinstance(value, dict):
@@ -157,11 +173,16 @@ class _Walk:
             return self._wrong_type(value, kind, path)
         result: dict[Any, Any] = {}
         for name, item in value.items():
-            key = self._build_scalar(name, _unwrap(kind.key_type), (*path, name), of_key=True)
+            key = self._build_key(name, kind.key_type, (*path, name))
             built = self.build(item, kind.value_type, (*path, name))
             if key is not UNSOUND and built is not UNSOUND:
                 result[key] = built
         return self._check_length(result, kind, path)
+
+    def _build_key(self, name: str, kind: inspect.Type, path: KeyPath) -> Any:
+        if isinstance(kind, inspect.Metadata):
+            return self._build_described(name, kind, path, of_key=True)
+        return self._build_scalar(name, kind, path, of_key=True)
 
     def _build_union(self, value: Any, kind: inspect.UnionType, path: KeyPath) -> Any:
         members = [member for member in kind.types if not isinstance(member, inspect.NoneType)]
@@ -178,11 +199,14 @@ class _Walk:
             chosen = trials[0] if trials else _Walk(self._document)
             if not trials:
                 chosen.build(value, members[0], path)
-            self.problems += chosen.problems
-            self.wrong_paths += chosen.wrong_paths
-            self.wrong_tables |= chosen.wrong_tables
+            self._adopt(chosen)
             return UNSOUND
         return self._wrong_type(value, kind, path)
+
+    def _adopt(self, trial: _Walk) -> None:
+        self.problems += trial.problems
+        self.wrong_paths += trial.wrong_paths
+        self.wrong_tables |= trial.wrong_tables
 
     def found(self) -> Iterable[tuple[Problem, KeyPath]]:
         return zip(self.problems, self.wrong_paths, strict=True)
@@ -292,10 +316,6 @@ class _Walk:
         of: Literal["key", "value"] = "key" if of_key else "value"
         self.wrong_paths.append(path)
         self.problems.append(self._document.problem(code, message, path, of=of, label=label, hint=hint))
-
-
-def _unwrap(kind: inspect.Type) -> inspect.Type:
-    return _unwrap(kind.type) if isinstance(kind, inspect.Metadata) else kind
 
 
 def _is_in_range(value: float, kind: inspect.IntType | inspect.FloatType) -> bool:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import msgspec
 
-from agent.errors import FleetError
-from odctl.inventory import Host, HostKeys, Inventory
-from odctl.ssh.failures import UNREACHABLE
-
-_ADDRESS = re.compile(
-    r"^(?:(?P<user>[^@]+)@)?(?P<address>\[[^]]+\]|[^:@]+"
-    r"|[^@\[\]]+:[^@\[\]]*:[^@\[\]]*)(?::(?P<port>\d+))?$"
-)
-"""The last form is an IPv6 address without brackets, which then has no port."""
+from odctl.inventory import Host, HostKeys, Inventory, split_address
+from odctl.ssh import failures
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +52,10 @@ def jump_endpoint(inventory: Inventory, text: str, *, via: Host, accept_new: boo
     """
     if (known := inventory.find(text)) is not None:
         return endpoint_of(inventory, known, accept_new=accept_new)
-    user, address, port = split_address(text, host=via.name)
+    try:
+        user, address, port = split_address(text)
+    except ValueError as error:  # out of ssh_config: the inventory's own jumps were checked when it was read
+        raise failures.unreachable(via.name, str(error)) from error
     return Endpoint(
         host=text,
         address=address,
@@ -71,12 +66,3 @@ def jump_endpoint(inventory: Inventory, text: str, *, via: Host, accept_new: boo
         host_keys="accept-new" if accept_new else via.host_keys,
         connect_timeout_s=via.connect_timeout_s,
     )
-
-
-def split_address(text: str, *, host: str = "") -> tuple[str | None, str, int | None]:
-    """User, address and port of `[user@]address[:port]`; IPv6 in brackets when it has a port."""
-    found = _ADDRESS.match(text.removeprefix("ssh://").strip())
-    if not found:
-        raise FleetError(UNREACHABLE, f"`{text}` is not [user@]address[:port]", host=host)
-    port = int(found["port"]) if found["port"] else None
-    return found["user"], found["address"].strip("[]"), port

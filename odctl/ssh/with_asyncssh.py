@@ -2,7 +2,7 @@
 
 Files travel through `cat` on an exec channel rather than SFTP: it is about as fast (176 against 188 MB/s over
 loopback, 200 MB), and works where SFTP does not (a `.bashrc` that prints breaks SFTP's first packet; some hosts
-switch it off). One way for all hosts, and no copy that SFTP's own rename rules could leave half done.
+switch it off): one way for all hosts.
 """
 
 from __future__ import annotations

@@ -1,0 +1,177 @@
+"""A real sshd on a loopback address, run as the current user, with keys of its own and a home that it shows.
+
+It always stops: by its PidFile at the end of the test, and with it every session it started.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from odctl.inventory import Inventory, parse_inventory
+
+SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
+USER = getpass.getuser()
+START_S = 10.0
+
+needs_sshd = pytest.mark.skipif(
+    not Path(SSHD).is_file() or shutil.which("ssh-keygen") is None, reason="no OpenSSH server on this machine"
+)
+
+
+class Sshd:
+    """One server. `home` is the home directory that its sessions see."""
+
+    def __init__(self, folder: Path, *, address: str = "127.0.0.1", options: tuple[str, ...] = ()) -> None:
+        self.folder = folder
+        self.address = address
+        self.port = free_port(address)
+        self.home = folder / "home"
+        self.identity = folder / "client_key"
+        self._options = options
+        folder.mkdir(parents=True, exist_ok=True)
+        self.home.mkdir(exist_ok=True)
+        make_key(self.identity)
+        make_key(self.host_key_file)
+        (folder / "authorized_keys").write_text(self.identity.with_suffix(".pub").read_text())
+        self.known_hosts = folder / "known_hosts"
+        self.trust(self.host_key)
+
+    @property
+    def host_key_file(self) -> Path:
+        return self.folder / "host_key"
+
+    @property
+    def host_key(self) -> str:
+        """`<type> <base64>`."""
+        return public_key(self.host_key_file)
+
+    @property
+    def pid(self) -> int:
+        return int((self.folder / "sshd.pid").read_text())
+
+    @property
+    def place(self) -> str:
+        return f"[{self.address}]:{self.port}"
+
+    def trust(self, key: str, *, marker: str = "") -> None:
+        """Make `key` the only line of known_hosts."""
+        self.known_hosts.write_text(f"# ours\n{marker + ' ' if marker else ''}{self.place} {key}\n")
+
+    def inventory(self, *, host: str = "", defaults: str = "", more: str = "", port: int | None = None) -> Inventory:
+        """An inventory with the host `box` on this server. Nothing of the user's own ~/.ssh takes part."""
+        config = self.folder / "ssh_config"
+        if not config.exists():
+            config.write_text("")
+        text = f"""
+[cluster]
+name = "sshtest"
+[defaults]
+user = "{USER}"
+identity = "{self.identity}"
+known_hosts = "{self.known_hosts}"
+ssh_config = "{config}"
+connect_timeout_s = 20
+{defaults}
+[hosts.box]
+ssh = "{self.address}"
+port = {port or self.port}
+{host}
+{more}
+"""
+        return parse_inventory(text, path=self.folder / "inventory.toml")
+
+    def start(self) -> None:
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(exist_ok=True)
+        lines = [
+            f"ListenAddress {self.address}:{self.port}",
+            f"HostKey {self.host_key_file}",
+            f"AuthorizedKeysFile {self.folder / 'authorized_keys'}",
+            f"PidFile {self.folder / 'sshd.pid'}",
+            f"SetEnv HOME={self.home}",
+            "UsePAM no",
+            "StrictModes no",
+            "PermitRootLogin yes",
+            "PasswordAuthentication no",
+            "KbdInteractiveAuthentication no",
+            "PrintMotd no",
+            "LogLevel VERBOSE",
+        ]
+        # sshd takes the first value of an option, so what a test says comes before what we say.
+        config = self.folder / "sshd_config"
+        config.write_text("\n".join([*self._options, *lines]) + "\n")
+        subprocess.run([SSHD, "-f", config, "-E", self.folder / "sshd.log"], check=True, timeout=START_S)
+        wait_until(lambda: (self.folder / "sshd.pid").exists(), "sshd writes its pid")
+
+    def stop(self) -> None:
+        """End the server and its sessions, stopped ones included."""
+        for pid in [*self.session_pids(), self.pid]:
+            for number in (signal.SIGCONT, signal.SIGTERM):
+                try:
+                    os.kill(pid, number)
+                except ProcessLookupError:
+                    break
+
+    def session_pids(self) -> list[int]:
+        """Processes that the server forked for its connections."""
+        found = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self.pid)], capture_output=True, text=True, check=False, timeout=10
+        )
+        children = [int(word) for word in found.stdout.split()]
+        grandchildren = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", ",".join(map(str, children)) or "0"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+        )
+        return children + [int(word) for word in grandchildren.stdout.split()]
+
+
+@contextmanager
+def running_sshd(folder: Path, *, address: str = "127.0.0.1", options: tuple[str, ...] = ()) -> Iterator[Sshd]:
+    server = Sshd(folder, address=address, options=options)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def make_key(path: Path, *, kind: str = "ed25519", passphrase: str = "") -> None:
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-C", "test", "-f", path], check=True, timeout=30
+    )
+
+
+def public_key(path: Path) -> str:
+    return " ".join(path.with_name(path.name + ".pub").read_text().split()[:2])
+
+
+def free_port(address: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(is_true: object, what: str, *, within_s: float = START_S) -> None:
+    """Block until a condition holds; fails with its name."""
+    assert callable(is_true)
+    deadline = time.monotonic() + within_s
+    pause = 0.005
+    while not is_true():
+        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
+        time.sleep(pause)
+        pause = min(pause * 2, 0.1)
