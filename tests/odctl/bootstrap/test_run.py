@@ -18,6 +18,7 @@ from odctl.bootstrap.report import exit_code_for, outcome_result
 from odctl.bootstrap.run import HostOutcome
 from odctl.result import ExitCode, render
 from tests.odctl.bootstrap.conftest import Site
+from tests.odctl.processes import is_running
 
 Bundles = Callable[[str], Bundle]
 
@@ -35,13 +36,6 @@ def tree(prefix: Path) -> dict[str, str]:
 
 def agent_pid(prefix: Path) -> int:
     return int((prefix / "run" / "agent.pid").read_text())
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
 
 
 def wait_until(condition: Callable[[], bool], *, limit_s: float = 20.0) -> None:
