@@ -95,7 +95,8 @@ def draw_token(logits_V: Floats, params: SamplingParams, history: list[int], pos
 
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) that depends on these two alone."""
-    return float(np.random.Generator(np.random.Philox(key=[seed & _WORD, position & _WORD])).random())
+    key = np.array([seed & _WORD, position & _WORD], dtype=np.uint64)
+    return float(np.random.Generator(np.random.Philox(key=key)).random())
 
 
 def penalise(logits_V: Floats, params: SamplingParams, history: list[int]) -> Floats:

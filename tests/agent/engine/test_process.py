@@ -176,6 +176,23 @@ def test_a_member_of_a_tensor_group_learns_of_a_killed_one(
     assert "r0s0t1" in failed.error.message
 
 
+def test_a_step_that_only_some_ranks_got_fails_loudly(
+    model: Reference, folder: Path, tls: TlsFiles, store: RendezvousServer
+) -> None:
+    stages = two_stages(model)
+    with start_ranks(configs_of(stages, model, folder), folder) as (first, second):
+        link([first, second], plan_links(stages, generation=2))
+        with ProcessReplica([first, second], tls, generation=2, leader="r0s1t0") as replica:
+            half = Step(step_id=1, slices=[SequenceSlice(slot=0, start=0, tokens=[1, 2], samples=True)])
+            replica.gateways["r0s0t0"].send(half)  # and then the gateway dies
+        with ProcessReplica([first, second], tls, generation=2, leader="r0s1t0") as replica:
+            replica.put([SequenceSlice(slot=0, start=0, tokens=[3, 4], samples=True)])
+            failed = replica.gateways["r0s1t0"].receive()
+    assert isinstance(failed, StepFailed)
+    assert failed.error.code == "E802"
+    assert "r0s0t0 executes step 1" in failed.error.message
+
+
 def test_unlinking_unblocks_a_rank_that_waits_for_a_stopped_one(
     model: Reference, folder: Path, tls: TlsFiles, store: RendezvousServer
 ) -> None:
