@@ -125,10 +125,10 @@ async def fetch_small_files(
     fetched = 0
     async with locked(target_dir):
         write_whole(target_dir / MANIFEST_FILE, msgspec.json.encode(manifest))
-        for file in manifest.files:
+        small = [file for file in manifest.files if is_small_file(file.name)]
+        # config.json comes last: where it is, all the others are
+        for file in sorted(small, key=lambda file: file.name == "config.json"):
             path = target_dir / file.name
-            if not is_small_file(file.name):
-                continue
             if path.is_file() and await asyncio.to_thread(hash_stream, path) == file.sha256:
                 continue
             content = bytearray()

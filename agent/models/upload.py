@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from agent.wire.agent import ManifestFile, ModelManifest, UploadReply
 
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 _WRITE_BYTES = 4 * 1024 * 1024
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 async def receive_upload(
@@ -27,8 +29,10 @@ async def receive_upload(
     `manifest.json` comes first and whole. Of the others, `offset` must be what is here already; if it is not,
     nothing is read and the answer says where to go on. What came before a cut is kept. Raises E706 when the
     manifest is missing or the finished file has another hash (it is removed then), E708 when the disk is full,
-    E709 for a file or an amount that the manifest does not know.
+    E709 for a file or an amount that the manifest does not know, or a digest that is none.
     """
+    if not _DIGEST.fullmatch(digest):
+        raise FleetError("E709", f"{digest!r} is no digest of a model")
     async with locked(target_dir):
         if file == MANIFEST_FILE:
             return await _receive_manifest(target_dir, digest, chunks)

@@ -224,12 +224,14 @@ async def test_small_files_arrive_verified_and_once(models: Models, tmp_path: Pa
     assert {file.name for file in target.iterdir()} == names | {"manifest.json"}
     assert fetched == sum((path / name).stat().st_size for name in names)
     assert await fetch_small_files(manifest, target_dir=target, sources=[]) == 0
+    (target / "config.json").unlink()
     (path / "tokenizer.json").write_text("[]")
     (target / "tokenizer.json").unlink()
     with pytest.raises(FleetError, match=r"tokenizer\.json came with hash") as caught:
         await fetch_small_files(manifest, target_dir=target, sources=[DirectorySource(path)])
     assert caught.value.code == "E706"
     assert not (target / "tokenizer.json").exists()
+    assert not (target / "config.json").exists(), "config.json is there only when all the others are"
 
 
 async def test_a_host_with_shards_alone_is_listed_as_partial(models: Models, tmp_path: Path) -> None:

@@ -100,6 +100,8 @@ async def test_nothing_is_taken_without_a_true_manifest(pushed: tuple[Path, Mode
         await receive_upload(target, "0" * 64, MANIFEST_FILE, 0, _pieces(msgspec.json.encode(manifest)))
     with pytest.raises(FleetError, match="is no manifest"):
         await receive_upload(target, manifest.digest, MANIFEST_FILE, 0, _pieces(b"{}"))
+    with pytest.raises(FleetError, match="is no digest"):
+        await receive_upload(target / "..", "..", MANIFEST_FILE, 0, _pieces(b"{}"))
     await _push_manifest(target, manifest)
     for name in ("../../etc/agent.json", "run.sh", "manifest.json.part"):
         with pytest.raises(FleetError, match="is no file of model"):
