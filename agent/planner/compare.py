@@ -27,7 +27,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     best: int | None
     """Index of the best plan; None when they are equal, or when less is neither better nor worse."""
     deltas: tuple[float | None, ...]
-    """Each plan's change against the first, as a fraction of it (of fractions, the difference); None if that is 0."""
+    """Each change against the first plan, as a fraction of it (of fractions, the difference); None if that is 0."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):

@@ -215,10 +215,11 @@ def stage_cost(
         if rank_s > compute_s:
             reads_s, flops_s, compute_s = rank_reads_s, rank_flops_s, rank_s
         head_elements = (share.vocab[1] - share.vocab[0]) * spec.hidden_size
-        head = roofline_s(head_elements * element, 2 * step.sampled * head_elements, rates, is_prefill=False)
-        head_s = max(head_s, *head)
+        if step.sampled:
+            head = roofline_s(head_elements * element, 2 * step.sampled * head_elements, rates, is_prefill=False)
+            head_s = max(head_s, *head)
         embed_s = max(embed_s, step.rows * spec.hidden_size * element / rates.read_bytes_per_s)
-    gather_s = all_gather_s(link, step.sampled * spec.vocab_size * FLOAT32_BYTES, p)
+    gather_s = all_gather_s(link, step.sampled * spec.vocab_size * FLOAT32_BYTES, p) if step.sampled else 0.0
     return StageCost(
         layer_s=compute_s + 2 * reduce_s,
         first_s=embed_s + reduce_s,
@@ -234,10 +235,15 @@ def decode_step(batch: int, prompt_tokens: int) -> StepShape:
     return StepShape(rows=batch, sequences=batch, context=prompt_tokens, sampled=batch)
 
 
-def prefill_step(serving: Serving, prompt_tokens: int) -> StepShape:
-    """One chunk of a prompt; its rows attend to half of the prompt on average (causal)."""
-    rows = min(serving.prefill_chunk, prompt_tokens)
-    return StepShape(rows=rows, sequences=1, context=max(1, prompt_tokens // 2), sampled=1)
+def count_chunks(serving: Serving, prompt_tokens: int) -> int:
+    """Steps that a prompt takes; one of them has as many tokens as the chunk, or a token of every slot."""
+    return math.ceil(prompt_tokens / max(serving.prefill_chunk, serving.batch))
+
+
+def prefill_step(serving: Serving, prompt_tokens: int, *, is_last: bool = True) -> StepShape:
+    """One of a prompt's chunks, all taken as equal; its rows attend to half of the prompt on average (causal)."""
+    rows = math.ceil(prompt_tokens / count_chunks(serving, prompt_tokens))
+    return StepShape(rows=rows, sequences=1, context=max(1, prompt_tokens // 2), sampled=int(is_last))
 
 
 # --- a whole replica ----------------------------------------------------------------------------------
@@ -281,12 +287,12 @@ def pipeline_times(
     )
 
 
-def time_to_first_token_s(times: PipelineTimes, *, num_chunks: int) -> float:
-    """Chunked prefill through a pipeline: the first chunk passes all stages, the others follow the slowest.
+def time_to_first_token_s(chunk: PipelineTimes, last_chunk: PipelineTimes, *, num_chunks: int) -> float:
+    """Chunked prefill on an idle replica: a sequence is in one step at a time, so chunks do not overlap.
 
-    `(t/(S*M) + hop) * (M + S - 1)` of GPipe, for unequal stages.
+    Only the last one is sampled from.
     """
-    return times.total_s + (num_chunks - 1) * times.slowest_s
+    return (num_chunks - 1) * chunk.total_s + last_chunk.total_s
 
 
 def cycle_s(times: PipelineTimes, micro_batches: int) -> float:
@@ -305,12 +311,17 @@ def estimate_layout(
     A full batch runs as `min(stages, batch)` micro-batches in flight. The interleaving of other requests' prefills
     is left out: `tokens_per_s` is what decoding alone reaches.
     """
-    single = pipeline_times(spec, layout, step=decode_step(1, prompt_tokens), dtype=serving.dtype, links=links)
-    chunk = prefill_step(serving, prompt_tokens)
-    prefill = pipeline_times(spec, layout, step=chunk, dtype=serving.dtype, links=links)
+
+    def times(step: StepShape) -> PipelineTimes:
+        return pipeline_times(spec, layout, step=step, dtype=serving.dtype, links=links)
+
+    single = times(decode_step(1, prompt_tokens))
+    chunks = count_chunks(serving, prompt_tokens)
+    prefill = times(prefill_step(serving, prompt_tokens))
+    earlier = times(prefill_step(serving, prompt_tokens, is_last=False)) if chunks > 1 else prefill
     micro_batches = min(len(layout.stages), serving.batch)
     rows = math.ceil(serving.batch / micro_batches)
-    full = pipeline_times(spec, layout, step=decode_step(rows, prompt_tokens), dtype=serving.dtype, links=links)
+    full = times(decode_step(rows, prompt_tokens))
     cycle = cycle_s(full, micro_batches)
     bottleneck = max(range(len(single.stages)), key=lambda index: single.stages[index])
     slowest = layout.stages[bottleneck]
@@ -319,7 +330,7 @@ def estimate_layout(
     )
     return Estimate(
         prompt_tokens=prompt_tokens,
-        ttft_s=time_to_first_token_s(prefill, num_chunks=math.ceil(prompt_tokens / chunk.rows)),
+        ttft_s=time_to_first_token_s(earlier, prefill, num_chunks=chunks),
         time_per_token_s=single.total_s,
         tokens_per_s=serving.batch / cycle,
         joules_per_token=_energy_j(layout, full, serving, micro_batches=micro_batches, cycle=cycle) / serving.batch,

@@ -11,7 +11,7 @@ from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
 from agent.planner.adaptive import STRATEGIES
-from agent.planner.cost import Estimate, estimate_layout
+from agent.planner.cost import Estimate, count_chunks, estimate_layout
 from agent.planner.hybrid import HybridStrategy
 from agent.planner.layout import Layout, Place, cut_shares, layout_of_stage
 from agent.planner.memory import stage_bytes
@@ -259,7 +259,7 @@ def _predict(
 ) -> Predicted:
     """Estimates of all replicas as one: latencies of the slowest, throughput of all together.
 
-    Each token also crosses from the gateway to the first stage and back from the last, as a message without weight.
+    Each step also crosses from the gateway to the first stage and back from the last, as a message without weight.
     """
     links = LinkTable(facts)
     tokens = prompt_tokens or max(1, min(DEFAULT_PROMPT_TOKENS, serving.context // 2))
@@ -269,12 +269,13 @@ def _predict(
         first, last = layout.stages[0].places[0], layout.stages[-1].places[0]
         there = links.between(gateway, first.host, "cpu").latency_s
         ways.append(there + links.between(last.host, gateway, "cpu").latency_s)
+    chunks = count_chunks(serving, tokens)
     slowest = max(range(len(layouts)), key=lambda index: estimates[index].time_per_token_s)
     estimate = estimates[slowest]
     stage = layouts[slowest].stages[estimate.bottleneck]
     return Predicted(
         prompt_tokens=tokens,
-        ttft_s=_rounded(max(e.ttft_s + way for e, way in zip(estimates, ways, strict=True))),
+        ttft_s=_rounded(max(e.ttft_s + chunks * way for e, way in zip(estimates, ways, strict=True))),
         time_per_token_s=_rounded(max(e.time_per_token_s + way for e, way in zip(estimates, ways, strict=True))),
         tokens_per_s=_rounded(sum(e.tokens_per_s for e in estimates)),
         bottleneck=f"replica {slowest} stage {estimate.bottleneck} ({stage.name}): {estimate.limit}",

@@ -59,30 +59,32 @@ def kv_layer_bytes(spec: ModelSpec, num_kv_heads: int, serving: Serving) -> int:
 
 
 def activation_bytes(spec: ModelSpec, extent: ShardExtent, serving: Serving) -> int:
-    """Workspace of the largest step: one prefill chunk beside one decoded token of every other sequence.
+    """Workspace of the largest step.
 
-    With T = prefill_chunk + batch rows and b bytes per element:
+    With T = max(prefill_chunk, batch) rows, as the scheduler fills a step, and b bytes per element:
 
     - `4*T*hidden*b`: residual, normed input, block output, and the received or sent hidden state;
     - `T*(heads + 2*kv_heads)*head_size*b` for queries, keys, values, and `T*heads*head_size*b` for their result;
     - `3*T*columns*b`: gate, up, and their product;
-    - `min(chunk, context)*context*b` for the attention mask of one sequence;
+    - `(g + 1)*N*context*b + 2*N*context` for the attention mask of a chunk of N = min(T, context) rows: positions
+      compared as bytes, the mask, and its copy for each of g query heads that share a KV head;
     - on the last stage `2*batch*vocabulary*4`: float32 logits of every sampled row, gathered from the whole group,
       and one sorted or filtered copy of them.
 
     Attention and MLP count together although they follow each other: the allocator keeps both.
     """
     element = DTYPE_BYTES[serving.dtype]
-    rows = serving.prefill_chunk + serving.batch
+    rows = max(serving.prefill_chunk, serving.batch)
     heads = extent.heads[1] - extent.heads[0]
     kv_heads = extent.kv_heads[1] - extent.kv_heads[0]
     columns = extent.columns[1] - extent.columns[0]
     hidden = 4 * rows * spec.hidden_size
     attention = rows * (2 * heads + 2 * kv_heads) * spec.head_size
     mlp = 3 * rows * columns
-    mask = min(serving.prefill_chunk, serving.context) * serving.context
+    visible = min(rows, serving.context) * serving.context
+    mask = visible * ((spec.queries_per_kv_head + 1) * element + 2)
     logits = 2 * serving.batch * spec.vocab_size * 4 if extent.is_last_stage else 0
-    return (hidden + attention + mlp + mask) * element + logits
+    return (hidden + attention + mlp) * element + mask + logits
 
 
 def runtime_bytes(kind: DeviceKind) -> int:

@@ -120,7 +120,7 @@ def cost_views(problem: Problem) -> list[CostView]:
         case "latency" | "context":
             return [CostView(step=decode_step(1, prompt))]
         case "ttft":
-            return [CostView(step=prefill_step(problem.serving, prompt), bounds_slowest=True)]
+            return [CostView(step=prefill_step(problem.serving, prompt))]
         case "throughput":
             rows = math.ceil(batch / min(len(problem.places), batch))
             return [CostView(step=decode_step(rows, prompt), bounds_slowest=True)]
