@@ -137,7 +137,8 @@ def _first_of(group: ExceptionGroup[FleetError]) -> FleetError:
 
 def _fail(error: FleetError) -> int:
     """The reason goes to the log, and to stderr for whoever started us by hand."""
-    log.error("agent cannot run", extra={"code": error.code, "reason": error.message, "hint": error.hint})
+    if log.hasHandlers():
+        log.error("agent cannot run", extra={"code": error.code, "reason": error.message, "hint": error.hint})
     sys.stderr.write(f"{error.code}: {error}\n")
     return 1
 

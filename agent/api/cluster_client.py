@@ -29,6 +29,8 @@ from agent.wire.rank import TlsFiles
 CONNECT_TIMEOUT_S = 3.0
 READ_STALL_S = 30.0
 """A stream of ranges that brings no byte for so long is given up."""
+CANCEL_GRACE_S = 0.1
+"""httpx closes its socket when its own timeout strikes, but not when it is cancelled: it goes first."""
 KEEP_ALIVE_S = 60.0
 """Shorter than the server's, so that a request is not sent into a connection that is just being closed."""
 MAX_CONNECTIONS = 512
@@ -73,7 +75,7 @@ class ClusterClient:
         Raises FleetError E206 when the agent cannot be reached in time, else what the agent itself raised.
         """
         with _unreachable_as_error(address, timeout_s):
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s + CANCEL_GRACE_S):
                 response = await self._client.send(self._request(address, route, body, timeout_s, params))
         if response.status_code != httpx.codes.OK:
             raise _remote_error(address, response.content)

@@ -93,6 +93,10 @@ async def _serve(config: Config, listener: socket.socket) -> None:
             # Cancelled while it served: uvicorn then leaves its sockets open.
             async with asyncio.timeout(SHUTDOWN_S + 1):
                 await server.shutdown(sockets=[listener])
+            # TLS closes by asking the other end, and an idle one does not answer.
+            for connection in list(server.server_state.connections):
+                if connection.transport is not None:
+                    connection.transport.abort()
 
 
 def _agents_only(cluster: str) -> type[H11Protocol]:

@@ -59,14 +59,16 @@ def authority(directory: Path, cluster: str = CLUSTER) -> ClusterAuthority:
     return open_authority(cluster, directory=directory)
 
 
-def write_leaf(authority: ClusterAuthority, directory: Path, *, host: str) -> TlsFiles:
+def write_leaf(
+    authority: ClusterAuthority, directory: Path, *, host: str, identity: LeafIdentity | None = None
+) -> TlsFiles:
     """Key, leaf and CA as bootstrap lays them out."""
     directory.mkdir(parents=True, exist_ok=True)
     files = TlsFiles(
         ca=str(directory / "ca.pem"), cert=str(directory / "host.pem"), key=str(directory / "host.key")
     )
     key = load_or_make_key(Path(files.key))
-    identity = LeafIdentity(cluster=authority.cluster, host=host, cluster_address="127.0.0.1")
+    identity = identity or LeafIdentity(cluster=authority.cluster, host=host, cluster_address="127.0.0.1")
     Path(files.ca).write_bytes(authority.ca_pem)
     Path(files.cert).write_bytes(authority.issue(make_request(key, host), identity, now=datetime.now(UTC)))
     return files
@@ -125,11 +127,14 @@ class Daemon:
             output = self.process.stdout.read().decode() if self.process.stdout else ""
             log = self.prefix / "var" / "log" / "agent.log"
             raise AssertionError(f"the agent ended: {output}\n{log.read_text() if log.exists() else ''}")
-        try:
-            with self.client() as client:
-                return client.get("/v1/handshake").status_code == 200
-        except httpx.TransportError:
-            return False
+        # httpx leaves its socket open when it cannot connect.
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(self.socket))
+            except OSError:
+                return False
+        with self.client() as client:
+            return client.get("/v1/handshake").status_code == 200
 
 
 def frames(data: bytes, kind: Any = HostSample) -> list[Any]:
