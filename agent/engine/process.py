@@ -93,18 +93,19 @@ class RankProcess:
                 "E802",
                 f"rank {self._config.rank_id} did not come to linking within {request.timeout_s:g} s",
             )
-        # a gateway of the old generation learns that it is over; one of this generation cannot have opened yet
-        self._channel.close_session()
-        return self._board.snapshot()
+        status = self._board.snapshot()
+        if status.error is None and (status.state, status.generation) != ("linked", request.generation):
+            return _with_error(status, "E802", "linking was called off by a later request")
+        return status
 
     async def _unlink(self) -> RankStatus:
         await self._reorder_links(None, limit_s=UNLINK_LIMIT_S, grace_s=0.0)
-        self._channel.close_session()
         return self._board.snapshot()
 
     async def _reorder_links(self, request: LinkRank | None, *, limit_s: float, grace_s: float) -> bool:
         """Abort what is, and have the engine thread do this next. False when it did not within the limit."""
         done = asyncio.Event()
+        self._channel.retire_session()  # else its next steps would run under the new generation
         self._engine.abort_links()
         dropped = self._inbox.put_link(
             LinkOrder(
@@ -116,12 +117,14 @@ class RankProcess:
         error = ErrorDetail(code="E802", message=f"rank {self._config.rank_id} was unlinked")
         for order in dropped:
             order.replies.post(StepFailed(step_id=order.step.step_id, error=error))
-        self._channel.wake()
         try:
             async with asyncio.timeout(limit_s + grace_s):
                 await done.wait()
         except TimeoutError:
             return False
+        finally:
+            # of the generation before: gateways attach to the next one when every rank has linked
+            self._channel.close_session()
         return True
 
     async def _end_engine(self) -> None:

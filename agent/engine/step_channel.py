@@ -37,6 +37,8 @@ class StepSession:
 
     def __init__(self, writer: asyncio.StreamWriter, *, generation: int) -> None:
         self.generation = generation
+        self.is_retired = False
+        """Its steps are not taken any more; it still learns what became of those that were."""
         self._writer = writer
         self._loop = asyncio.get_running_loop()
 
@@ -51,6 +53,7 @@ class StepSession:
             self._writer.write(encode_frame(message))
 
     def close(self) -> None:
+        self.is_retired = True
         self._writer.close()
 
 
@@ -68,8 +71,14 @@ class StepChannel:
         """The inbox has room again."""
         self._has_room.set()
 
-    def close_session(self, *, unless_generation: int | None = None) -> None:
-        if self._session is not None and self._session.generation != unless_generation:
+    def retire_session(self) -> None:
+        """Take no further step of this gateway: the links that its steps are meant for are going."""
+        if self._session is not None:
+            self._session.is_retired = True
+            self._has_room.set()
+
+    def close_session(self) -> None:
+        if self._session is not None:
             self._session.close()
             self._session = None
 
@@ -121,7 +130,7 @@ class StepChannel:
         if not isinstance(message, Step):
             raise StreamClosed("a gateway opens a connection once")
         order = StepOrder(step=message, checksum=zlib.crc32(body), replies=session)
-        while not self._inbox.put_step(order):
+        while not session.is_retired and not self._inbox.put_step(order):
             self._has_room.clear()
             if self._inbox.put_step(order):  # room was made before the flag fell
                 return

@@ -35,7 +35,7 @@ class NcclCarrier:
         self.all_reduce(torch.zeros(1, device=device))
 
     def send(self, tensor: Tensor, to_index: int) -> Pending:
-        tensor = tensor.contiguous()
+        tensor = tensor.to(self._device).contiguous()
         return _NcclSend(self._live().send([tensor], to_index, 0), tensor)
 
     def receive(self, shape: tuple[int, ...], kind: torch.dtype, from_index: int) -> Tensor:

@@ -36,7 +36,7 @@ class HiddenSender:
         """
         header = torch.tensor([*key, hidden_TD.shape[0]], dtype=torch.int64)
         try:
-            for tensor in (header.to(hidden_TD.device), hidden_TD):
+            for tensor in (header, hidden_TD):
                 self._outstanding.append(self.carrier.send(tensor, RECEIVER_INDEX))
                 self.counter.sent_bytes += tensor.nbytes
             with self.counter.waiting():

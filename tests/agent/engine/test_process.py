@@ -235,6 +235,7 @@ def test_linking_without_the_other_rank_ends_in_time_and_can_be_cut_short(
         asking.join(5)
         assert time.monotonic() - begun < 2.0
         assert answers[0].state == "loaded"
+        assert answers[0].error is not None
         older = first.ask(plan_links(stages, generation=2, timeout_s=0.5)["r0s0t0"])
         assert older.error is not None
         assert older.error.code == "E801"
@@ -260,6 +261,10 @@ def test_a_gateway_must_be_of_this_generation_and_a_new_one_replaces_the_old(
             old.receive(timeout_s=5)
         new.send(Step(step_id=1, slices=[SequenceSlice(slot=0, start=0, tokens=[1, 2], samples=True)]))
         assert isinstance(new.receive(), StepDone)
+        link([rank], plan_links(stages, generation=5))
+        with pytest.raises((StreamClosed, ssl.SSLError)):
+            new.receive(timeout_s=5)  # its generation is over
+        assert rank.ask(GetStatus()).steps == 1
         for gateway in (unlinked, old, new):
             gateway.close()
 

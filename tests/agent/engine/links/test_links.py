@@ -42,11 +42,13 @@ def position(rank_id: str, agent_socket: str, *, vocab: tuple[int, int] = (0, 1)
     )
 
 
-def build_all(orders: dict[str, LinkRank], positions: dict[str, RankPosition]) -> dict[str, Links]:
+def build_all(
+    orders: dict[str, LinkRank], positions: dict[str, RankPosition], *, limit_s: float = 10.0
+) -> dict[str, Links]:
     made = {rank_id: Links() for rank_id in orders}
 
     def build(rank_id: str) -> None:
-        made[rank_id].build(orders[rank_id], positions[rank_id], deadline=time.monotonic() + 10)
+        made[rank_id].build(orders[rank_id], positions[rank_id], deadline=time.monotonic() + limit_s)
 
     with ThreadPoolExecutor(len(orders)) as pool:
         list(pool.map(build, orders))
@@ -58,7 +60,7 @@ def on_all(made: dict[str, Links], do: Callable[[str, Links], Result]) -> dict[s
         return dict(zip(made, pool.map(lambda item: do(*item), made.items()), strict=True))
 
 
-def pair(agent_socket: str) -> tuple[Links, Links]:
+def pair(agent_socket: str, *, limit_s: float = 10.0) -> tuple[Links, Links]:
     def order(*, is_sender: bool) -> LinkRank:
         link = PipelineLink(name="a>b", other_rank="b" if is_sender else "a", carrier="gloo")
         return LinkRank(
@@ -70,7 +72,7 @@ def pair(agent_socket: str) -> tuple[Links, Links]:
         )
 
     orders = {"a": order(is_sender=True), "b": order(is_sender=False)}
-    made = build_all(orders, {rank_id: position(rank_id, agent_socket) for rank_id in orders})
+    made = build_all(orders, {rank_id: position(rank_id, agent_socket) for rank_id in orders}, limit_s=limit_s)
     return made["a"], made["b"]
 
 
@@ -85,6 +87,18 @@ def test_sends_do_not_wait_for_the_receiver_and_arrive_in_order(agent_socket: st
     for step_id, hidden in enumerate(steps):
         assert torch.equal(receiving.receiver.receive((step_id, 0), hidden.shape[0]), hidden)
     assert sending.counters[0].sent_bytes == receiving.counters[0].received_bytes
+    sending.close()
+    receiving.close()
+
+
+def test_a_slow_stage_is_waited_for_longer_than_linking_may_take(agent_socket: str) -> None:
+    sending, receiving = pair(agent_socket, limit_s=0.6)
+    late = threading.Timer(0.9, lambda: sending.senders[0].send((1, 0), torch.zeros(1, HIDDEN_SIZE).bfloat16()))
+    late.start()
+    assert receiving.receiver is not None
+    assert receiving.receiver.receive((1, 0), 1).shape == (1, HIDDEN_SIZE)
+    assert receiving.counters[0].wait_s > 0.6
+    late.join(5)
     sending.close()
     receiving.close()
 
