@@ -23,16 +23,15 @@ def completion_logprobs(
     tokens: ModelTokens, drawn: tuple[TokenDrawn, ...], num_top: int, offset: int
 ) -> dict[str, Any]:
     """OpenAI's older form for text completions; `offset` is where the first token's text starts."""
-    texts = [tokens.text_of(each.token) for each in drawn]
     offsets = []
-    for text in texts:
+    for each in drawn:
         offsets.append(offset)
-        offset += len(text)
+        offset += len(tokens.text_of(each.token))
     return {
-        "tokens": texts,
+        "tokens": [_label(tokens, each.token) for each in drawn],
         "token_logprobs": [max(LOWEST, dict(each.logprobs).get(each.token, LOWEST)) for each in drawn],
         "top_logprobs": [
-            {tokens.text_of(token): max(LOWEST, value) for token, value in top_of(each, num_top)} for each in drawn
+            {_label(tokens, token): max(LOWEST, value) for token, value in top_of(each, num_top)} for each in drawn
         ]
         if num_top
         else None,
@@ -44,6 +43,14 @@ def top_of(drawn: TokenDrawn, num_top: int) -> list[tuple[int, float]]:
     """The likeliest alternatives, each token once: ranks list the chosen one beside them."""
     ranked = sorted(dict(drawn.logprobs).items(), key=lambda item: (-item[1], item[0]))
     return ranked[:num_top]
+
+
+def _label(tokens: ModelTokens, token: int) -> str:
+    """Its text, or its bytes where it is only a part of a character: two such tokens must not share a name."""
+    text = tokens.text_of(token)
+    if "\ufffd" not in text:
+        return text
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in tokens.bytes_of(token))
 
 
 def _entry(tokens: ModelTokens, token: int, value: float) -> dict[str, Any]:

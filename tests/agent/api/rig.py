@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,10 +32,10 @@ from agent.wire.gateway import (
     GatewayStatus,
     RankEndpoint,
 )
-from agent.wire.rank import TlsFiles
+from agent.wire.rank import SamplingParams, TlsFiles
 from odctl.pki.authority import ClusterAuthority, LeafIdentity, open_authority
-from tests.agent.api.rank_stand_in import StandInConfig
-from tests.agent.serving.tokenizer import BOS, EOS, SPECIAL_TOKENS, VOCAB_SIZE, write_tokenizer
+from tests.agent.api.rank_stand_in import StandInConfig, next_token
+from tests.agent.serving.tokenizer import BOS, EOS, SPECIAL_TOKENS, VOCAB_SIZE, small_tokenizer, write_tokenizer
 
 CLUSTER, HOST = "lab", "gpu01"
 DEADLINE_S = 20.0
@@ -68,6 +69,22 @@ def wait_until(holds: Callable[[], Any], what: str, *, timeout_s: float = DEADLI
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
         time.sleep(0.01)
     return value
+
+
+def greedy(prompt: Sequence[int], count: int) -> list[int]:
+    """What the stand-ins generate from a prompt at temperature 0, computed here and not by any gateway."""
+    history = list(prompt)
+    for _ in range(count):
+        history.append(
+            next_token(history, SamplingParams(), vocab_size=VOCAB_SIZE, first_token=len(SPECIAL_TOKENS))
+        )
+    return history[len(prompt) :]
+
+
+def text_of(generated: Sequence[int]) -> str:
+    """The text that clients get of generated tokens: bytes that never became a character are left out."""
+    tokenizer = small_tokenizer()
+    return str(tokenizer.decode(list(generated))).rstrip("\ufffd")
 
 
 def issue_leaf(directory: Path, *, host: str = HOST, authority: ClusterAuthority | None = None) -> TlsFiles:
@@ -115,10 +132,6 @@ class StandInRank:
         return RankEndpoint(
             rank_id=self.config.rank_id, host=HOST, address="127.0.0.1", port=int(port_file.read_text())
         )
-
-    def steps(self) -> list[Any]:
-        lines = Path(self.config.log_file).read_bytes().splitlines()
-        return [msgspec.json.decode(line) for line in lines]
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
@@ -250,6 +263,11 @@ class Rig:
         ]
         return found
 
+    def sent_params(self, name: str = "demo-r0s0t0-g1") -> list[dict[str, Any]]:
+        """Sampling parameters of all sequences that a rank was sent, in order."""
+        steps = [msgspec.json.decode(line) for line in (self.directory / f"{name}.steps").read_bytes().splitlines()]
+        return [part[4] for step in steps for part in step["slices"] if part[4] is not None]
+
     def client(self) -> httpx.Client:
         return httpx.Client(
             transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://gateway", timeout=DEADLINE_S
@@ -282,10 +300,11 @@ class Rig:
     def _answers(self) -> bool:
         assert self.gateway is not None
         assert self.gateway.poll() is None, f"the gateway ended: {self.log.read_text()}"
-        try:
-            self.status()
-        except httpx.TransportError:
-            return False
+        # httpx leaves a socket to the garbage collector when nobody listens.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            if probe.connect_ex(str(self.socket)) != 0:
+                return False
+        self.status()
         return True
 
     @staticmethod
