@@ -99,7 +99,7 @@ class LocalTransport:
         except OSError as error:
             raise failures.copy_failed(self._host, target, error.strerror or str(error)) from error
         finally:
-            partial.unlink(missing_ok=True)
+            _remove(partial)
 
     async def get(self, source: str, target: Path) -> None:
         await self._copy(self._path(source), target, mode=0o644, on_progress=None)
@@ -145,7 +145,7 @@ class LocalTransport:
             reason = f"{error.strerror or error}: {error.filename or target}"
             raise failures.copy_failed(self._host, str(source), reason) from error
         finally:
-            partial.unlink(missing_ok=True)
+            _remove(partial)
 
 
 class LocalStream:
@@ -210,6 +210,13 @@ async def _end_group(process: asyncio.subprocess.Process) -> None:
 
 def _partial_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+
+
+def _remove(partial: Path) -> None:
+    try:
+        partial.unlink(missing_ok=True)
+    except OSError:
+        return  # its folder is no folder: it was never made, and the caller already says why
 
 
 def _write_file(path: Path, data: bytes, *, mode: int) -> None:

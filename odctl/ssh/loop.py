@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-CLEANUP_S = 6.0
+CLEANUP_S = 8.0
 """How long a cancelled caller waits for the remote side to be stopped."""
 
 _starting = threading.Lock()

@@ -8,6 +8,7 @@ switch it off): one way for all hosts.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -24,6 +25,8 @@ from odctl.ssh.link import Keepalive, Link, link_to
 from odctl.ssh.loop import on_ssh_loop
 from odctl.ssh.transport import ByteStream, RemoteResult
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 Process = asyncssh.SSHClientProcess[bytes]
 
@@ -32,7 +35,12 @@ MAX_SESSIONS = 8
 MAX_OPEN_ATTEMPTS = 5
 OPEN_S = 15.0
 """To open a channel: asyncssh can wait for ever on a connection that dies meanwhile."""
-TERMINATE_S = 2.0
+STOP_S = 5.0
+"""To stop a command that was cancelled or took too long."""
+STOP_POLL_S = 0.02
+MAX_STOPS = 2
+"""Commands that stop others, at once: what MAX_SESSIONS leaves of sshd's limit."""
+CLOSE_S = 2.0
 REMOTE_GRACE_S = 10.0
 """The host's own `timeout` comes this much after ours, and only if ours could not reach it."""
 COPY_BLOCK_BYTES = 256 << 10
@@ -60,7 +68,9 @@ class AsyncsshTransport:
         self._accept_new = accept_new
         self._keepalive = keepalive or Keepalive()
         self._link: Link | None = None
-        self._sessions: asyncio.Semaphore | None = None
+        # Since Python 3.10 these take the loop of their first use, which is the SSH loop.
+        self._sessions = asyncio.Semaphore(MAX_SESSIONS)
+        self._stops = asyncio.Semaphore(MAX_STOPS)
         self._home = ""
 
     @property
@@ -135,14 +145,13 @@ class AsyncsshTransport:
     async def _process(self, argv: Sequence[str], *, limit_s: float | None) -> AsyncIterator[tuple[Process, bytes]]:
         """A started command and the marker before its output; stopped if it still runs at the end."""
         shell = command.shell_line(argv, limit_s=limit_s)
-        self._sessions = self._sessions or asyncio.Semaphore(MAX_SESSIONS)
         async with self._sessions:
             process = await self._open_session(shell.line)
             try:
                 yield process, shell.marker
             finally:
                 if process.exit_status is None and process.exit_signal is None:
-                    await _stop(process)
+                    await self._stop(process, shell.marker)
                 process.close()
 
     async def _open_session(self, line: str) -> Process:
@@ -171,12 +180,34 @@ class AsyncsshTransport:
                 if attempt > 1:
                     raise failures.connection_lost(self._host, str(error)) from error
 
+    async def _stop(self, process: Process, marker: bytes) -> None:
+        """End a command on the host; bounded, as the connection may be gone, and its `timeout` is there too."""
+        connection = process.get_extra_info("connection")
+        stderr = b""
+        try:
+            async with asyncio.timeout(STOP_S):
+                while (group := command.group_of(stderr, marker)) is None:
+                    stderr += process.collect_output()[1]
+                    if connection.is_closed() or process.exit_status is not None:
+                        return
+                    # The command may have been given up before its first line came.
+                    await asyncio.sleep(STOP_POLL_S)
+                line = command.shell_line(command.stop_argv(group), limit_s=STOP_S).line
+                async with self._stops:
+                    await connection.run(line, encoding=None, stdin=asyncssh.DEVNULL)
+        except (TimeoutError, *_LOST) as error:
+            log.warning("%s: a command may still run: %s", self._host, error or f"no answer in {STOP_S:g} s")
+
     async def _run(self, argv: Sequence[str], *, stdin: bytes, timeout_s: float) -> RemoteResult:
         async with self._process(argv, limit_s=timeout_s + REMOTE_GRACE_S) as (process, marker):
             try:
                 async with asyncio.timeout(timeout_s):
-                    process.stdin.write(stdin)
-                    process.stdin.write_eof()
+                    try:
+                        process.stdin.write(stdin)
+                        process.stdin.write_eof()
+                    except BrokenPipeError:
+                        # A quick command is over before it was given its input; its result is there all the same.
+                        log.debug("%s: `%s` took no input", self._host, argv[0])
                     stdout, stderr = await process.communicate()
             except TimeoutError as error:
                 raise failures.command_timed_out(self._host, argv, timeout_s) from error
@@ -268,9 +299,9 @@ class AsyncsshTransport:
                     await asyncio.to_thread(write, block)
                     continue
                 head += block
-                before, found, content = head.partition(marker)
-                if found:
-                    is_content, head = True, before + found
+                content = command.after_marker(head, marker)
+                if content is not None:
+                    is_content, head = True, head[: len(head) - len(content)]
                     await asyncio.to_thread(write, content)
                 elif len(head) > MAX_NOISE_BYTES:
                     return head
@@ -358,22 +389,10 @@ class SshStream:
     async def _close(self) -> None:
         self._writer.close()
         try:
-            async with asyncio.timeout(TERMINATE_S):
+            async with asyncio.timeout(CLOSE_S):
                 await self._writer.wait_closed()
         except (TimeoutError, *_LOST):
             return  # a channel of a dead connection has nobody left to close it with
-
-
-async def _stop(process: Process) -> None:
-    """SIGTERM to the command's process group, then SIGKILL; bounded, as the connection may be gone."""
-    for stop in (process.terminate, process.kill):
-        try:
-            stop()
-            async with asyncio.timeout(TERMINATE_S):
-                await process.wait_closed()
-            return
-        except (TimeoutError, *_LOST):
-            continue
 
 
 def _on_loop_of_caller(on_progress: Callable[[int, int], None] | None) -> Callable[[int, int], None] | None:

@@ -68,7 +68,9 @@ class Sshd:
         """Make `key` the only line of known_hosts."""
         self.known_hosts.write_text(f"# ours\n{marker + ' ' if marker else ''}{self.place} {key}\n")
 
-    def inventory(self, *, host: str = "", defaults: str = "", more: str = "", port: int | None = None) -> Inventory:
+    def inventory(
+        self, *, host: str = "", defaults: str = "", more: str = "", port: int | None = None
+    ) -> Inventory:
         """An inventory with the host `box` on this server. Nothing of the user's own ~/.ssh takes part."""
         config = self.folder / "ssh_config"
         if not config.exists():
@@ -112,7 +114,7 @@ port = {port or self.port}
         config = self.folder / "sshd_config"
         config.write_text("\n".join([*self._options, *lines]) + "\n")
         subprocess.run([SSHD, "-f", config, "-E", self.folder / "sshd.log"], check=True, timeout=START_S)
-        wait_until(lambda: (self.folder / "sshd.pid").exists(), "sshd writes its pid")
+        wait_until((self.folder / "sshd.pid").exists, "sshd writes its pid")
 
     def stop(self) -> None:
         """End the server and its sessions, stopped ones included."""
