@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
 
 from agent.errors import ErrorDetail, FleetError
 from agent.facts.cluster import HostFacts
@@ -35,7 +34,6 @@ POLL_S = 2.0
 HOSTS_PER_POLL_S = 50
 """Polls slow down with the fleet: this many hosts are asked for deployments and faults a second."""
 POLL_TIMEOUT_S = 5.0
-_FAULTS: Any = FaultReport | tuple[Fault, ...]
 
 
 class _HostWatch:
@@ -198,8 +196,8 @@ class FleetWatch:
             await self._clock.sleep(self._poll_s)
 
     async def _faults(self, host: str) -> tuple[Fault, ...]:
-        answer = await self._fleet.get(host, "/v1/faults", _FAULTS, timeout_s=POLL_TIMEOUT_S)
-        return answer.faults if isinstance(answer, FaultReport) else tuple(answer)
+        report = await self._fleet.get(host, "/v1/faults", FaultReport, timeout_s=POLL_TIMEOUT_S)
+        return report.faults
 
     async def _poll_deployments(self) -> None:
         """The controller's word on every deployment that any host knows."""
@@ -210,10 +208,12 @@ class FleetWatch:
             await self._clock.sleep(POLL_S)
 
     def _adopt_records(self) -> list[_DeploymentWatch]:
-        """Keep the newest record of each name, and drop those that no host knows any more. Returns new ones."""
+        """Keep the newest committed record of each name; drop those that no host knows. Returns the new ones."""
         newest: dict[str, DeploymentRecord] = {}
         for host in self._hosts.values():
             for record in host.records:
+                if record.generation == 0:
+                    continue  # locked for a first apply, and nothing committed yet
                 if record.name not in newest or record.generation > newest[record.name].generation:
                     newest[record.name] = record
         for name in set(self._deployments) - set(newest):

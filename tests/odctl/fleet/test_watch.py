@@ -9,7 +9,7 @@ import pytest
 
 from agent.errors import ErrorDetail
 from agent.facts.fault import Fault
-from agent.wire.agent import DeploymentRecord
+from agent.wire.agent import DeploymentRecord, FaultReport
 from odctl.fleet import Fleet, watch_fleet
 from odctl.fleet.history import History, HostRow, host_row
 from odctl.fleet.watch import FleetWatch
@@ -47,7 +47,7 @@ def agent(tmp_path: Path) -> ServedAgent:
         "/v1/facts": values.facts("one"),
         "/v1/handshake": values.handshake("one"),
         "/v1/deployments": (),
-        "/v1/faults": (),
+        "/v1/faults": FaultReport(faults=()),
     }
     return served
 
@@ -141,7 +141,9 @@ async def test_open_faults_come_before_healed_ones(agent: ServedAgent) -> None:
 
     clock = HandClock()
     agent.add_sample(values.sample("one"))
-    agent.answers["/v1/faults"] = (fault("healed", 9.0, 10.0), fault("old", 1.0, None), fault("new", 2.0, None))
+    agent.answers["/v1/faults"] = FaultReport(
+        faults=(fault("healed", 9.0, 10.0), fault("old", 1.0, None), fault("new", 2.0, None))
+    )
     async with serving(agent), watching(agent, clock) as watch:
         await until(lambda: len(watch.snapshot().faults) == 3)
         assert [found.fault_id for found in watch.snapshot().faults] == ["new", "old", "healed"]

@@ -1,0 +1,46 @@
+"""Preview, apply and abort, as the screens ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from agent.planner.plan import Plan
+from agent.wire.agent import ApplyEvent
+from odctl.apply import ApplyPreview, abort_apply, apply_plan, operator_name, preview_apply
+from odctl.fleet import Fleet
+from odctl.tui.feed import Feed
+
+OnEvent = Callable[[ApplyEvent], Awaitable[None]]
+
+
+class Applier(Protocol):
+    """Every method raises FleetError; `on_event` is called on the fleet's thread."""
+
+    async def preview(self, feed: Feed, plan: Plan) -> ApplyPreview: ...
+
+    async def apply(self, feed: Feed, preview: ApplyPreview, on_event: OnEvent) -> ApplyEvent: ...
+
+    async def abort(self, feed: Feed, preview: ApplyPreview) -> str: ...
+
+
+class FleetApplier:
+    """Applies for real. The holder is this process, so that its own abort is heard."""
+
+    async def preview(self, feed: Feed, plan: Plan) -> ApplyPreview:
+        async def work(fleet: Fleet) -> ApplyPreview:
+            return await preview_apply(fleet, plan, cluster=feed.cluster)
+
+        return await feed.call(work)
+
+    async def apply(self, feed: Feed, preview: ApplyPreview, on_event: OnEvent) -> ApplyEvent:
+        async def work(fleet: Fleet) -> ApplyEvent:
+            return await apply_plan(fleet, preview, on_event=on_event, holder=operator_name())
+
+        return await feed.call(work)
+
+    async def abort(self, feed: Feed, preview: ApplyPreview) -> str:
+        async def work(fleet: Fleet) -> str:
+            return await abort_apply(fleet, preview.plan, holder=operator_name())
+
+        return await feed.call(work)

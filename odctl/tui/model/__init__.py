@@ -1,0 +1,1 @@
+"""What the screens show, as values: snapshot in, lines and cells out. No Textual, no I/O, no clock."""

@@ -1,0 +1,110 @@
+"""What all main screens share: title, tabs, a body, the prompt and the key line.
+
+A screen draws when it is shown, when the size changes and when a snapshot arrives while it is current; a hidden
+screen does not draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+from textual.widgets import Footer
+
+from odctl.fleet import FleetSnapshot
+from odctl.tui.model.commands import completions
+from odctl.tui.model.frame import tabs_line, title_line
+from odctl.tui.widgets.lines import LinesBar
+from odctl.tui.widgets.prompt import Prompt
+
+if TYPE_CHECKING:
+    from odctl.tui.app import OdctlApp
+
+
+class FrameScreen(Screen[None]):
+    """`mode` is the tab it stands under; `trail` is what the title says after the cluster."""
+
+    mode: ClassVar[str] = ""
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("colon", "prompt", "Command", key_display=":", id="frame.command"),
+        Binding("escape", "back", "Back", id="frame.back", show=False),
+    ]
+
+    @property
+    def odctl(self) -> OdctlApp:
+        return cast("OdctlApp", self.app)
+
+    def trail(self) -> Sequence[str]:
+        return (self.mode.title(),)
+
+    def compose(self) -> ComposeResult:
+        yield LinesBar(id="title")
+        yield LinesBar(id="tabs")
+        yield from self.compose_body()
+        yield Prompt()
+        yield Footer(compact=True, show_command_palette=False)
+
+    def compose_body(self) -> ComposeResult:
+        raise NotImplementedError
+
+    def draw(self, snapshot: FleetSnapshot | None) -> None:
+        """Show the snapshot in the body. None: there is none yet."""
+        raise NotImplementedError
+
+    def redraw(self) -> None:
+        """Draw everything anew from the latest snapshot, if this screen is the one that is seen."""
+        if not self.is_mounted or self.size.width == 0:
+            return
+        snapshot, width = self.odctl.snapshot, self.size.width
+        self.query_one("#title", LinesBar).show(
+            [
+                title_line(
+                    snapshot,
+                    self.trail(),
+                    width=width,
+                    is_read_only=self.odctl.is_read_only,
+                    now_s=self.odctl.clock.now_s(),
+                )
+            ]
+        )
+        self.query_one("#tabs", LinesBar).show([tabs_line(self.mode, width=width)])
+        self.draw(snapshot)
+
+    def on_screen_resume(self) -> None:
+        self.call_after_refresh(self.redraw)
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self.redraw)
+
+    def action_prompt(self) -> None:
+        self.open_prompt("")
+
+    def open_prompt(self, text: str) -> None:
+        """The command line, with its beginning typed already."""
+        snapshot = self.odctl.snapshot
+        names = [host.name for host in snapshot.hosts] if snapshot else []
+        self.query_one(Prompt).open(":", text=text, suggestions=completions(names))
+
+    def action_back(self) -> None:
+        """Close the prompt, or else one step back."""
+        prompt = self.query_one(Prompt)
+        if prompt.is_open:
+            prompt.close()
+            self.focus_body()
+        elif len(self.app.screen_stack) > 1:
+            self.app.pop_screen()
+
+    def focus_body(self) -> None:
+        """Give the focus to the first thing of the body that takes it."""
+        for widget in self.query("FleetTable, LinesView"):
+            if widget.display and widget.focusable:
+                widget.focus()
+                return
+
+    def on_prompt_submitted(self, event: Prompt.Submitted) -> None:
+        self.focus_body()
+        if event.kind == ":" and event.text.strip():
+            self.odctl.run_command(event.text)

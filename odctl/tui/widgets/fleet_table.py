@@ -1,0 +1,245 @@
+"""A table for ten thousand rows: it paints the visible lines only, and of those only what changed.
+
+The cursor belongs to a key, not to a row number: it stays on its host through sorts, filters and refreshes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.cache import LRUCache
+from textual.geometry import Region, Size
+from textual.message import Message
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from odctl.tui.model.index import Sort
+from odctl.tui.model.table import GAP, Column, Rows, layout
+from odctl.tui.model.text import Line, Span, fit, fit_line, line_width
+from odctl.tui.widgets.paint import paint
+
+STRIP_CACHE = 1024
+"""Painted lines kept; a few screens of them."""
+_HEADER_LINES = 1
+
+
+class FleetTable(ScrollView, can_focus=True):
+    DEFAULT_CSS = """
+    FleetTable { height: 1fr; width: 1fr; overflow-x: hidden; overflow-y: scroll; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "move(-1)", "Up", id="table.up", show=False),
+        Binding("down,j", "move(1)", "Down", id="table.down", show=False),
+        Binding("pageup", "page(-1)", "Page up", id="table.page_up", show=False),
+        Binding("pagedown", "page(1)", "Page down", id="table.page_down", show=False),
+        Binding("home,g", "top", "First", id="table.top", show=False),
+        Binding("end,G", "bottom", "Last", id="table.bottom", show=False),
+        Binding("enter", "choose", "Open", id="table.open"),
+    ]
+
+    class Chosen(Message):
+        """Enter or a second click on a row."""
+
+        def __init__(self, table: FleetTable, key: str) -> None:
+            super().__init__()
+            self.table = table
+            self.key = key
+
+        @property
+        def control(self) -> FleetTable:
+            return self.table
+
+    class CursorMoved(Message):
+        """The cursor is on another key, by hand or because its row went away."""
+
+        def __init__(self, table: FleetTable, key: str | None) -> None:
+            super().__init__()
+            self.table = table
+            self.key = key
+
+        @property
+        def control(self) -> FleetTable:
+            return self.table
+
+        def can_replace(self, message: Message) -> bool:
+            return isinstance(message, FleetTable.CursorMoved)
+
+    def __init__(self, *, id: str | None = None, empty: str = "nothing to show") -> None:  # noqa: A002 - Textual's
+        super().__init__(id=id)
+        self._rows: Rows | None = None
+        self._order: Sequence[int] = ()
+        self._sort: Sort | None = None
+        self._empty = empty
+        self._cursor = 0
+        self._painted: dict[int, tuple[Line, bool]] = {}
+        self._strips: LRUCache[tuple[Line, bool, int], Strip] = LRUCache(STRIP_CACHE)
+        self._columns: tuple[tuple[Column, int], ...] = ()
+        self.cursor_key: str | None = None
+
+    @property
+    def visible_columns(self) -> tuple[str, ...]:
+        return tuple(column.id for column, _ in self._columns)
+
+    @property
+    def shown_keys(self) -> tuple[str, ...]:
+        """Keys in the order of the screen."""
+        return tuple(self._rows.keys[row] for row in self._order) if self._rows else ()
+
+    def show(self, rows: Rows, order: Sequence[int], *, sort: Sort | None = None, empty: str | None = None) -> None:
+        """Show these rows in this order. The cursor follows its key; a lost key leaves it where it stood."""
+        is_other_table = self._rows is None or self._rows.columns != rows.columns
+        self._rows, self._order = rows, order
+        self._empty = empty if empty is not None else self._empty
+        has_new_sort, self._sort = sort != self._sort, sort
+        self._follow_cursor()
+        if self.virtual_size.height != len(order) + _HEADER_LINES:
+            self.virtual_size = Size(self._width, len(order) + _HEADER_LINES)
+        if is_other_table:
+            self._lay_out()
+        elif has_new_sort:
+            self.refresh(Region(0, 0, self._width, 1))
+        if has_new_sort or is_other_table:
+            self._reveal_cursor()
+        self._refresh_dirty()
+
+    def move_to(self, key: str) -> None:
+        """Put the cursor on a key, if it is shown."""
+        if self._rows is None:
+            return
+        for position, row in enumerate(self._order):
+            if self._rows.keys[row] == key:
+                self._set_cursor(position)
+                return
+
+    @property
+    def _width(self) -> int:
+        return max(1, self.scrollable_content_region.width)
+
+    @property
+    def _page(self) -> int:
+        return max(1, self.scrollable_content_region.height - _HEADER_LINES)
+
+    def on_mount(self) -> None:
+        self._lay_out()
+
+    def on_resize(self) -> None:
+        self.virtual_size = Size(self._width, len(self._order) + _HEADER_LINES)
+        self._lay_out()
+        self._reveal_cursor()
+
+    def _lay_out(self) -> None:
+        self._columns = layout(self._rows.columns, self._width) if self._rows else ()
+        self._painted.clear()
+        self.refresh()
+
+    def _follow_cursor(self) -> None:
+        assert self._rows is not None
+        keys = self._rows.keys
+        if self._cursor < len(self._order) and keys[self._order[self._cursor]] == self.cursor_key:
+            return
+        position = next((at for at, row in enumerate(self._order) if keys[row] == self.cursor_key), None)
+        if position is not None:
+            self._cursor = position
+            return
+        self._cursor = max(0, min(self._cursor, len(self._order) - 1))
+        self.cursor_key = keys[self._order[self._cursor]] if self._order else None
+        self.post_message(self.CursorMoved(self, self.cursor_key))
+
+    def _set_cursor(self, position: int) -> None:
+        if self._rows is None or not self._order:
+            return
+        position = max(0, min(position, len(self._order) - 1))
+        if position != self._cursor or self.cursor_key is None:
+            self._cursor = position
+            self.cursor_key = self._rows.keys[self._order[position]]
+            self.post_message(self.CursorMoved(self, self.cursor_key))
+        self._reveal_cursor()
+        self._refresh_dirty()
+
+    def _reveal_cursor(self) -> None:
+        top = self.scroll_offset.y
+        if self._cursor < top:
+            self.scroll_to(y=self._cursor, animate=False)
+        elif self._cursor >= top + self._page:
+            self.scroll_to(y=self._cursor - self._page + 1, animate=False)
+
+    def _refresh_dirty(self) -> None:
+        """Ask for a repaint of the visible lines that differ from what was painted."""
+        for y in range(_HEADER_LINES, _HEADER_LINES + self._page):
+            if self._painted.get(y) != self._line_at(y):
+                self.refresh(Region(0, y, self._width, 1))
+
+    def _line_at(self, y: int) -> tuple[Line, bool]:
+        """What stands on a line of the viewport, and whether the cursor does."""
+        position = self.scroll_offset.y + y - _HEADER_LINES
+        if self._rows is None or position >= len(self._order):
+            text = self._empty if y == _HEADER_LINES and not self._order else ""
+            return (Span(f" {text}", "dim"),), False
+        row = self._order[position]
+        spans: list[Span] = []
+        for column, width in self._columns:
+            cell = self._rows.cell(row, column.id, width)
+            if column.is_right and (padding := width - line_width(cell)) > 0:
+                cell = (Span(" " * padding), *cell)
+            spans += fit_line(cell, width)
+            spans.append(Span(" " * GAP))
+        return tuple(spans), position == self._cursor
+
+    def _header(self) -> Line:
+        spans: list[Span] = []
+        for column, width in self._columns:
+            title = column.title
+            if self._sort is not None and self._sort.column == column.id:
+                title = f"{title}{'▼' if self._sort.is_descending else '▲'}"
+            spans.append(Span(fit(title, width, is_right=column.is_right) + " " * GAP, "title"))
+        return tuple(spans)
+
+    def render_line(self, y: int) -> Strip:
+        if y < _HEADER_LINES:
+            return paint(self._header(), self._width, self.get_component_rich_style("fleet-table--header"))
+        entry = self._line_at(y)
+        self._painted[y] = entry
+        spans, is_cursor = entry
+        key = (spans, is_cursor, self._width)
+        if key not in self._strips:
+            self._strips[key] = paint(spans, self._width, self.rich_style, is_selected=is_cursor)
+        return self._strips[key]
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"fleet-table--header"}
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        super().watch_scroll_y(old_value, new_value)
+        if round(old_value) != round(new_value):
+            self._painted.clear()
+
+    def notify_style_update(self) -> None:
+        super().notify_style_update()
+        self._strips.clear()
+        self._painted.clear()
+
+    def action_move(self, step: int) -> None:
+        self._set_cursor(self._cursor + step)
+
+    def action_page(self, step: int) -> None:
+        self._set_cursor(self._cursor + step * self._page)
+
+    def action_top(self) -> None:
+        self._set_cursor(0)
+
+    def action_bottom(self) -> None:
+        self._set_cursor(len(self._order) - 1)
+
+    def action_choose(self) -> None:
+        if self.cursor_key is not None:
+            self.post_message(self.Chosen(self, self.cursor_key))
+
+    def on_click(self, event: events.Click) -> None:
+        position = self.scroll_offset.y + event.y - _HEADER_LINES
+        if event.y < _HEADER_LINES or position >= len(self._order):
+            return
+        if position == self._cursor:
+            self.action_choose()
+        self._set_cursor(position)

@@ -1,0 +1,78 @@
+"""Widgets that show lines as they are: one of a fixed height, one that scrolls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual.geometry import Size
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+from textual.widget import Widget
+
+from odctl.tui.model.text import BLANK, Line
+from odctl.tui.widgets.paint import paint
+
+
+class LinesBar(Widget):
+    """As high as its lines."""
+
+    DEFAULT_CSS = "LinesBar { height: auto; width: 1fr; }"
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002 - Textual's name
+        super().__init__(id=id, classes=classes)
+        self.lines: tuple[Line, ...] = ()
+
+    def show(self, lines: Sequence[Line]) -> None:
+        """Show these; repaints only when they differ."""
+        if tuple(lines) == self.lines:
+            return
+        has_new_height = len(lines) != len(self.lines)
+        self.lines = tuple(lines)
+        self.refresh(layout=has_new_height)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:  # noqa: ARG002 - Textual's
+        return len(self.lines)
+
+    def render_line(self, y: int) -> Strip:
+        spans = self.lines[y] if y < len(self.lines) else BLANK
+        return paint(spans, self.size.width, self.rich_style)
+
+
+class LinesView(ScrollView, can_focus=True):
+    """Lines of any number, scrolled with the keys that Textual gives a scrolling container."""
+
+    DEFAULT_CSS = "LinesView { height: 1fr; width: 1fr; overflow-x: hidden; }"
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002 - Textual's name
+        super().__init__(id=id, classes=classes)
+        self.lines: tuple[Line, ...] = ()
+        self.follows_end = False
+        """Whether new lines scroll the view to its end, as long as it stands there."""
+
+    @property
+    def content_width(self) -> int:
+        """Cells that lines may take, beside the scroll bar."""
+        return max(1, self.scrollable_content_region.width)
+
+    def show(self, lines: Sequence[Line]) -> None:
+        """Show these; repaints only the lines that differ."""
+        old, new = self.lines, tuple(lines)
+        was_at_end = self.scroll_offset.y >= self.max_scroll_y
+        self.lines = new
+        if len(old) != len(new):
+            self.virtual_size = Size(self.content_width, len(new))
+            self.refresh()
+            if self.follows_end and was_at_end:
+                self.scroll_end(animate=False, immediate=False)
+            return
+        for y, (before, after) in enumerate(zip(old, new, strict=True)):
+            if before != after:
+                self.refresh_line(y)
+
+    def on_resize(self) -> None:
+        self.virtual_size = Size(self.content_width, len(self.lines))
+
+    def render_line(self, y: int) -> Strip:
+        index = y + self.scroll_offset.y
+        spans = self.lines[index] if index < len(self.lines) else BLANK
+        return paint(spans, self.content_width, self.rich_style)

@@ -1,0 +1,37 @@
+"""From lines to strips: what each tone looks like.
+
+Colours are Okabe and Ito's, which colour-blind readers tell apart. Under `NO_COLOR` Textual drops the colours;
+bold, dim and reverse stay, and no state is told by colour alone.
+"""
+
+from __future__ import annotations
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.strip import Strip
+
+from odctl.tui.model.text import Line, Tone, fit_line
+
+STYLES: dict[Tone, Style] = {
+    "plain": Style(),
+    "dim": Style(dim=True),
+    "bold": Style(bold=True),
+    "title": Style(bold=True),
+    "key": Style(bold=True, color="#56b4e9"),
+    "ok": Style(color="#009e73", bold=True),
+    "warn": Style(color="#e69f00", bold=True),
+    "fault": Style(color="#ff6a3d", bold=True),
+    "heal": Style(color="#56b4e9", bold=True),
+    "bar": Style(color="#56b4e9"),
+    "kv": Style(color="#cc79a7"),
+    "activation": Style(color="#f0e442"),
+}
+REVERSE = Style(reverse=True, dim=False)
+
+
+def paint(spans: Line, width: int, base: Style, *, is_selected: bool = False) -> Strip:
+    """A strip of exactly `width` cells. The selected row is reversed as a whole, whatever its tones."""
+    if is_selected:
+        text = "".join(span.text for span in fit_line(spans, width))
+        return Strip([Segment(text, base + REVERSE)], width)
+    return Strip([Segment(span.text, base + STYLES[span.tone]) for span in fit_line(spans, width)], width)

@@ -1,0 +1,86 @@
+"""The line at the bottom that `:` and `/` open: commands with completion, and a filter that works as typed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.message import Message
+from textual.suggester import SuggestFromList
+from textual.widgets import Input, Static
+
+Kind = Literal[":", "/"]
+HISTORY_LINES = 50
+
+
+class Prompt(Horizontal):
+    DEFAULT_CSS = """
+    Prompt { height: 1; display: none; dock: bottom; }
+    Prompt.-open { display: block; }
+    Prompt #sign { width: 2; padding: 0 0 0 1; text-style: bold; }
+    Prompt Input { border: none; height: 1; width: 1fr; padding: 0; background: transparent; }
+    Prompt Input:focus { border: none; }
+    """
+
+    class Submitted(Message):
+        """A command was entered, or a filter confirmed."""
+
+        def __init__(self, kind: Kind, text: str) -> None:
+            super().__init__()
+            self.kind = kind
+            self.text = text
+
+    class FilterChanged(Message):
+        """The filter as typed so far."""
+
+        def __init__(self, text: str) -> None:
+            super().__init__()
+            self.text = text
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kind: Kind = ":"
+        self._history: list[str] = []
+
+    def compose(self) -> ComposeResult:
+        yield Static(":", id="sign")
+        yield Input(id="prompt-input", compact=True)
+
+    @property
+    def is_open(self) -> bool:
+        return self.has_class("-open")
+
+    def open(self, kind: Kind, *, text: str = "", suggestions: list[str] | None = None) -> None:
+        """Show the line, with the focus in it."""
+        self.kind = kind
+        self.query_one("#sign", Static).update(kind)
+        entry = self.query_one(Input)
+        entry.suggester = SuggestFromList(suggestions, case_sensitive=False) if suggestions else None
+        self.add_class("-open")
+        entry.value = text
+        entry.cursor_position = len(text)
+        entry.focus()
+
+    def close(self) -> None:
+        self.remove_class("-open")
+        self.query_one(Input).suggester = None
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        event.stop()
+        if self.is_open and self.kind == "/":
+            self.post_message(self.FilterChanged(event.value))
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        event.stop()
+        if self.kind == ":" and event.value.strip():
+            self._history = [*self._history[-HISTORY_LINES:], event.value]
+        self.close()
+        self.post_message(self.Submitted(self.kind, event.value))
+
+    def on_key(self, event: events.Key) -> None:
+        """Up recalls the last command; everything else is the input's own."""
+        if event.key == "up" and self.kind == ":" and self._history:
+            self.query_one(Input).value = self._history[-1]
+            event.stop()
