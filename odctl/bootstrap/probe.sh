@@ -94,10 +94,10 @@ main() {
 
     printf ',"pythons":['
     separator=
-    if [ -n "$python" ]; then set -- "$python"; else
-        set --
-        if [ -f "$prefix/$venv/.complete" ]; then set -- "$prefix/$venv/bin/python"; fi
-        set -- "$@" python3 python3.14 python3.13 python3.12 python3.11
+    built=
+    if [ -f "$prefix/$venv/.complete" ]; then built=$prefix/$venv/bin/python; fi
+    if [ -n "$python" ]; then set -- "$python" "$built"; else
+        set -- "$built" python3 python3.14 python3.13 python3.12 python3.11
     fi
     seen=' '
     for candidate in "$@"; do

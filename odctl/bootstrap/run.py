@@ -1,7 +1,8 @@
 """Bootstrap many hosts at once: probe, plan, perform, hear from the agent; undo and report where that fails.
 
 A failing host never stops the others. What was done on it is undone in reverse order, and its old agent runs
-again. An operator who interrupts leaves steps that the next bootstrap takes up where they stood.
+again; so it is when the operator interrupts. An operator who is killed leaves steps that the next bootstrap takes
+up where they stood.
 """
 
 from __future__ import annotations
@@ -215,6 +216,10 @@ class HostBootstrap:
                     await self._perform(step)
                 except FleetError as error:
                     raise await self._undo_all(plan, facts, error) from error
+                except asyncio.CancelledError:
+                    # The operator's first Ctrl-C: put the host back. A second one drops the connection.
+                    await self._undo_all(plan, facts, FleetError("E301", "interrupted"))
+                    raise
         finally:
             await self._unlock(facts)
 

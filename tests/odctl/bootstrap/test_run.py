@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from odctl.bootstrap.bundle import Bundle, make_bundle
+from odctl.bootstrap.bundle import Bundle, Requirement, make_bundle
 from odctl.bootstrap.report import exit_code_for, outcome_result
 from odctl.bootstrap.run import HostOutcome
 from odctl.result import ExitCode, render
@@ -129,6 +132,72 @@ def start_rank(prefix: Path) -> subprocess.Popen[bytes]:
         cwd=prefix,
         start_new_session=True,
     )
+
+
+async def test_ranks_outlive_an_upgrade_and_a_rollback(
+    site: Site, bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("odctl.bootstrap.steps.HANDSHAKE_TIMEOUT_S", 2.0)
+    await site.bootstrap(bundles("one"))
+    rank = start_rank(site.prefix())
+    assert only(await site.bootstrap(bundles("two"))).state == "changed"
+    assert only(await site.bootstrap(bundles("broken"))).state == "failed"
+    assert rank.poll() is None
+    await site.uninstall()
+    assert rank.wait(timeout=10) == -signal.SIGTERM
+
+
+async def test_an_interrupted_upgrade_is_put_back(site: Site, bundles: Bundles) -> None:
+    await site.bootstrap(bundles("one"))
+    before = tree(site.prefix())
+    async with asyncio.TaskGroup() as group:
+        upgrade = group.create_task(site.bootstrap(bundles("broken")))
+        await asyncio.to_thread(wait_until, lambda: "hear from the agent" in site.steps.get("h1", ()))
+        upgrade.cancel()
+    assert upgrade.cancelled()
+    assert tree(site.prefix()) == before
+    assert is_running(agent_pid(site.prefix()))
+    assert not (site.prefix() / "install.lock").exists()
+
+
+async def test_missing_packages_are_installed_into_an_environment(
+    site: Site, bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real venv and a real pip; the one wheel of its index lends it this interpreter's packages.
+
+    1. no such wheel: everything is undone  2. with it: installed  3. again: unchanged.
+    """
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    requirement = Requirement(name="odctl-lent-packages", conditions=((">=", "1.0"),))
+    bundles("one")
+    bundle = make_bundle(tmp_path / "one" / "agent", requirements=(requirement,))
+    failed = only(await site.bootstrap(bundle))
+    assert failed.failed_step == "install requirements"
+    assert failed.error is not None
+    assert "odctl-lent-packages" in failed.error.message
+    assert "python =" in failed.error.hint
+    assert not site.prefix().exists()
+    write_lending_wheel(wheels)
+    assert only(await site.bootstrap(bundle)).state == "changed"
+    interpreter = (site.prefix() / "current" / "interpreter").read_text().strip()
+    assert interpreter == f"{site.prefix()}/{bundle.venv}/bin/python"
+    assert only(await site.bootstrap(bundle)).state == "unchanged"
+    assert only(await site.uninstall()).state == "changed"
+    assert not site.prefix().exists()
+
+
+def write_lending_wheel(wheels: Path) -> None:
+    """A wheel that holds one .pth file, which names the directory of this interpreter's packages."""
+    packages = Path(msgspec.__file__).parent.parent
+    info = "odctl_lent_packages-1.0.dist-info"
+    with zipfile.ZipFile(wheels / "odctl_lent_packages-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("odctl_lent_packages.pth", f"{packages}\n")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: odctl-lent-packages\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
 
 
 def _other_agent(prefix: Path, pid: int) -> bool:

@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.errors import FleetError
-from agent.tls_request import load_or_make_key, main, make_request
+from agent.tls_request import load_or_make_key, make_request
 from odctl.pki import ClusterAuthority, LeafIdentity, open_authority
 from odctl.pki.authority import LEAF_LIFE
 
@@ -166,19 +166,3 @@ def test_the_directory_follows_the_environment(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("ODCTL_HOME", str(tmp_path))
     open_authority("lab")
     assert (tmp_path / "clusters" / "lab" / "ca.key").exists()
-
-
-def test_the_host_keeps_its_key_between_requests_and_replaces_a_broken_one(
-    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
-) -> None:
-    key_path = tmp_path / "host.key"
-    assert main([str(key_path), "alpha"]) == 0
-    first = x509.load_pem_x509_csr(capfdbinary.readouterr().out)
-    assert main([str(key_path), "alpha"]) == 0
-    second = x509.load_pem_x509_csr(capfdbinary.readouterr().out)
-    assert first.public_key() == second.public_key()
-    assert stat.S_IMODE(key_path.stat().st_mode) == 0o600
-    key_path.write_bytes(key_path.read_bytes()[:40])
-    assert main([str(key_path), "alpha"]) == 0
-    third = x509.load_pem_x509_csr(capfdbinary.readouterr().out)
-    assert third.public_key() != first.public_key()
