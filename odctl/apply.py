@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
 import msgspec
-from agent.planner.check import check_plan
 
 from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts, HostFacts
+from agent.planner.check import check_plan
 from agent.planner.file import plan_from_toml, plan_hash, plan_to_toml
 from agent.planner.plan import Plan
 from agent.planner.staleness import what_moved
@@ -89,7 +89,7 @@ async def preview_apply(fleet: Fleet, plan: Plan, *, cluster: str) -> ApplyPrevi
     if problems:
         first = problems[0]
         more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
-        raise FleetError(first.code, first.message + more, hint=first.hint)
+        raise FleetError(first.code, f"{first.path}: {first.message}{more}", hint=first.way_out, host=first.host)
     new_hash = plan_hash(plan)
     old_hash = sight.record.plan_hash if sight else ""
     is_serving = sight is not None and sight.status is not None and sight.status.state == "serving"

@@ -220,7 +220,7 @@ def _signal(record: ProcessRecord, number: signal.Signals) -> None:
     try:
         os.kill(record.pid, number)
     except ProcessLookupError:
-        log.debug("already gone", extra={"process": record.name})
+        log.debug("already gone", extra={"child": record.name})
 
 
 def _last_words(path: Path) -> dict[str, str | int | float]:

@@ -107,7 +107,7 @@ class RankTable:
                 statuses.append(await ask_rank(record.socket, GetStatus(), timeout_s=ASK_TIMEOUT_S))
             except (OSError, TimeoutError):
                 # Not listening yet, or hung: `watch` owns that verdict.
-                log.debug("rank does not answer", extra={"process": record.name})
+                log.debug("rank does not answer", extra={"child": record.name})
 
         async with asyncio.TaskGroup() as group:
             for record in self.records(deployment, generation):
@@ -182,7 +182,7 @@ class RankTable:
         evidence = dict(event.evidence)
         if status is not None and status.error is not None:
             evidence["last_error"] = status.error.message
-        log.warning("rank ended", extra={"process": record.name, "evidence": evidence})
+        log.warning("rank ended", extra={"child": record.name, "evidence": evidence})
         self.dead[record.name] = DeadRank(
             deployment=record.deployment,
             generation=record.generation,
@@ -231,7 +231,7 @@ class RankTable:
         self._heard_at[record.name] = time.monotonic()
 
     def _kill_hung(self, record: ProcessRecord, reason: str, silence_s: float) -> None:
-        log.warning("rank hangs", extra={"process": record.name, "reason": reason})
+        log.warning("rank hangs", extra={"child": record.name, "reason": reason})
         self._processes.kill(
             record.name,
             because={"hung_because": reason, "silence_s": round(silence_s, 3), "killed_by": "supervisor"},
@@ -246,7 +246,7 @@ class RankTable:
             try:
                 await ask_rank(record.socket, StopRank(), timeout_s=ASK_TIMEOUT_S)
             except (OSError, TimeoutError):
-                log.info("rank does not hear the stop", extra={"process": name})
+                log.info("rank does not hear the stop", extra={"child": name})
         await self._processes.stop(name)
 
     def _spawn(self, name: str, config: RankConfig) -> None:

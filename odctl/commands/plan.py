@@ -85,10 +85,10 @@ def plan(
 ) -> Result:
     """Raises E601 when nothing fits, E701 when the model is nowhere, E2xx when no host answers."""
     import msgspec
-    from agent.planner.layout_text import plan_text
 
     from agent.errors import FleetError
     from agent.planner.file import plan_hash, plan_to_toml
+    from agent.planner.layout_text import plan_text
     from agent.planner.make import make_plan
     from agent.planner.plan import Objective, Plan, Serving
     from agent.planner.problem import PlanRequest
