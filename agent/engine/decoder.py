@@ -49,7 +49,10 @@ class Decoder:
         self._final_norm_D = weights.get("final_norm") if extent.is_last_stage else None
         self._head = None
         if extent.is_last_stage:
-            self._head = Linear(weights["embedding" if spec.tie_word_embeddings else "head"])
+            is_tied = spec.tie_word_embeddings
+            is_shared = is_tied and extent.is_first_stage
+            role = "embedding" if is_tied else "head"
+            self._head = Linear(weights[role] if is_shared else weights.take(role), is_shared=is_shared)
         self._rotary = RotaryTable(spec.rope, head_size=spec.head_size, context=context, kind=kind, device=device)
 
     def embed(self, tokens_T: Tensor, reduce: Reduce) -> Tensor:
@@ -89,10 +92,10 @@ class DecoderLayer:
         self._num_kv_heads = extent.kv_heads[1] - extent.kv_heads[0]
         self._input_norm_D = weights["input_norm", layer]
         self._post_norm_D = weights["post_norm", layer]
-        self._qkv = Linear(weights["qkv", layer], weights.get("qkv_bias", layer))
-        self._o = Linear(weights["o_proj", layer])
-        self._gate_up = Linear(weights["gate_up", layer])
-        self._down = Linear(weights["down_proj", layer])
+        self._qkv = Linear(weights.take("qkv", layer), weights.get("qkv_bias", layer))
+        self._o = Linear(weights.take("o_proj", layer))
+        self._gate_up = Linear(weights.take("gate_up", layer))
+        self._down = Linear(weights.take("down_proj", layer))
         self._q_norm_S = weights.get("q_norm", layer)
         self._k_norm_S = weights.get("k_norm", layer)
 

@@ -41,13 +41,15 @@ class ShardWeights:
 
     def __init__(self, tensors: dict[tuple[str, int | None], Tensor]) -> None:
         self._tensors = tensors
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self._tensors.values())
+        self.num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        """Of all that was loaded; whoever takes a weight keeps as many."""
 
     def __getitem__(self, key: str | tuple[str, int | None]) -> Tensor:
         return self._tensors[key if isinstance(key, tuple) else (key, None)]
+
+    def take(self, role: str, layer: int | None = None) -> Tensor:
+        """Hand a tensor over: it is held by the caller alone, who may lay it out anew."""
+        return self._tensors.pop((role, layer))
 
     def get(self, role: str, layer: int | None = None) -> Tensor | None:
         return self._tensors.get((role, layer))
