@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def plan(
 
     from agent.errors import FleetError
     from agent.planner.file import plan_hash, plan_to_toml
-    from agent.planner.layout_text import plan_text
+    from agent.planner.layout_text import preview_lines
     from agent.planner.make import make_plan
     from agent.planner.plan import Objective, Plan, Serving
     from agent.planner.problem import PlanRequest
@@ -137,7 +138,7 @@ def plan(
     made = visit_fleet(inventory_path, make, hosts=chosen_hosts)
     text = plan_to_toml(made)
     data = {"plan": msgspec.to_builtins(made), "hash": plan_hash(made), "file": output}
-    preview = plan_text(made)
+    preview = "\n".join(preview_lines(made, width=shutil.get_terminal_size((100, 24)).columns))
     if check:
         path = Path(output)
         differs = not path.exists() or path.read_text() != text
