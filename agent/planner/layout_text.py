@@ -81,6 +81,14 @@ def preview_lines(plan: Plan, *, width: int, usable: UsableBytes | None = None) 
     return [title_line(plan), "", *layout_lines(plan, width=width, usable=usable), "", *predicted_lines(plan)]
 
 
+def plan_text(plan: Plan, *, width: int = 100, usable: UsableBytes | None = None) -> str:
+    """The preview and the planner's reasons: what `odctl plan` and `odctl show` print."""
+    lines = preview_lines(plan, width=width, usable=usable)
+    if plan.why:
+        lines += ["", "why", *(f"  {line}" for line in plan.why)]
+    return "\n".join(lines)
+
+
 def title_line(plan: Plan) -> str:
     """`chat  llama-70b bfloat16  80 layers  4 stages, 4 devices on 4 hosts  for latency by adaptive`."""
     num_layers = max(stage.layers[1] for replica in plan.replicas for stage in replica.stages)
@@ -96,7 +104,7 @@ def layout_lines(plan: Plan, *, width: int, usable: UsableBytes | None = None) -
     names = [f"{place.shard.host}/{place.shard.device}" for place in ranks]
     ids = [_stage_name(place, plan) for place in ranks]
     id_width, name_width = max(map(len, [*ids, "#"])), max(map(len, [*names, "DEVICE"]))
-    fixed = id_width + name_width + MEMORY_BAR_WIDTH + len("  ") * 4 + len("100.0 GB 100%") + len("99.9 ms ◀")
+    fixed = id_width + name_width + MEMORY_BAR_WIDTH + len("  ") * 4 + len(" 100.0 GB 100%") + len("99.9 ms ◀")
     num_layers = max(place.layers[1] for place in ranks)
     bar_width = max(LEAST_LAYER_BAR_WIDTH, min(num_layers, width - fixed))
     rows = preview_rows(plan, layer_width=bar_width, usable=usable)

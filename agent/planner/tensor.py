@@ -109,6 +109,8 @@ class TensorStrategy:
 
 def _groups(problem: Problem) -> Iterator[tuple[Place, ...]]:
     """Groups worth trying, by growing size: the fastest and the largest devices of each host, then of all hosts."""
+    if len(problem.places) == 1:
+        yield problem.places
     by_host: dict[str, list[Place]] = {}
     for place in problem.places:
         by_host.setdefault(place.host, []).append(place)

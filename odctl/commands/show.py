@@ -9,7 +9,7 @@ import click
 
 from agent.errors import FleetError
 from agent.planner.file import is_edited, plan_from_toml, plan_hash
-from agent.planner.layout_text import preview_lines
+from agent.planner.layout_text import plan_text
 from agent.planner.plan import Plan
 from odctl.result import Result, run_command
 
@@ -31,12 +31,9 @@ def show_plan(path: Path, *, width: int) -> Result:
     text = read_plan_text(path)
     plan = plan_from_toml(text, file=str(path))
     edited = is_edited(text, plan)
-    lines = preview_lines(plan, width=width)
-    if plan.why:
-        lines += ["", "why", *(f"  {line}" for line in plan.why)]
-    lines += ["", f"plan {plan_hash(plan)[:12]}" + (", edited by hand since it was written" if edited else "")]
+    footer = f"plan {plan_hash(plan)[:12]}" + (", edited by hand since it was written" if edited else "")
     data = {"file": str(path), "hash": plan_hash(plan), "is_edited": edited, "plan": plan}
-    return Result(kind="plan", data=data, prose="\n".join(lines))
+    return Result(kind="plan", data=data, prose=f"{plan_text(plan, width=width)}\n\n{footer}")
 
 
 def load_plan(path: Path) -> Plan:

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from agent.facts.cluster import LinkFacts
+from agent.planner.cost import (
+    PipelineTimes,
+    all_reduce_s,
+    cycle_s,
+    decode_step,
+    estimate_layout,
+    layer_flops,
+    layer_read_bytes,
+    prefill_step,
+    stage_cost,
+    time_to_first_token_s,
+    transfer_s,
+)
+from agent.planner.layout import Layout, Place, StageLayout, cut_shares
+from agent.planner.plan import Serving
+from agent.planner.rates import EFFICIENCY, LinkTable, rates_of
+from tests.agent.planner.clusters import LLAMA_1B, LLAMA_70B, THREE_CPUS, cluster, cpu, gpu, host, link, places_of
+
+WHOLE_70B = cut_shares(LLAMA_70B, (8,))[0]
+NO_LINKS = LinkTable(cluster())
+
+
+def test_a_decode_step_reads_the_weights_once_and_every_sequences_cache() -> None:
+    one = layer_read_bytes(LLAMA_70B, WHOLE_70B, decode_step(1, 1000), "bfloat16")
+    eight = layer_read_bytes(LLAMA_70B, WHOLE_70B, decode_step(8, 1000), "bfloat16")
+    assert eight - one == 7 * 1000 * 327_680 // 80
+    assert one > 1.7e9
+
+
+def test_a_sliding_window_caps_what_is_read_and_computed() -> None:
+    windowed = msgspec.structs.replace(LLAMA_70B, sliding_window=100)
+    step, short = decode_step(1, 4000), decode_step(1, 100)
+    assert layer_read_bytes(windowed, WHOLE_70B, step, "bfloat16") == layer_read_bytes(
+        LLAMA_70B, WHOLE_70B, short, "bfloat16"
+    )
+    assert layer_flops(windowed, WHOLE_70B, step) == layer_flops(LLAMA_70B, WHOLE_70B, short)
+
+
+def test_decoding_is_bound_by_memory_and_a_long_chunk_by_compute() -> None:
+    (place,) = places_of(cluster(host("a", gpu(0, "A100", 80))))
+    decode, prefill = (
+        stage_cost(LLAMA_70B, [place], [8], step=step, dtype="bfloat16", links=NO_LINKS)
+        for step in (decode_step(1, 512), prefill_step(Serving(context=4096, prefill_chunk=2048), 2048))
+    )
+    assert decode.limit == "memory bandwidth"
+    assert prefill.limit == "compute"
+
+
+def test_a_measured_rate_counts_and_a_missing_one_comes_from_the_table() -> None:
+    measured = rates_of(cpu(8, read_gb_per_s=10), "bfloat16")
+    assert measured.is_measured
+    assert measured.read_bytes_per_s == pytest.approx(10e9 * EFFICIENCY["cpu"].memory)
+    assert not rates_of(cpu(8), "bfloat16").is_measured
+    h100, l4, l40s = (rates_of(gpu(0, name, 80), "bfloat16") for name in ("H100 80GB HBM3", "L4", "NVIDIA L40S"))
+    assert h100.read_bytes_per_s > l40s.read_bytes_per_s > l4.read_bytes_per_s
+    assert rates_of(gpu(0, "never heard of", 80), "bfloat16").read_bytes_per_s > 0
+
+
+def test_a_message_takes_latency_plus_bytes_over_rate() -> None:
+    assert transfer_s(link("a", "b", latency_s=1e-3, bytes_per_s=1e6), 5000) == pytest.approx(6e-3)
+
+
+def test_an_all_reduce_takes_the_faster_of_ring_and_tree() -> None:
+    quick = LinkFacts(source="a", target="b", latency_s=1e-3, bytes_per_s=1e9)
+    small = all_reduce_s(quick, 8, 8, call_s=0.0)
+    assert small == pytest.approx(2 * 3 * 1e-3, rel=1e-3), "few bytes: the tree's 2 log2 p latencies"
+    large = all_reduce_s(quick, 10**9, 8, call_s=0.0)
+    assert large == pytest.approx(2 * 7 * 1e-3 + 2 * 7 / 8), "many bytes: the ring's 2 (p-1)/p of them"
+    assert all_reduce_s(quick, 10**9, 1, call_s=1.0) == 0.0
+
+
+def test_a_link_of_the_way_back_stands_in_for_one_that_was_not_measured() -> None:
+    known = link("a", "b", latency_s=1.0, bytes_per_s=1.0)
+    table = LinkTable(cluster(links=(known,)))
+    assert table.between("b", "a", "cpu") is known
+    assert not table.between("a", "c", "cpu").is_measured
+    assert table.between("a", "a", "cuda").bytes_per_s > table.between("a", "a", "cpu").bytes_per_s
+
+
+def test_published_figures_of_two_gpus_are_met() -> None:
+    """70B fp16 on two 2 TB/s GPUs at C = 4k (FACTS 3.3): about 106 ms a token as a pipeline, 58 ms over NVLink."""
+    nvlink = link("a", "a", latency_s=17e-6, bytes_per_s=300e9)
+    facts = cluster(host("a", gpu(0, "A100", 80), gpu(1, "A100", 80)), links=(nvlink,))
+    first, second = places_of(facts)
+    pipeline = Layout(
+        stages=(
+            StageLayout(layers=(0, 40), places=(first,), units=(8,)),
+            StageLayout(layers=(40, 80), places=(second,), units=(8,)),
+        )
+    )
+    tensor = Layout(stages=(StageLayout(layers=(0, 80), places=(first, second), units=(4, 4)),))
+    serving = Serving(context=8192, batch=1, dtype="float16")
+    pipelined, sharded = (
+        estimate_layout(LLAMA_70B, layout, serving, prompt_tokens=4096, links=LinkTable(facts))
+        for layout in (pipeline, tensor)
+    )
+    assert pipelined.time_per_token_s == pytest.approx(0.106, rel=0.05)
+    # Each rank launches kernels for every layer: that overhead is not halved here, as it is there.
+    assert sharded.time_per_token_s == pytest.approx(0.058, rel=0.1)
+
+
+def test_chunks_of_one_prompt_do_not_overlap() -> None:
+    times = PipelineTimes(stages=(0.3, 0.1), hops=(0.05,), sends=(0.01, 0.0))
+    last = PipelineTimes(stages=(0.3, 0.2), hops=(0.05,), sends=(0.01, 0.0))
+    assert time_to_first_token_s(times, last, num_chunks=3) == pytest.approx(2 * 0.45 + 0.55)
+
+
+def test_a_cycle_is_bound_by_the_round_trip_or_by_the_slowest_stage() -> None:
+    even = PipelineTimes(stages=(0.1, 0.1), hops=(0.3,), sends=(0.0, 0.0))
+    assert cycle_s(even, 2) == pytest.approx(0.5), "two micro-batches wait for the link"
+    uneven = PipelineTimes(stages=(0.3, 0.1), hops=(0.01,), sends=(0.01, 0.0))
+    assert cycle_s(uneven, 2) == pytest.approx(0.62), "the first stage serves both, one by one"
+
+
+def test_a_group_is_as_slow_as_its_slowest_rank() -> None:
+    slow, fast = (Place(host="a", device=device) for device in (cpu(8, read_gb_per_s=5), cpu(8, read_gb_per_s=15)))
+    costs = {
+        units: stage_cost(LLAMA_1B, [fast, slow], units, step=decode_step(1, 64), dtype="bfloat16", links=NO_LINKS)
+        for units in ((4, 4), (6, 2), (7, 1))
+    }
+    assert costs[6, 2].layer_s < costs[4, 4].layer_s
+    assert costs[6, 2].layer_s < costs[7, 1].layer_s
+    alone = stage_cost(LLAMA_1B, [slow], [8], step=decode_step(1, 64), dtype="bfloat16", links=NO_LINKS)
+    assert costs[6, 2].layer_reads_s == pytest.approx(alone.layer_reads_s / 4)
+
+
+def test_a_pipeline_is_no_faster_for_one_stream_than_its_device_alone() -> None:
+    places = places_of(THREE_CPUS)
+    alone = Layout(stages=(StageLayout(layers=(0, 16), places=places[:1], units=(8,)),))
+    split = Layout(
+        stages=tuple(
+            StageLayout(layers=layers, places=(place,), units=(8,))
+            for layers, place in zip(((0, 5), (5, 11), (11, 16)), places, strict=True)
+        )
+    )
+    single, piped = (
+        estimate_layout(LLAMA_1B, layout, Serving(), prompt_tokens=256, links=LinkTable(THREE_CPUS))
+        for layout in (alone, split)
+    )
+    assert piped.time_per_token_s == pytest.approx(single.time_per_token_s + piped.hops_s)
+    assert piped.micro_batches == 3

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import re
+
+import msgspec
+import pytest
+
+from agent.documents import DocumentError
+from agent.planner.file import is_edited, plan_from_toml, plan_hash, plan_to_toml
+from agent.planner.plan import Objective, Plan
+from tests.agent.planner.clusters import LLAMA_1B, LLAMA_70B, MIXED_GPUS, THREE_CPUS, plan_for
+
+PLANS = {
+    "one device": lambda: plan_for(LLAMA_1B, THREE_CPUS),
+    "pipeline": lambda: plan_for(LLAMA_1B, THREE_CPUS, stages=3),
+    "mixed sizes": lambda: plan_for(LLAMA_1B, THREE_CPUS, tensor_parallel_sizes=(1, 2)),
+    "replicas": lambda: plan_for(LLAMA_1B, THREE_CPUS, replicas=2),
+    "70b": lambda: plan_for(LLAMA_70B, MIXED_GPUS, objective=Objective(kind="throughput")),
+}
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return plan_for(LLAMA_1B, THREE_CPUS, tensor_parallel_sizes=(1, 2))
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_plan_comes_back_from_its_file_to_the_byte(name: str) -> None:
+    made = PLANS[name]()
+    text = plan_to_toml(made)
+    read = plan_from_toml(text, file="plan.toml")
+    assert read == made
+    assert plan_to_toml(read) == text
+    assert plan_hash(read) == plan_hash(made)
+    assert not is_edited(text, read)
+
+
+def test_strings_that_need_escapes_survive() -> None:
+    odd = msgspec.structs.replace(
+        plan_for(LLAMA_1B, THREE_CPUS), name='a"b\\c', why=("tab\tnew\nline", "del\x7f nul\x01 é 漢 🙂")
+    )
+    assert plan_from_toml(plan_to_toml(odd), file="plan.toml") == odd
+
+
+def test_a_hand_edited_file_is_read_and_told(plan: Plan) -> None:
+    text = plan_to_toml(plan).replace("queue = 512", "queue = 64")
+    read = plan_from_toml(text, file="plan.toml")
+    assert read.serving.queue == 64
+    assert is_edited(text, read)
+    assert plan_hash(read) != plan_hash(plan)
+    commented = plan_to_toml(plan).replace("[serving]", "# a remark\n[serving]")
+    assert not is_edited(commented, plan_from_toml(commented, file="plan.toml")), "a remark changes nothing"
+
+
+def test_the_hash_covers_every_field(plan: Plan) -> None:
+    changed = [
+        msgspec.structs.replace(plan, name="other"),
+        msgspec.structs.replace(plan, controllers=("b",)),
+        msgspec.structs.replace(plan, serving=msgspec.structs.replace(plan.serving, batch=7)),
+        msgspec.structs.replace(plan, why=("another reason",)),
+    ]
+    assert len({plan_hash(each) for each in [plan, *changed]}) == 5
+
+
+def test_optional_tables_may_be_left_out(plan: Plan) -> None:
+    text = plan_to_toml(plan)
+    without = re.sub(r"\n\[healing\].*?\n\n", "\n", text, flags=re.DOTALL)
+    assert "[healing]" not in without
+    assert plan_from_toml(without, file="plan.toml") == plan
+
+
+def test_all_mistakes_of_a_file_are_reported_at_once_at_their_places(plan: Plan) -> None:
+    lines = plan_to_toml(plan).split("\n")
+
+    def change(before: str, after: str, *, nth: int = 0) -> tuple[int, int]:
+        """Replace in the nth line that has `before`; line and column, from 1, of the new text's first word."""
+        index = [i for i, line in enumerate(lines) if before in line][nth]
+        lines[index] = lines[index].replace(before, after)
+        return index + 1, lines[index].index(after) + 1
+
+    expected = {
+        "E104": change("batch = 8", "bacth = 8"),
+        "E105": change("context = 2048", 'context = "2048"'),
+        "E106": change('kind = "latency"', 'kind = "latancy"'),
+        "E107": change("kv_heads = [0, 8]", "kv_heads = [8, 8]"),
+    }
+    with pytest.raises(DocumentError) as refused:
+        plan_from_toml("\n".join(lines), file="plan.toml")
+    problems = {problem.code: problem for problem in refused.value.problems}
+    assert set(problems) == set(expected)
+    for code, (line, column) in expected.items():
+        assert problems[code].span.line == line, code
+        # A key is marked where it stands; a value, behind its key and the equals sign.
+        shift = 0 if code == "E104" else lines[line - 1].index("= ") + 2 - (column - 1)
+        assert problems[code].span.column == column + shift, code
+    assert problems["E104"].hint == "did you mean `batch`?"
+    assert problems["E106"].hint == "did you mean `latency`?"
+    assert problems["E107"].path == "replica[0].stage[0].shard[0].kv_heads"
+    assert refused.value.message.count("error[E10") == 4
+    assert f" --> plan.toml:{expected['E104'][0]}:{expected['E104'][1]}   serving.bacth" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "code", "part"),
+    [
+        ("version = 1", "version = 2", "E106", "plan version 2"),
+        ("batch = 8", "batch = 0", "E106", "batch"),
+        ('controllers = ["a", "b", "c"]', "controllers = []", "E106", "controllers"),
+        ('host = "c"', 'host = "b"', "E107", "device `b/cpu` holds two shards"),
+        ("name = ", "nme = ", "E103", "missing key `name`"),
+        ("layers = [0, ", "layers = [0, 1, ", "E106", "layers"),
+        ("weights = ", "weights = -", "E106", "weights"),
+        ("[serving]", "[serving", "E102", ""),
+        ("[serving]", "[surving]", "E104", "unknown key `surving`"),
+    ],
+)
+def test_each_mistake_has_its_code(plan: Plan, before: str, after: str, code: str, part: str) -> None:
+    text = plan_to_toml(plan)
+    assert before in text
+    with pytest.raises(DocumentError) as refused:
+        plan_from_toml(text.replace(before, after, 1), file="plan.toml")
+    assert code in {problem.code for problem in refused.value.problems}
+    assert part in refused.value.message

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from agent.planner.layout import StageLayout, cut_shares, extent_of, stage_extents
+from agent.planner.memory import (
+    CPU_RUNTIME_BYTES,
+    CUDA_RUNTIME_BYTES,
+    StageSizes,
+    kv_layer_bytes,
+    shard_bytes,
+    stage_bytes,
+)
+from agent.planner.plan import Serving
+from tests.agent.planner.clusters import LLAMA_1B, LLAMA_70B, THREE_CPUS, model, places_of
+
+SERVING = Serving(context=1000, batch=3, dtype="bfloat16", prefill_chunk=100)
+
+
+def test_llama_70b_takes_320_kib_of_cache_per_token() -> None:
+    one = Serving(context=1, batch=1, dtype="bfloat16")
+    assert LLAMA_70B.num_layers * kv_layer_bytes(LLAMA_70B, LLAMA_70B.num_kv_heads, one) == 327_680
+
+
+def test_a_whole_models_weights_are_its_parameters() -> None:
+    spec = model(num_layers=2, hidden=8, intermediate=12, heads=4, kv_heads=2, head_size=2, vocab=10)
+    whole = extent_of(spec, (0, 2), cut_shares(spec, (2,))[0])
+    attention = 8 * 8 + 2 * 4 * 8 + 8 * 8
+    layer = attention + 3 * 12 * 8 + 2 * 8
+    assert shard_bytes(spec, whole, SERVING, "cpu").weights == 2 * (2 * layer + 2 * 10 * 8 + 8)
+
+
+def test_a_tied_models_embedding_counts_once_where_first_and_last_stage_are_one() -> None:
+    share = cut_shares(LLAMA_1B, (8,))[0]
+    embedding = LLAMA_1B.vocab_size * LLAMA_1B.hidden_size * 2
+    held = {
+        layers: shard_bytes(LLAMA_1B, extent_of(LLAMA_1B, layers, share), SERVING, "cpu").weights
+        for layers in ((0, 16), (0, 8), (8, 16))
+    }
+    assert held[0, 8] + held[8, 16] == held[0, 16] + embedding
+
+
+@pytest.mark.parametrize("units", [(4, 4), (6, 2), (3, 3, 2)])
+def test_shards_of_a_group_hold_the_stage_together(units: tuple[int, ...]) -> None:
+    places = places_of(THREE_CPUS)[: len(units)]
+    whole = StageLayout(layers=(2, 9), places=places[:1], units=(8,))
+    cut = StageLayout(layers=(2, 9), places=places, units=units)
+    (alone,), parts = stage_bytes(LLAMA_1B, whole, SERVING), stage_bytes(LLAMA_1B, cut, SERVING)
+    norms = 7 * 2 * LLAMA_1B.hidden_size * 2
+    assert sum(part.weights for part in parts) == alone.weights + (len(units) - 1) * norms
+    assert sum(part.kv_cache for part in parts) == alone.kv_cache
+
+
+def test_only_the_last_stage_pays_for_logits() -> None:
+    share = cut_shares(LLAMA_1B, (8,))[0]
+    middle = shard_bytes(LLAMA_1B, extent_of(LLAMA_1B, (0, 8), share), SERVING, "cpu")
+    last = shard_bytes(LLAMA_1B, extent_of(LLAMA_1B, (8, 16), share), SERVING, "cpu")
+    assert last.activations - middle.activations == 2 * SERVING.batch * LLAMA_1B.vocab_size * 4
+
+
+def test_the_runtime_depends_on_the_kind_of_device() -> None:
+    extent = extent_of(LLAMA_1B, (0, 1), cut_shares(LLAMA_1B, (8,))[0])
+    assert shard_bytes(LLAMA_1B, extent, SERVING, "cpu").headroom == CPU_RUNTIME_BYTES
+    assert shard_bytes(LLAMA_1B, extent, SERVING, "cuda").headroom == CUDA_RUNTIME_BYTES
+
+
+def test_memory_by_layers_is_the_shards_own_sum_to_the_byte() -> None:
+    sizes = StageSizes(LLAMA_1B, SERVING)
+    stage = StageLayout(layers=(0, 5), places=places_of(THREE_CPUS)[:2], units=(5, 3))
+    for extent, share in zip(stage_extents(LLAMA_1B, stage), cut_shares(LLAMA_1B, (5, 3)), strict=True):
+        memory = sizes.memory(share, "cpu", first=True, last=False)
+        for count in (1, 4, 5):
+            own = msgspec.structs.replace(extent, layers=(0, count))
+            total = shard_bytes(LLAMA_1B, own, SERVING, "cpu").total
+            assert total == memory.fixed_bytes + count * memory.layer_bytes
+            assert memory.max_layers(total) == count
+            assert memory.max_layers(total - 1) == count - 1

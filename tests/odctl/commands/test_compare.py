@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from agent.planner.file import plan_to_toml
+from odctl.cli import main
+from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS, plan_for
+
+
+def odctl(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> tuple[str, str]:
+    """One device; three stages."""
+    for name, asked in (("one.toml", {}), ("three.toml", {"stages": 3})):
+        (tmp_path / name).write_text(plan_to_toml(plan_for(LLAMA_1B, THREE_CPUS, **asked)))
+    return str(tmp_path / "one.toml"), str(tmp_path / "three.toml")
+
+
+def test_equal_plans_exit_0(paths: tuple[str, str]) -> None:
+    result = odctl("compare", paths[0], paths[0])
+    assert result.exit_code == 0
+    assert "the plans are the same" in result.stdout
+
+
+def test_plans_that_differ_exit_2_and_say_how(paths: tuple[str, str]) -> None:
+    result = odctl("compare", *paths)
+    assert result.exit_code == 2
+    assert "A to B: " in result.stdout
+    assert "adds b and c" in result.stdout
+    assert "decode throughput" in result.stdout
+    assert "less time to first token" in result.stdout
+
+
+def test_json_has_metrics_verdicts_and_moves(paths: tuple[str, str]) -> None:
+    result = odctl("compare", *paths, "--json")
+    assert result.exit_code == 2
+    data = json.loads(result.stdout)["data"]
+    assert data["is_same"] is False
+    assert {metric["name"] for metric in data["metrics"]} >= {"time per token", "memory peak"}
+    assert data["changes"][0]["hosts_added"] == ["b", "c"]
+
+
+def test_one_plan_alone_or_a_missing_one_exits_3(paths: tuple[str, str]) -> None:
+    assert odctl("compare", paths[0]).exit_code == 3
+    assert odctl("compare", paths[0], paths[0] + ".none").exit_code == 3
