@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
 from agent.api.refusal import Refusal, bad_field
@@ -110,10 +111,13 @@ def token_ids(name: str, value: Any, *, vocab_size: int) -> tuple[int, ...]:
 async def read_fields(request: HttpRequest) -> Fields:
     """The body as a JSON object, whatever its content type says. Raises Refusal."""
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise Refusal(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BODY_BYTES:
+                raise Refusal(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+    except ClientDisconnect as error:
+        raise Refusal(400, "the client left before its body was complete") from error
     if not body:
         raise Refusal(400, "missing request body")
     try:

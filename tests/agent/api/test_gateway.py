@@ -129,9 +129,7 @@ def test_a_full_queue_is_a_503_that_says_when_to_come_back(rig: Rig) -> None:
 )
 def test_a_client_that_leaves_frees_its_slot(rig: Rig, path: str, body: dict[str, Any]) -> None:
     rig.serve(step_s=SLOW_S, serving=msgspec.structs.replace(SERVING, batch=1))
-    address, port = rig.base_url.removeprefix("http://").split(":")
-    connection = http.client.HTTPConnection(address, int(port))
-    connection.request("POST", path, body=json.dumps({"model": "demo", **body}))
+    connection = post(rig, path, {"model": "demo", **body})
     wait_until(lambda: rig.backend().generated_tokens > 2, "it generates")
     connection.close()
     status = wait_until(lambda: (status := rig.backend()).running == 0 and status, "its slot is free")
@@ -139,13 +137,22 @@ def test_a_client_that_leaves_frees_its_slot(rig: Rig, path: str, body: dict[str
     assert complete(rig, max_tokens=2).status_code == 200
 
 
+def post(rig: Rig, path: str, body: dict[str, Any]) -> http.client.HTTPConnection:
+    """Send a request whose answer nobody reads."""
+    address, port = rig.base_url.removeprefix("http://").split(":")
+    connection = http.client.HTTPConnection(address, int(port))
+    connection.request("POST", path, body=json.dumps(body))
+    return connection
+
+
 def test_a_client_that_leaves_the_queue_is_forgotten(rig: Rig) -> None:
     rig.serve(step_s=SLOW_S, serving=msgspec.structs.replace(SERVING, batch=1))
     with ThreadPoolExecutor(1) as clients:
-        running = clients.submit(complete, rig, max_tokens=40)
+        running = clients.submit(complete, rig, max_tokens=60)
         wait_until(lambda: rig.backend().running == 1, "one runs")
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{rig.base_url}/api/generate", json={"model": "demo", "prompt": "y"}, timeout=0.2)
+        connection = post(rig, "/api/generate", {"model": "demo", "prompt": "y"})
+        wait_until(lambda: rig.backend().queued == 1, "another waits")
+        connection.close()
         wait_until(lambda: rig.backend().queued == 0, "nobody waits")
         assert running.result().status_code == 200
     status = rig.backend()
@@ -201,7 +208,7 @@ def test_a_killed_rank_ends_every_stream_with_an_error_at_once(rig: Rig, victim:
         ranks[0][victim].kill()
         messages = [stream.result(timeout=5) for stream in streams]
         answer = whole.result(timeout=5)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 3
     for message in messages:
         assert f"rank r0s{victim}t0 closed its step channel" in message
         assert HOST in message

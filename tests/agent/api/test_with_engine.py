@@ -1,0 +1,221 @@
+"""The gateway with real engine ranks, the last stage tensor-parallel, and transformers as witness."""
+
+from __future__ import annotations
+
+import queue
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import ollama
+import openai
+import pytest
+
+from agent.models.spec import read_spec
+from agent.planner.plan import Serving
+from agent.wire.gateway import RankEndpoint
+from agent.wire.rank import GetStatus
+from tests.agent.api.rig import HOST, Rig, open_rig, wait_until
+from tests.agent.engine.models import Reference, stage
+from tests.agent.engine.processes import ProcessRank, link, start_ranks
+from tests.agent.engine.rendezvous import serve_rendezvous
+from tests.agent.engine.threads import plan_links, rank_config
+from tests.agent.serving.tokenizer import BOS, EOS, VOCAB_SIZE, small_tokenizer, write_tokenizer
+
+SERVING = Serving(context=256, batch=8, dtype="float32", prefill_chunk=32, queue=64)
+NUM_TOKENS = 8
+PROMPTS = [f"{index}: " + "def wrap(text): return text.strip() " * (1 + index % 5) for index in range(32)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    rig: Rig
+    ranks: list[ProcessRank]
+    reference: Reference
+
+
+def write_model(path: Path) -> Reference:
+    """A seeded random Llama with the test tokenizer's vocabulary."""
+    import torch
+    import transformers
+
+    torch.manual_seed(3)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=64,
+        intermediate_size=88,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        initializer_range=0.1,
+        tie_word_embeddings=False,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+    )
+    model = transformers.LlamaForCausalLM(config)
+    model.save_pretrained(path)
+    write_tokenizer(path)
+    model.train(mode=False)
+    return Reference(path=path, spec=read_spec(path), model=model, _generated={})
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    """Three rank processes behind a gateway: layers 0 to 2 on one, 2 to 4 on two in unequal shares."""
+    with tempfile.TemporaryDirectory(prefix="gw-") as directory, open_rig(Path(directory)) as rig:
+        reference = write_model(rig.model_dir)
+        spec = reference.spec
+        stages = (stage(spec, (0, 2)), stage(spec, (2, 4), (1, 3)))
+        configs = [
+            msgspec.structs.replace(
+                rank_config(
+                    spec,
+                    extent,
+                    folder=rig.directory,
+                    model_dir=rig.model_dir,
+                    stage=number,
+                    tensor_index=index,
+                    context=SERVING.context,
+                    batch=SERVING.batch,
+                ),
+                host=HOST,
+                deployment="demo",
+                tls=rig.tls,
+            )
+            for number, extents in enumerate(stages)
+            for index, extent in enumerate(extents)
+        ]
+        with (
+            serve_rendezvous(rig.directory / "agent.sock"),
+            start_ranks(configs, rig.directory) as ranks,
+        ):
+            statuses = link(ranks, plan_links(stages, generation=1))
+            assert {status.state for status in statuses.values()} == {"linked"}
+            endpoints = [
+                RankEndpoint(
+                    rank_id=rank.config.rank_id,
+                    host=HOST,
+                    address="127.0.0.1",
+                    port=rank.ask(GetStatus()).step_port,
+                )
+                for rank in ranks
+            ]
+            rig.start_gateway()
+            rig.attach_endpoints(
+                (((endpoints[0],), (endpoints[1], endpoints[2])),),
+                generation=1,
+                deployment="demo",
+                serving=SERVING,
+                model=spec,
+            )
+            report = rig.check()
+            assert (report.is_ok, report.reason) == (True, "")
+            rig.tell("activate")
+            yield Served(rig=rig, ranks=ranks, reference=reference)
+
+
+def ask(served: Served, prompt: str) -> ollama.GenerateResponse:
+    with ollama.Client(served.rig.base_url) as client:
+        options = {"temperature": 0, "repeat_penalty": 1.0, "num_predict": NUM_TOKENS}
+        answer: ollama.GenerateResponse = client.generate("demo", prompt, raw=True, options=options)
+        return answer
+
+
+def test_thirty_two_clients_get_what_each_gets_alone_and_what_transformers_says(served: Served) -> None:
+    before = served.rig.backend()
+    with ThreadPoolExecutor(32) as clients:
+        together = list(clients.map(lambda prompt: ask(served, prompt), PROMPTS))
+    alone = [ask(served, prompt) for prompt in PROMPTS]
+    assert [answer.response for answer in together] == [answer.response for answer in alone]
+    assert [answer.context for answer in together] == [answer.context for answer in alone]
+    for prompt, answer in zip(PROMPTS, together, strict=True):
+        tokens = [int(token) for token in small_tokenizer().encode(prompt).ids]
+        assert answer.context is not None
+        assert list(answer.context[len(tokens) :]) == served.reference.generate(tokens, NUM_TOKENS)
+    status = served.rig.backend()
+    answers = together + alone
+    assert status.finished - before.finished == 64
+    assert status.prompt_tokens - before.prompt_tokens == sum(answer.prompt_eval_count or 0 for answer in answers)
+    assert status.generated_tokens - before.generated_tokens == sum(answer.eval_count or 0 for answer in answers)
+
+
+def test_a_seed_gives_the_same_answer_in_any_company(served: Served) -> None:
+    def sample(seed: int) -> str:
+        with openai.OpenAI(base_url=f"{served.rig.base_url}/v1", api_key="unused") as client:
+            answer = client.completions.create(model="demo", prompt="Once", seed=seed, max_tokens=NUM_TOKENS)
+        return answer.choices[0].text
+
+    with ThreadPoolExecutor(12) as clients:
+        answers = list(clients.map(sample, [1, 2, 3, 4] * 3))
+    assert answers[:4] == answers[4:8] == answers[8:] == [sample(seed) for seed in (1, 2, 3, 4)]
+    assert len(set(answers)) == 4
+
+
+def test_log_probabilities_are_transformers_own(served: Served) -> None:
+    import torch
+
+    tokens = [int(token) for token in small_tokenizer().encode("Once").ids]
+    with openai.OpenAI(base_url=f"{served.rig.base_url}/v1", api_key="unused") as client:
+        answer = client.completions.create(model="demo", prompt="Once", temperature=0, max_tokens=1, logprobs=3)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    expected = torch.log_softmax(served.reference.logits(tokens)[-1], dim=-1).topk(3)
+    assert logprobs.token_logprobs == pytest.approx([float(expected.values[0])], abs=1e-4)
+    [top] = logprobs.top_logprobs or []
+    assert sorted(top.values(), reverse=True) == pytest.approx(expected.values.tolist(), abs=1e-4)
+
+
+def test_a_client_that_leaves_frees_its_slot(served: Served) -> None:
+    before = served.rig.backend().cancelled
+    with ollama.Client(served.rig.base_url) as client:
+        stream = client.generate("demo", "Once", options={"temperature": 0, "num_predict": 200}, stream=True)
+        next(iter(stream))
+        assert served.rig.backend().running == 1
+        stream.close()
+    wait_until(lambda: served.rig.backend().running == 0, "the slot is free")
+    assert served.rig.backend().cancelled == before + 1
+
+
+def test_a_killed_rank_ends_both_protocols_streams_with_an_error(served: Served) -> None:
+    """The last test of this file: the ranks are gone after it."""
+    started = queue.Queue[str]()
+
+    def read_ollama() -> str:
+        with ollama.Client(served.rig.base_url) as client:
+            options = {"temperature": 0, "num_predict": 240}
+            try:
+                for part in client.generate("demo", "x", raw=True, options=options, stream=True):
+                    started.put(part.response or "")
+            except ollama.ResponseError as error:
+                return error.error
+        return "the stream ended as if all were well"
+
+    def read_openai() -> str:
+        settings: Any = {"model": "demo", "prompt": "x", "max_tokens": 240, "seed": 1, "stream": True}
+        with (
+            openai.OpenAI(base_url=f"{served.rig.base_url}/v1", api_key="unused", max_retries=0) as client,
+            client.completions.create(**settings) as stream,
+        ):
+            try:
+                for chunk in stream:
+                    started.put(chunk.choices[0].text)
+            except openai.APIError as error:
+                return error.message
+        return "the stream ended as if all were well"
+
+    with ThreadPoolExecutor(2) as clients:
+        streams = [clients.submit(read_ollama), clients.submit(read_openai)]
+        wait_until(lambda: served.rig.backend().running == 2 and started.qsize() > 4, "both stream")
+        served.ranks[2].kill()
+        messages = [stream.result(timeout=10) for stream in streams]
+    for message in messages:
+        assert "[E8" in message, message
+    status = served.rig.backend()
+    assert status.state == "broken"
+    assert status.error is not None
+    assert "r0s1t1" in status.error.message
