@@ -91,8 +91,9 @@ def detect(state: DetectState, health: HealState, observation: Observation) -> t
             handled |= {(death.rank_id, death.pid) for death in seen.deaths}
             continue
         events += _of_ranks(health, host, seen, handled, now)
-        if host == health.gateway_host and health.phase != "rebuilding":
-            events += _of_gateway(health, seen, now, has_cause=bool(events))
+    gateway = observation.hosts.get(health.gateway_host)
+    if gateway is not None and health.phase != "rebuilding":
+        events += _of_gateway(health, gateway, now, has_cause=bool(events))
     for host, silent in sorted(observation.silent.items()):
         silence = now - heard_at.setdefault(host, now)
         known = health.hosts.get(host, "up")
@@ -103,6 +104,8 @@ def detect(state: DetectState, health: HealState, observation: Observation) -> t
             events.append(HostLost(host=host, silence_s=silence, evidence=evidence, at_s=now))
         elif known == "up":
             events.append(AgentLost(host=host, silence_s=silence, evidence=evidence, at_s=now))
+    # Causes before symptoms: a death explains the links that it broke.
+    events.sort(key=lambda event: isinstance(event, LinkLost | GatewayLost))
     return DetectState(heard_at=heard_at, handled_deaths=tuple(sorted(handled))), events
 
 

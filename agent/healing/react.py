@@ -39,6 +39,8 @@ from agent.healing.state import (
 
 RESTART_WINDOW_S = 60.0
 MAX_FAILED_REBUILDS = 5
+SETTLE_S = 0.5
+"""A broken link is mostly the first sign of a death: wait for the next heartbeats before building it anew."""
 REBUILD_BACKOFF_S = 1.0
 """Doubles with each failure in a row."""
 
@@ -66,6 +68,7 @@ def react(state: HealState, event: HealEvent) -> Reaction:
         case LinkLost():
             if state.ranks[event.rank_id].health == "up":
                 state = _set_rank(state, event.rank_id, "unlinked")
+                state = msgspec.structs.replace(state, retry_at_s=max(state.retry_at_s, event.at_s + SETTLE_S))
                 if not _has_deeper_cause(state):
                     host = state.ranks[event.rank_id].host
                     state = _record(

@@ -18,7 +18,7 @@ from agent.wire.agent import Attach, EnsureGateway, LinkRanks, TellGateway
 from agent.wire.gateway import AttachBackend, BackendRef, CheckReport, RankEndpoint
 from agent.wire.rank import RankStatus
 
-LINK_TIMEOUT_S = 20.0
+LINK_TIMEOUT_S = 10.0
 CHECK_TIMEOUT_S = 330.0
 
 GatewayVerb = Literal["check", "activate", "retire", "detach"]

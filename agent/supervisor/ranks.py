@@ -264,7 +264,7 @@ class RankTable:
                 device=config.device,
             ),
             ["-m", "agent.engine", str(self._paths.config(name))],
-            environment={"OMP_NUM_THREADS": str(config.threads)} if config.threads else None,
+            environment=_environment(config.threads),
         )
 
     def _rank_config(self, order: StartRanks, rank: RankStart, held: HeldShard) -> RankConfig:
@@ -292,6 +292,14 @@ class RankTable:
             prefill_chunk=order.serving.prefill_chunk,
             threads=self._config.threads,
         )
+
+
+def _environment(threads: int) -> dict[str, str]:
+    # NVML counts GPUs in PCI bus order; CUDA does so only when told, and `cuda:1` must mean one card to both.
+    environment = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    return environment
 
 
 def process_name(deployment: str, generation: int, rank_id: str) -> str:
