@@ -70,7 +70,7 @@ def show_progress(num_hosts: int, stream: TextIO | None = None) -> Iterator[OnPr
 
 def _print_line(stream: TextIO, progress: HostProgress) -> None:
     place = f"{progress.index + 1}/{progress.total} " if progress.state == "working" else ""
-    word = {"probing": "", "working": "", "done": "done", "failed": "failed at: "}[progress.state]
+    word = {"done": "done", "failed": "failed at: "}.get(progress.state, "")
     step = "" if progress.state == "done" else progress.step
     stream.write(f"{progress.host}: {place}{word}{step}\n")
     stream.flush()
@@ -105,6 +105,9 @@ def _live_lines(stream: TextIO) -> Iterator[OnProgress]:
                     lines.stop_task(bar)
                 case "failed":
                     lines.update(bar, description=f"[red]failed at: {progress.step}")
+                    lines.stop_task(bar)
+                case "interrupted":
+                    lines.update(bar, description=f"[yellow]{progress.step}")
                     lines.stop_task(bar)
 
         yield show

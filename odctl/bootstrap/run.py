@@ -43,7 +43,7 @@ POLL_S = 0.2
 STDERR_TAIL = 600
 
 OutcomeState = Literal["unchanged", "changed", "failed"]
-ProgressState = Literal["probing", "working", "done", "failed"]
+ProgressState = Literal["probing", "working", "done", "failed", "interrupted"]
 
 
 class HostProgress(msgspec.Struct, frozen=True, kw_only=True):
@@ -218,7 +218,8 @@ class HostBootstrap:
                     raise await self._undo_all(plan, facts, error) from error
                 except asyncio.CancelledError:
                     # The operator's first Ctrl-C: put the host back. A second one drops the connection.
-                    await self._undo_all(plan, facts, FleetError("E301", "interrupted"))
+                    ended = await self._undo_all(plan, facts, FleetError("E301", f"interrupted at {step.name}"))
+                    self._report("interrupted", step=ended.message)
                     raise
         finally:
             await self._unlock(facts)

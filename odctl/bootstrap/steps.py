@@ -148,7 +148,8 @@ def _prefix_troubles(facts: ProbeFacts, wanted: Wanted) -> list[tuple[str, str]]
                 "set `prefix` to a directory on a disk of the host's own",
             )
         )
-    foreign = sorted(set(OUR_NAMES) & set(facts.entries.split()))
+    # The lock alone is what an operator leaves who was killed before the manifest was written.
+    foreign = sorted(set(OUR_NAMES) & set(facts.entries.split()) - {"install.lock"})
     if not facts.manifest and foreign:
         troubles.append(
             (

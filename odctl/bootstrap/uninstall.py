@@ -91,6 +91,10 @@ def plan_uninstall(facts: ProbeFacts, *, daemon_script: bytes) -> tuple[Step, ..
         ours = sorted(set(OUR_NAMES) & set(facts.entries.split()))
         if not ours:
             return ()
+        if ours == ["install.lock"]:
+            # All that an operator leaves who was killed before the manifest was written.
+            remove = Run(argv=("rmdir", "--", f"{prefix}/install.lock"))
+            return (Step(name="remove the lock", action=remove, unless="there is no lock"),)
         raise FleetError(
             "E304",
             f"{prefix} holds {', '.join(ours)}, but no manifest that can be read: they may not be ours",

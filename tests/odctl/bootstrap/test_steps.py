@@ -351,6 +351,14 @@ def test_uninstall_follows_the_manifest_and_removes_it_last() -> None:
     assert plan_uninstall(FRESH, daemon_script=DAEMON) == ()
 
 
+def test_a_lock_without_a_manifest_hinders_neither_bootstrap_nor_uninstall() -> None:
+    """All that an operator leaves who was killed at the very first step."""
+    facts = changed(FRESH, exists=True, entries="install.lock", lock_age_s=3600.0)
+    check_host(facts, WANTED)
+    assert names(facts) == FRESH_STEPS
+    assert [step.name for step in plan_uninstall(facts, daemon_script=DAEMON)] == ["remove the lock"]
+
+
 def test_a_manifest_cannot_reach_out_of_its_prefix() -> None:
     evil = msgspec.json.encode(Manifest(paths=("etc", "../../other", "/home", "..", "")))
     steps = plan_uninstall(changed(settled(), manifest=evil), daemon_script=DAEMON)
