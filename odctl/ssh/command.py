@@ -18,30 +18,58 @@ import msgspec
 KILL_AFTER_S = 5
 """Between SIGTERM and SIGKILL on the host."""
 
+# Each script is one line: some login shells and ForceCommand wrappers do not carry a newline through.
 # `cd`: paths start at $HOME on every backend.
 # exec all the way: signals to the session reach the command and not a shell around it.
-_WRAPPER = f"""printf '%s %s\\n' "$0" $$ || exit 1
-printf '%s %s\\n' "$0" $$ >&2
-cd 2>/dev/null || cd /
-limit=$1; shift
-if [ "$limit" != 0 ] && command -v timeout >/dev/null 2>&1; then exec timeout -k {KILL_AFTER_S} "$limit" "$@"; fi
-exec "$@\""""
+_WRAPPER = "; ".join(
+    [
+        'printf "%s %s\\n" "$0" $$ || exit 1',
+        'printf "%s %s\\n" "$0" $$ >&2',
+        "cd 2>/dev/null || cd /",
+        "limit=$1",
+        "shift",
+        'if [ "$limit" != 0 ] && command -v timeout >/dev/null 2>&1',
+        f'then exec timeout -k {KILL_AFTER_S} "$limit" "$@"',
+        "fi",
+        'exec "$@"',
+    ]
+)
 
 # A cut stream must not become a file: the size is compared before the name is given.
-STORE = """umask 022; target=$1; mode=$2; size=$3
-folder=$(dirname -- "$target"); mkdir -p -- "$folder" || exit 1
-partial="$folder/.$(basename -- "$target").$4.part"
-trap 'rm -f -- "$partial"' EXIT; trap 'exit 143' TERM HUP INT PIPE
-(umask 077; cat > "$partial") || exit 1
-stored=$(wc -c < "$partial") || exit 1
-if [ "$stored" -ne "$size" ]; then echo "received $stored of $size bytes" >&2; exit 1; fi
-chmod "$mode" "$partial" && mv -f -- "$partial" "$target\""""
-
+_STORE = "; ".join(
+    [
+        "umask 022",
+        "target=$1",
+        "mode=$2",
+        "size=$3",
+        'folder=$(dirname -- "$target")',
+        'mkdir -p -- "$folder" || exit 1',
+        'partial="$folder/.$(basename -- "$target").$4.part"',
+        """trap 'rm -f -- "$partial"' EXIT""",
+        'trap "exit 143" TERM HUP INT PIPE',
+        '(umask 077; cat > "$partial") || exit 1',
+        'stored=$(wc -c < "$partial") || exit 1',
+        'if [ "$stored" -ne "$size" ]',
+        'then echo "received $stored of $size bytes" >&2',
+        "exit 1",
+        "fi",
+        'chmod "$mode" "$partial" && mv -f -- "$partial" "$target"',
+    ]
+)
 
 # sshd makes the command a session of its own, and `timeout` a group: its number is the pid either way.
-_STOP = """kill -s TERM -- "-$1" 2>/dev/null; tries=0
-while [ $tries -lt 20 ] && kill -s 0 -- "-$1" 2>/dev/null; do sleep 0.1; tries=$((tries + 1)); done
-kill -s KILL -- "-$1" 2>/dev/null; exit 0"""
+_STOP = "; ".join(
+    [
+        'kill -s TERM -- "-$1" 2>/dev/null',
+        "tries=0",
+        'while [ $tries -lt 20 ] && kill -s 0 -- "-$1" 2>/dev/null',
+        "do sleep 0.1",
+        "tries=$((tries + 1))",
+        "done",
+        'kill -s KILL -- "-$1" 2>/dev/null',
+        "exit 0",
+    ]
+)
 
 
 class ShellLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +109,7 @@ def stop_argv(group: int) -> list[str]:
 
 def store_argv(target: str, *, mode: int, size: int) -> list[str]:
     """Reads exactly `size` bytes from stdin into `target`, atomically."""
-    return ["/bin/sh", "-c", STORE, "sh", host_path(target), f"{mode:o}", str(size), secrets.token_hex(4)]
+    return ["/bin/sh", "-c", _STORE, "sh", host_path(target), f"{mode:o}", str(size), secrets.token_hex(4)]
 
 
 def host_path(path: str) -> str:

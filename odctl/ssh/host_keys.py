@@ -97,13 +97,6 @@ class HostKeyCheck:
             f'(host_key = "{fingerprint(key)}"), or log in once with ssh, or pass --accept-new',
         )
 
-    def refuse_algorithms(self, address: str, port: int) -> FleetError | None:
-        """The host offers no key of a kind that we know of it: as suspicious as a changed one."""
-        known = self.known(address, port)
-        if known.trusted:
-            self._refuse_changed(f"{address}:{port}", "no key of a known kind", known.trusted)
-        return self.refusal
-
     def refuse_authority(self, address: str, port: int, authority: str) -> bool:
         """The host shows a certificate, and nothing says that its signer may vouch for it."""
         known = self.known(address, port)

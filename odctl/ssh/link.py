@@ -76,6 +76,11 @@ class Link:
                 self._connection = await self._open()
             return self._connection
 
+    def forget(self, connection: asyncssh.SSHClientConnection) -> None:
+        """Do not give out this connection again: it turned out to be lost before asyncssh had closed it."""
+        if self._connection is connection:
+            self._connection = None
+
     async def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -221,9 +226,9 @@ class Link:
             raise self._not_authenticated(f"there is no identity file {identity}")
         try:
             asyncssh.read_private_key(identity)
-        except asyncssh.KeyEncryptionError as error:
-            return self._agent_arguments(identity, error)
-        except (asyncssh.KeyImportError, OSError) as error:
+        except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError, OSError) as error:
+            if "passphrase" in str(error).lower():
+                return self._agent_arguments(identity, error)
             raise self._not_authenticated(f"{identity} is not a usable private key: {error}") from error
         return {"client_keys": [str(identity)], "agent_path": None}
 
@@ -245,24 +250,23 @@ class Link:
         authorities = _readable([entry.key for entry in known.authorities if entry.key not in revoked])
         if self.endpoint.host_key is not None:
             trusted, authorities = [key for key in trusted if key.get_fingerprint() == self.endpoint.host_key], []
-        arguments: dict[str, Any] = {"known_hosts": lambda _host, _address, _port: (trusted, authorities, [])}
-        if not trusted and not authorities:
-            # Otherwise a certificate would be offered, whose signer nobody here knows.
-            arguments["server_host_key_algs"] = list(PLAIN_HOST_KEY_ALGORITHMS)
-        return arguments
+        # Known kinds of key come first, but all are on offer: were none in common, sshd would hang up without
+        # a word, and a changed key would look like a network fault.
+        kinds = {key.split()[0].replace("ssh-rsa", "rsa-sha2-512") for key in keys}
+        plain = sorted(PLAIN_HOST_KEY_ALGORITHMS, key=lambda algorithm: algorithm not in kinds)
+        certificates = [f"{algorithm}-cert-v01@openssh.com" for algorithm in plain] if authorities else []
+        return {
+            "known_hosts": lambda _host, _address, _port: (trusted, authorities, []),
+            "server_host_key_algs": certificates + plain,
+        }
 
     def _explain(
         self, error: Exception, check: HostKeyCheck, options: asyncssh.SSHClientConnectionOptions, where: str
     ) -> FleetError:
         name = self.endpoint.host
         match error:
-            case FleetError():
-                return error
             case asyncssh.HostKeyNotVerifiable():
                 return check.refusal or FleetError(failures.UNKNOWN_HOST_KEY, f"{where}: {error.reason}", host=name)
-            case asyncssh.KeyExchangeFailed() if "host key" in error.reason.lower():
-                changed = check.refuse_algorithms(options.host_key_alias or options.host, options.port)
-                return changed or failures.unreachable(name, f"{where}: {error.reason}")
             case asyncssh.PermissionDenied():
                 return self._not_authenticated(f"{where} refused user `{options.username}`")
             case asyncssh.ChannelOpenError():

@@ -11,7 +11,8 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,6 +47,8 @@ REMOTE_GRACE_S = 10.0
 COPY_BLOCK_BYTES = 256 << 10
 COPY_STALL_S = 60.0
 """A copy that moves nothing for so long has failed."""
+STALE_S = 2.0
+"""A connection that fails within this time was lost earlier, and unnoticed."""
 MAX_NOISE_BYTES = 1 << 20
 
 _LOST = (asyncssh.DisconnectError, ConnectionError, asyncssh.ChannelOpenError)
@@ -156,29 +159,41 @@ class AsyncsshTransport:
 
     async def _open_session(self, line: str) -> Process:
         """Tried again while the host says that it has too many sessions; they end by themselves."""
-        attempt = 0
+        for attempt in range(1, MAX_OPEN_ATTEMPTS + 1):
+            try:
+                return await self._open_channel(lambda connection: connection.create_process(line, encoding=None))
+            except asyncssh.ChannelOpenError as error:
+                if attempt == MAX_OPEN_ATTEMPTS:
+                    reason = f"no session can be opened: {error.reason}"
+                    hint = "see MaxSessions in sshd_config"
+                    raise failures.unreachable(self._host, reason, hint=hint) from error
+                await asyncio.sleep(random.uniform(0.2, 0.6) * attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _open_channel(self, open_it: Callable[[asyncssh.SSHClientConnection], Awaitable[T]]) -> T:
+        """Open a channel, on a new connection where the old one turns out to be lost.
+
+        Raises ChannelOpenError when the host refuses the channel, FleetError E201 when the way there is gone.
+        """
+        started = time.monotonic()
+        is_first = True
         while True:
-            attempt += 1
             connection = await self._connection()
             try:
                 async with asyncio.timeout(OPEN_S):
-                    return await connection.create_process(line, encoding=None)
+                    return await open_it(connection)
             except TimeoutError as error:
                 connection.abort()
                 raise failures.connection_lost(self._host, f"no channel opened in {OPEN_S:g} s") from error
-            except asyncssh.ChannelOpenError as error:
-                if connection.is_closed() and attempt == 1:
-                    continue
-                if attempt == MAX_OPEN_ATTEMPTS or connection.is_closed():
-                    raise failures.unreachable(
-                        self._host,
-                        f"no session can be opened: {error.reason}",
-                        hint="see MaxSessions in sshd_config",
-                    ) from error
-                await asyncio.sleep(random.uniform(0.2, 0.6) * attempt)
             except _LOST as error:
-                if attempt > 1:
+                if isinstance(error, asyncssh.ChannelOpenError) and not _is_lost(connection, error):
+                    raise
+                assert self._link is not None
+                self._link.forget(connection)
+                # Nothing has run yet, so trying again is safe; but a link that was silent for long is dead.
+                if not is_first or time.monotonic() - started > STALE_S:
                     raise failures.connection_lost(self._host, str(error)) from error
+                is_first = False
 
     async def _stop(self, process: Process, marker: bytes) -> None:
         """End a command on the host; bounded, as the connection may be gone, and its `timeout` is there too."""
@@ -317,23 +332,10 @@ class AsyncsshTransport:
         return self._home
 
     async def _open_unix(self, path: str) -> tuple[asyncssh.SSHReader[bytes], asyncssh.SSHWriter[bytes]]:
-        for attempt in (1, 2):
-            connection = await self._connection()
-            try:
-                async with asyncio.timeout(OPEN_S):
-                    return await connection.open_unix_connection(path)
-            except TimeoutError as error:
-                connection.abort()
-                raise failures.connection_lost(self._host, f"no channel opened in {OPEN_S:g} s") from error
-            except asyncssh.ChannelOpenError as error:
-                if not connection.is_closed():
-                    raise await self._why_no_socket(connection, path, error) from error
-                if attempt == 2:
-                    raise failures.connection_lost(self._host, str(error)) from error
-            except _LOST as error:
-                if attempt == 2:
-                    raise failures.connection_lost(self._host, str(error)) from error
-        raise AssertionError("two attempts end in a return or a raise")
+        try:
+            return await self._open_channel(lambda connection: connection.open_unix_connection(path))
+        except asyncssh.ChannelOpenError as error:
+            raise await self._why_no_socket(await self._connection(), path, error) from error
 
     async def _why_no_socket(
         self, connection: asyncssh.SSHClientConnection, path: str, error: asyncssh.ChannelOpenError
@@ -393,6 +395,11 @@ class SshStream:
                 await self._writer.wait_closed()
         except (TimeoutError, *_LOST):
             return  # a channel of a dead connection has nobody left to close it with
+
+
+def _is_lost(connection: asyncssh.SSHClientConnection, error: asyncssh.ChannelOpenError) -> bool:
+    """asyncssh says "SSH connection closed" through the channel's error before `is_closed` does."""
+    return connection.is_closed() or error.reason == "SSH connection closed"
 
 
 def _on_loop_of_caller(on_progress: Callable[[int, int], None] | None) -> Callable[[int, int], None] | None:

@@ -118,27 +118,39 @@ port = {port or self.port}
 
     def stop(self) -> None:
         """End the server and its sessions, stopped ones included."""
+        if not (self.folder / "sshd.pid").exists():
+            return
         for pid in [*self.session_pids(), self.pid]:
             for number in (signal.SIGCONT, signal.SIGTERM):
                 try:
                     os.kill(pid, number)
                 except ProcessLookupError:
                     break
+        wait_until(lambda: not (self.folder / "sshd.pid").exists(), "sshd ends")
 
     def session_pids(self) -> list[int]:
-        """Processes that the server forked for its connections."""
-        found = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(self.pid)], capture_output=True, text=True, check=False, timeout=10
+        """The sshd processes of its connections, without the commands that they run."""
+        listed = subprocess.run(
+            ["ps", "-eo", "pid=,ppid=,comm="], capture_output=True, text=True, check=True, timeout=10
         )
-        children = [int(word) for word in found.stdout.split()]
-        grandchildren = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", ",".join(map(str, children)) or "0"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=10,
+        found = {self.pid}
+        for line in sorted(listed.stdout.splitlines(), key=lambda line: int(line.split()[0])):
+            pid, parent, name = line.split(maxsplit=2)
+            if int(parent) in found and name.startswith("sshd"):
+                found.add(int(pid))
+        return sorted(found - {self.pid})
+
+    def host_key_fingerprint(self) -> str:
+        """As `ssh-keygen` prints it."""
+        listed = subprocess.run(
+            ["ssh-keygen", "-l", "-f", self.host_key_file], capture_output=True, text=True, check=True, timeout=10
         )
-        return children + [int(word) for word in grandchildren.stdout.split()]
+        return listed.stdout.split()[1]
+
+    def certify_host_key(self, authority: Path) -> None:
+        """Make host_key-cert.pub, signed by `authority` for this address."""
+        arguments: list[str | Path] = ["-s", authority, "-I", "box", "-h", "-n", self.address, self.host_key_file]
+        subprocess.run(["ssh-keygen", "-q", *arguments], check=True, timeout=10, capture_output=True)
 
 
 @contextmanager
@@ -155,6 +167,16 @@ def make_key(path: Path, *, kind: str = "ed25519", passphrase: str = "") -> None
     subprocess.run(
         ["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-C", "test", "-f", path], check=True, timeout=30
     )
+
+
+def set_passphrase(path: Path, passphrase: str) -> None:
+    subprocess.run(
+        ["ssh-keygen", "-q", "-p", "-N", passphrase, "-f", path], check=True, timeout=30, capture_output=True
+    )
+
+
+def add_to_agent(path: Path) -> None:
+    subprocess.run(["ssh-add", "-q", path], check=True, timeout=10, capture_output=True)
 
 
 def public_key(path: Path) -> str:
