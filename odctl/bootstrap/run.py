@@ -19,6 +19,7 @@ import msgspec
 from agent.errors import ErrorDetail, FleetError
 from agent.wire.agent import PROTOCOL_VERSION, AgentConfig, Handshake
 from odctl.bootstrap.bundle import Bundle
+from odctl.bootstrap.fitness import Wanted, check_host
 from odctl.bootstrap.probe import ProbeFacts, ask_handshake, probe_host
 from odctl.bootstrap.steps import (
     STALE_LOCK_S,
@@ -28,8 +29,6 @@ from odctl.bootstrap.steps import (
     Run,
     Step,
     Upload,
-    Wanted,
-    check_host,
     linger_step,
     plan_bootstrap,
 )

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from agent.errors import FleetError
+from odctl.bootstrap.fitness import OUR_NAMES
 from odctl.bootstrap.probe import Manifest, ProbeFacts, probe_host
 from odctl.bootstrap.run import MAX_PARALLEL, HostOutcome, HostProgress, OnProgress, script
-from odctl.bootstrap.steps import OUR_NAMES, Run, Step
+from odctl.bootstrap.steps import Run, Step
 from odctl.inventory import Host
 from odctl.ssh.transport import Transport
 

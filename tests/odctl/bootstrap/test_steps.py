@@ -7,83 +7,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.errors import FleetError
-from agent.wire.agent import AgentConfig, Handshake
-from odctl.bootstrap.bundle import Bundle, Requirement
-from odctl.bootstrap.probe import Manifest, ProbeFacts, PythonFacts
+from odctl.bootstrap.fitness import Wanted, check_host, choose_python
+from odctl.bootstrap.probe import Manifest, ProbeFacts
 from odctl.bootstrap.steps import (
-    MAX_PREFIX_BYTES,
     Run,
     Upload,
-    Wanted,
-    check_host,
-    choose_python,
-    host_warnings,
     linger_step,
     plan_bootstrap,
     unit_name,
-    unit_text,
 )
 from odctl.bootstrap.uninstall import plan_uninstall
+from tests.odctl.bootstrap.host_states import (
+    BARE,
+    BUNDLE,
+    DAEMON,
+    FRESH,
+    PREFIX,
+    SETTLED_WANTED,
+    WANTED,
+    changed,
+    settled,
+)
 
-DAEMON = b"# daemon.sh"
-PREFIX = "/home/u/.local/share/odctl"
-CONFIG = AgentConfig(cluster="c", host="h", prefix="", cluster_address="10.0.0.1", cluster_port=7433)
-BUNDLE = Bundle(
-    release="new",
-    archive=b"tar",
-    unpacked_bytes=1 << 20,
-    requirements=(
-        Requirement(name="msgspec", conditions=((">=", "0.19"),)),
-        Requirement(name="torch", conditions=(("==", "2.13.0"),)),
-    ),
-)
-WANTED = Wanted(config=CONFIG, bundle=BUNDLE, ca=b"ca", renew_leaf="there is none")
-READY = PythonFacts(
-    path="/usr/bin/python3",
-    version="3.11.2",
-    has_venv=True,
-    packages={"torch": "2.13.0+cu130", "msgspec": "0.20"},
-)
-BARE = PythonFacts(path="/usr/bin/python3", version="3.12.1", has_venv=True, packages={})
-FRESH = ProbeFacts(
-    now_s=0.0,
-    os="Debian",
-    arch="x86_64",
-    kernel="6",
-    libc="glibc 2.36",
-    uid=1000,
-    user="u",
-    boot_id="b",
-    prefix=PREFIX,
-    memlock_kib=-1,
-    has_gpu=False,
-    missing_tools="",
-    exists=False,
-    disk_free_bytes=100 << 30,
-    filesystem="ext2/ext3",
-    is_writable=True,
-    is_noexec=False,
-    has_user_bus=False,
-    runtime_directory="/run/user/1000",
-    has_linger=False,
-    pythons=(READY,),
-    current="",
-    interpreter="",
-    releases="",
-    entries="",
-    lock_age_s=-1,
-    manifest=b"",
-    config=b"",
-    ca=b"",
-    leaf=b"",
-    unit=b"",
-    has_key=False,
-    configured_at_s=-1,
-    has_socket=False,
-    is_agent_running=False,
-    is_keeper_running=False,
-)
 FRESH_STEPS = [
     "write the manifest",
     "make directories",
@@ -102,52 +47,8 @@ FRESH_STEPS = [
 ]
 
 
-def changed(facts: ProbeFacts, **changes: object) -> ProbeFacts:
-    return msgspec.structs.replace(facts, **changes)
-
-
-def settled(*, release: str = "new", unit: bool = False) -> ProbeFacts:
-    """A host on which a bootstrap of `release` has ended well."""
-    config = msgspec.structs.replace(CONFIG, prefix=PREFIX, release=release, is_degraded=not unit)
-    names = ("current", "current.new", "releases", "etc", "var", "run", "install.lock", "manifest.json")
-    manifest = Manifest(paths=names, unit=unit_name(PREFIX) if unit else "")
-    return changed(
-        FRESH,
-        exists=True,
-        current=release,
-        interpreter=READY.path,
-        releases=release,
-        entries="current releases etc var run manifest.json",
-        manifest=msgspec.json.encode(manifest),
-        config=msgspec.json.encode(config),
-        ca=b"ca",
-        leaf=b"leaf",
-        unit=unit_text(config) if unit else b"",
-        has_key=True,
-        configured_at_s=100.0,
-        has_socket=True,
-        is_agent_running=True,
-        is_keeper_running=not unit,
-        has_user_bus=unit,
-        has_linger=unit,
-        handshake=Handshake(
-            host="h",
-            cluster="c",
-            release=release,
-            protocol=1,
-            pid=1,
-            boot_id="b",
-            started_at_s=101.0,
-            is_degraded=not unit,
-        ),
-    )
-
-
 def names(facts: ProbeFacts, wanted: Wanted = WANTED) -> list[str]:
     return [step.name for step in plan_bootstrap(facts, wanted, daemon_script=DAEMON).steps]
-
-
-SETTLED_WANTED = msgspec.structs.replace(WANTED, renew_leaf="")
 
 
 def test_a_fresh_host_gets_everything_in_order() -> None:
@@ -260,65 +161,6 @@ def test_a_host_without_packages_gets_an_environment() -> None:
     manifest = steps["write the manifest"].action
     assert isinstance(manifest, Upload)
     assert BUNDLE.venv in msgspec.json.decode(manifest.data, type=Manifest).paths
-
-
-def test_a_finished_environment_is_used_as_it_is() -> None:
-    venv = msgspec.structs.replace(READY, path=f"{PREFIX}/{BUNDLE.venv}/bin/python")
-    assert choose_python(changed(FRESH, pythons=(venv, BARE)), WANTED).venv_from == ""
-
-
-def test_a_wrong_torch_is_named_with_what_is_there() -> None:
-    stale = msgspec.structs.replace(READY, has_venv=False, packages={"torch": "2.4.1", "msgspec": "0.20"})
-    with pytest.raises(FleetError, match=r"torch==2.13.0 \(has 2.4.1\)") as caught:
-        choose_python(changed(FRESH, pythons=(stale,)), WANTED)
-    assert "python =" in caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"prefix": "/" + "x" * MAX_PREFIX_BYTES}, f"is {MAX_PREFIX_BYTES + 1} bytes long"),
-        ({"prefix": "/home/my home/odctl"}, "not a plain absolute path"),
-        ({"prefix": "/home/../etc/odctl"}, "not a plain absolute path"),
-        ({"is_writable": False}, "may not write"),
-        ({"filesystem": "nfs"}, "network file system"),
-        ({"disk_free_bytes": 10 << 20}, "10 MiB are free"),
-        ({"pythons": (BARE,), "disk_free_bytes": 1 << 30}, "1024 MiB are free"),
-        ({"pythons": (BARE,), "is_noexec": True}, "mounted noexec"),
-        ({"missing_tools": "tar"}, "lacks tar"),
-        ({"clock_skew_s": -400.0}, "-400 s off"),
-        ({"pythons": ()}, "there is none"),
-        ({"pythons": (msgspec.structs.replace(READY, version="3.9.2"),)}, "is 3.9.2"),
-        ({"entries": "notes.txt var"}, "not ours: var"),
-    ],
-)
-def test_a_host_that_will_not_do_is_refused_with_its_reason(change: dict[str, object], message: str) -> None:
-    with pytest.raises(FleetError) as caught:
-        check_host(changed(FRESH, **change), WANTED)
-    assert caught.value.code == "E303"
-    assert message in caught.value.message
-    assert caught.value.hint
-
-
-def test_everything_in_the_way_is_told_at_once() -> None:
-    with pytest.raises(FleetError) as caught:
-        check_host(changed(FRESH, missing_tools="tar", clock_skew_s=999.0, is_writable=False), WANTED)
-    for part in ("may not write", "lacks tar", "+999 s off"):
-        assert part in caught.value.message
-
-
-def test_the_longest_prefix_still_leaves_room_for_sockets() -> None:
-    check_host(changed(FRESH, prefix="/" + "x" * (MAX_PREFIX_BYTES - 1)), WANTED)
-    longest = "/" + "x" * (MAX_PREFIX_BYTES - 1) + "/run/0123456789.sock"
-    assert len(longest) <= 100
-
-
-def test_a_fit_host_passes_and_is_warned_about() -> None:
-    check_host(FRESH, WANTED)
-    check_host(settled(), WANTED)
-    warned = host_warnings(changed(FRESH, has_gpu=True, memlock_kib=8192, clock_skew_s=30.0))
-    assert len(warned) == 3
-    assert host_warnings(changed(FRESH, has_user_bus=True)) == []
 
 
 @given(
