@@ -1,6 +1,6 @@
 """The only room that imports torch: `python -m agent.engine CONFIG.json` is one rank, bound to one device.
 
-Two threads. The main one (`process`) is asyncio and imports no torch: it answers the supervisor (`control`) and
+Two threads. The main one (`process`) is asyncio and never calls torch: it answers the supervisor (`control`) and
 speaks to gateways (`step_channel`) whatever the engine does. The engine thread loads weights, builds links and
 executes steps in order (`executor`). They share an `inbox` (orders in) and a `status_board` (figures out).
 

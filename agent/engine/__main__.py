@@ -30,6 +30,20 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+def _import_torch(config: RankConfig) -> None:
+    """Loading its libraries holds the interpreter, for long on a cold disk.
+
+    So it is done before the control socket is there: a supervisor takes a rank that fell silent for hung, but waits
+    for one that has not spoken yet.
+    """
+    import torch
+
+    import agent.engine.executor  # noqa: F401 - all that the engine thread needs
+    from agent.engine.memory import wake_device
+
+    wake_device(torch.device(config.device))
+
+
 async def _run(config: RankConfig) -> int:
     from agent.engine.process import RankProcess
 
@@ -51,6 +65,7 @@ def main(argv: list[str]) -> int:
     # a rank outlives the terminal and the agent that started it; SIGTERM and StopRank end it
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _import_torch(config)
     return asyncio.run(_run(config))
 
 

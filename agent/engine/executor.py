@@ -79,7 +79,6 @@ class Executor:
             torch.set_num_threads(config.threads)
         kv_bytes = kv_cache_bytes(config)
         weight_bytes = shard_weight_bytes(config.model, config.extent, config.dtype)
-        check_memory(self._device, weight_bytes + kv_bytes)
 
         def on_read(count: int) -> None:
             board.read_bytes += count
@@ -87,6 +86,7 @@ class Executor:
             board.loaded_fraction = min(1.0, board.read_bytes / max(stored_bytes, 1))
 
         try:
+            check_memory(self._device, weight_bytes + kv_bytes)
             weights = load_weights(
                 config.model,
                 config.extent,

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
 
 from agent.errors import FleetError
+
+log = logging.getLogger(__name__)
+
+
+def wake_device(device: torch.device) -> None:
+    """Make the CUDA context, which takes seconds and holds the interpreter: before anybody expects answers."""
+    if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():
+        try:
+            torch.zeros(1, device=device)
+        except RuntimeError as error:
+            log.warning("device does not wake", extra={"device": str(device), "error": str(error)})
 
 
 def check_memory(device: torch.device, needed_bytes: int) -> None:

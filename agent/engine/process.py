@@ -1,4 +1,4 @@
-"""One rank process: wires the channels to the engine thread, and ends it cleanly. Imports no torch itself."""
+"""One rank process: wires the channels to the engine thread, and ends it cleanly. Never calls torch."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class RankProcess:
 
 
 class EngineThread(threading.Thread):
-    """Imports torch, then runs an `Executor`; the process answers its supervisor meanwhile.
+    """Runs an `Executor`; the process answers its supervisor meanwhile.
 
     A daemon: a thread that is stuck in a kernel must not keep the process from leaving.
     """

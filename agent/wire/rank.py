@@ -210,7 +210,7 @@ class StepRefused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
 
 
 class SampledToken(msgspec.Struct, frozen=True, array_like=True):
-    """`logprobs` are (token, natural logarithm), the chosen token first; empty unless asked for."""
+    """`logprobs` are (token, natural logarithm): the chosen token, then the likeliest ones (it again when among them)."""
 
     slot: int
     position: int
