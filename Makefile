@@ -1,0 +1,59 @@
+# Two commands do all the set-up on a fresh machine with Python 3.11 and git: `make demo` and `make test`.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-ssh test test-slow check format screenshots bench bench-faults debian clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+demo: $(VENV)/.agent ## make a cluster and a model, plan, apply, stream an answer, clean up
+	$(BIN)/odctl demo
+
+demo-ssh: $(VENV)/.agent debian ## the same over real sshds on loopback addresses
+	$(BIN)/odctl demo --ssh
+
+test: $(VENV)/.dev debian ## every test but the slow ones
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/.dev debian ## the minutes-long ones
+	$(PYTEST) -m slow -s
+
+check: $(VENV)/.dev ## ruff, mypy --strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## let ruff write what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+screenshots: $(VENV)/.dev ## SVGs of the real app on a real lab cluster, into screenshots/
+	$(BIN)/python -m tests.screenshots
+
+bench-faults: $(VENV)/.dev ## time every kind of fault under load; writes docs/benchmarks.md
+	$(BIN)/python -m tests.benchmarks.faults
+
+# sshd for the SSH tests, gcc for the fake NVML library. Without root or apt-get the tests that need them
+# are skipped and say so.
+debian:
+	@.ci/debian-packages
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.agent: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[agent]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.agent pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[agent,dev]'
+	@touch $@
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
