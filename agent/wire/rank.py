@@ -210,7 +210,10 @@ class StepRefused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
 
 
 class SampledToken(msgspec.Struct, frozen=True, array_like=True):
-    """`logprobs` are (token, natural logarithm): the chosen token, then the likeliest ones (it again when among them)."""
+    """`logprobs` are (token, natural logarithm): the chosen token, then the likeliest ones; empty unless asked for.
+
+    The chosen one is there twice when it is among the likeliest.
+    """
 
     slot: int
     position: int
