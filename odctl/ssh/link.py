@@ -10,13 +10,14 @@ import asyncio
 import os
 import random
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import asyncssh
 import msgspec
 
-from agent.errors import FleetError
+from agent.errors import ErrorDetail, FleetError
 from odctl.inventory import Host, Inventory
 from odctl.ssh import failures
 from odctl.ssh.endpoint import Endpoint, endpoint_of, jump_endpoint
@@ -68,12 +69,27 @@ class Link:
         self._opening = asyncio.Lock()
         self._connection: asyncssh.SSHClientConnection | None = None
         self._last_jump: Link | None = None
+        self._failure: tuple[float, ErrorDetail | None] = (0.0, None)
+        """The last failed attempt and when it failed, on the monotonic clock."""
 
     async def get(self) -> asyncssh.SSHClientConnection:
-        """An open connection. Raises FleetError E201 to E204."""
+        """An open connection. Raises FleetError E201 to E204.
+
+        Those who wait while one attempt fails share its failure: were each to try in turn, the tenth would hear
+        of a host that is down after ten timeouts.
+        """
+        asked_at_s = time.monotonic()
         async with self._opening:
-            if self._connection is None or self._connection.is_closed():
+            if self._connection is not None and not self._connection.is_closed():
+                return self._connection
+            failed_at_s, failure = self._failure
+            if failure is not None and failed_at_s > asked_at_s:
+                raise FleetError.from_detail(failure)
+            try:
                 self._connection = await self._open()
+            except FleetError as error:
+                self._failure = (time.monotonic(), error.detail)
+                raise
             return self._connection
 
     def forget(self, connection: asyncssh.SSHClientConnection) -> None:
@@ -140,39 +156,21 @@ class Link:
             policy=self.endpoint.host_keys,
             pin=self.endpoint.host_key,
         )
-        try:
-            async with asyncio.timeout(self.endpoint.connect_timeout_s):
-                return await self._attempt(options, check, tunnel, where)
-        except TimeoutError as error:
-            reason = f"no answer from {where} in {self.endpoint.connect_timeout_s:g} s"
-            raise failures.unreachable(
-                self.endpoint.host, reason, hint="is the host up, the address right?"
-            ) from error
-
-    async def _attempt(
-        self,
-        options: asyncssh.SSHClientConnectionOptions,
-        check: HostKeyCheck,
-        tunnel: asyncssh.SSHClientConnection | None,
-        where: str,
-    ) -> asyncssh.SSHClientConnection:
-        """Connect, again where sshd turned us away before it looked at us."""
-        attempt = 0
-        while True:
-            attempt += 1
+        for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
-                async with _handshake_slots():
+                # The time runs from here: waiting for a slot behind hosts that are down is no fault of this one.
+                async with _handshake_slots(), asyncio.timeout(self.endpoint.connect_timeout_s):
                     return await self._connect_once(check, tunnel)
             except (asyncssh.ConnectionLost, ConnectionResetError, BrokenPipeError) as error:
+                # sshd turned us away before it looked at us.
                 if attempt == MAX_ATTEMPTS:
                     reason = f"{where} closed the connection {attempt} times before login"
                     hint = "sshd refuses many logins at once (MaxStartups) or penalises this address"
                     raise failures.unreachable(self.endpoint.host, reason, hint=hint) from error
                 await asyncio.sleep(RETRY_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
             except (OSError, asyncssh.Error, ValueError) as error:
-                if isinstance(error, TimeoutError):
-                    raise
                 raise self._explain(error, check, options, where) from error
+        raise AssertionError("the last attempt returns or raises")
 
     async def _connect_once(
         self, check: HostKeyCheck, tunnel: asyncssh.SSHClientConnection | None
@@ -275,6 +273,9 @@ class Link:
                 return failures.unreachable(name, f"the name `{options.host}` is not found ({error.strerror})")
             case ConnectionRefusedError():
                 return failures.unreachable(name, f"connection refused by {where}", hint="is sshd running there?")
+            case TimeoutError():
+                reason = f"no answer from {where} in {self.endpoint.connect_timeout_s:g} s"
+                return failures.unreachable(name, reason, hint="is the host up, the address right?")
             case OSError():
                 return failures.unreachable(name, f"{where}: {error.strerror or error}")
             case _:

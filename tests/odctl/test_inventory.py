@@ -185,6 +185,19 @@ jump = ["a"]
     assert problems_of(text) == [("E107", 4, "`a` is reached through itself: a -> b -> c -> a")]
 
 
+def test_jumps_must_be_hosts_or_addresses_and_reached_by_ssh() -> None:
+    text = """[cluster]
+name = "lab"
+[hosts.a]
+jump = ["me@b@c"]
+[hosts.b]
+jump = ["here", "me@10.0.0.1:22", "[fe80::1]:22"]
+[hosts.here]
+transport = "local"
+"""
+    assert [(code, line) for code, line, _ in problems_of(text)] == [("E106", 4), ("E107", 6)]
+
+
 def test_two_local_hosts_need_two_ports() -> None:
     text = '[cluster]\nname = "lab"\n[hosts.a]\ntransport = "local"\n[hosts.b]\ntransport = "local"\n'
     ((code, line, message),) = problems_of(text)

@@ -323,6 +323,21 @@ async def test_a_silent_port_is_given_up_in_time_and_with_words(server: Sshd) ->
     assert time.monotonic() - started < 3
 
 
+async def test_those_who_wait_for_one_attempt_share_its_failure(server: Sshd) -> None:
+    async with silent_proxy(server.port) as proxy:
+        proxy.go_silent()
+        inventory = server.inventory(port=proxy.port, host="connect_timeout_s = 0.7")
+        started = time.monotonic()
+        async with transport_to(inventory) as transport, asyncio.TaskGroup() as group:
+            failures = [group.create_task(_lost_after(transport, ["true"])) for _ in range(6)]
+        assert {task.result().code for task in failures} == {"E201"}
+        assert time.monotonic() - started < 3
+        server.known_hosts.write_text(f"[127.0.0.1]:{proxy.port} {server.host_key}\n")
+        proxy.recover()
+        async with transport_to(inventory) as transport:
+            await transport.connect()
+
+
 async def test_a_dead_link_is_noticed_within_the_keepalive_bound(server: Sshd) -> None:
     async with silent_proxy(server.port) as proxy:
         server.known_hosts.write_text(f"[127.0.0.1]:{proxy.port} {server.host_key}\n")
