@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 WATCH_INTERVAL_S = 0.25
 HANG_S = 1.5
+LOADING_HANG_S = 15.0
+"""Packing large weights holds the interpreter's lock for seconds; nobody waits for that rank's steps yet."""
 STOPPED_S = 0.5
 ASK_TIMEOUT_S = 1.0
 OWN_STALL_S = 0.5
@@ -223,12 +225,19 @@ class RankTable:
         except (OSError, TimeoutError, StreamClosed):
             heard_at = self._heard_at.get(record.name)
             silence = time.monotonic() - (heard_at or watched_since)
-            limit = HANG_S if heard_at is not None else START_GRACE_S
+            limit = self._patience(record.name)
             if self._processes.get(record.name) is not None and silence >= limit:
                 self._kill_hung(record, "its control thread is silent", silence)
             return
         self._statuses[record.name] = status
         self._heard_at[record.name] = time.monotonic()
+
+    def _patience(self, name: str) -> float:
+        """Seconds of silence that a rank is allowed, by what it does."""
+        status = self._statuses.get(name)
+        if status is None:
+            return START_GRACE_S
+        return LOADING_HANG_S if status.state == "loading" else HANG_S
 
     def _kill_hung(self, record: ProcessRecord, reason: str, silence_s: float) -> None:
         log.warning("rank hangs", extra={"child": record.name, "reason": reason})
