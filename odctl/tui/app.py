@@ -188,7 +188,7 @@ class OdctlApp(App[None]):
         if self.is_read_only:
             self.notify("this session is read-only: ^x (or :unlock) allows changes for ten minutes", title="RO")
             return
-        self.notify(f"holding {choice.plan.name} against the fleet …")
+        self.notify(f"holding {choice.plan.name} against the fleet …", timeout=2)
         self._prepare_apply(choice)
 
     @work(exclusive=True, group="prepare")
@@ -202,6 +202,7 @@ class OdctlApp(App[None]):
             self.notify(f"generation {preview.running_generation} serves this very plan", title="no changes")
             return
         hosts = f"{len(preview.plan.hosts)} hosts" if len(preview.plan.hosts) != 1 else "1 host"
+        self.clear_notifications()
         title = f"Apply {preview.plan.name} to {hosts}?"
         self.push_screen(
             ConfirmScreen(title=title, lines=preview.lines, verb="Apply"),

@@ -71,15 +71,16 @@ class ApplyProgress(msgspec.Struct, frozen=True, kw_only=True):
 def take_event(progress: ApplyProgress, event: ApplyEvent) -> ApplyProgress:
     """The progress after one more event."""
     phases, began_s, ended_s = dict(progress.phases), dict(progress.began_s), dict(progress.ended_s)
+    # The operator's own steps come before the controller's first word and carry no time of its clock.
+    times: dict[str, float] = {event.phase: event.at_s} if event.at_s else {}
+    began_s = times | began_s
     match event.state:
         case "started" | "progress":
             if phases.get(event.phase) not in {"finished", "failed"}:
                 phases[event.phase] = "started"
-            began_s.setdefault(event.phase, event.at_s)
         case "finished" | "failed":
             phases[event.phase] = event.state
-            began_s.setdefault(event.phase, event.at_s)
-            ended_s[event.phase] = event.at_s
+            ended_s |= times
     hosts = dict(progress.hosts)
     if event.host:
         hosts[event.host] = HostProgress(
@@ -107,12 +108,10 @@ def fail(progress: ApplyProgress, error: ErrorDetail) -> ApplyProgress:
 
 
 def apply_page(progress: ApplyProgress, *, width: int, now_s: float) -> tuple[Line, ...]:
-    """Phases with bars, hosts with what they do, the outcome, and the end of the log."""
-    lines = [_head(progress, now_s), BLANK, *_phase_lines(progress, width, now_s)]
+    """The outcome once there is one, phases with bars, hosts with what they do, and the end of the log."""
+    lines = [_head(progress, now_s), *_outcome(progress, width), BLANK, *_phase_lines(progress, width, now_s)]
     if progress.hosts:
         lines += [BLANK, *_host_lines(progress)]
-    if outcome := _outcome(progress, width):
-        lines += [BLANK, *outcome]
     lines += [BLANK, *(line(Span(f" {text}", "dim")) for text in progress.log[-12:])]
     return tuple(lines)
 
@@ -204,20 +203,22 @@ def _outcome(progress: ApplyProgress, width: int) -> list[Line]:
     lines: list[Line] = []
     if progress.checked is not None:
         predicted, checked = progress.plan.predicted, progress.checked
-        lines.append(
-            line(
-                Span(" canary  ", "title"),
-                f"{seconds_words(checked.time_per_token_s)} per token (predicted "
-                f"{seconds_words(predicted.time_per_token_s)}), first token {seconds_words(checked.ttft_s)} "
-                f"(predicted {seconds_words(predicted.ttft_s)})",
-            )
+        said = (
+            f"{seconds_words(checked.time_per_token_s)} per token (predicted "
+            f"{seconds_words(predicted.time_per_token_s)}), first token after {seconds_words(checked.ttft_s)} at a "
+            f"prompt of {checked.prompt_tokens} (predicted {seconds_words(predicted.ttft_s)} at "
+            f"{predicted.prompt_tokens})"
         )
+        lines += [
+            line(Span(" canary  " if index == 0 else "         ", "title"), text)
+            for index, text in enumerate(wrap(said, width - 10))
+        ]
     if progress.error is not None:
         where = f"{progress.error.host}: " if progress.error.host else ""
         lines += [line(Span(f" ✗ {text}", "fault")) for text in wrap(f"{where}{progress.error.message}", width - 4)]
         lines += [line(Span(f"   → {text}", "dim")) for text in wrap(progress.error.hint, width - 6) if text]
         if progress.is_rolled_back:
-            lines.append(line(Span("   what ran before runs on; no request was lost", "ok")))
+            lines.append(line(Span("   undone: everything is as it was before", "ok")))
     elif progress.is_done:
         lines.append(line(Span(f" ● {progress.plan.name} serves on {progress.plan.serving.listen}", "ok")))
     return lines

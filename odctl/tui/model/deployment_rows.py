@@ -15,7 +15,7 @@ from odctl.tui.model.bars import time_strip
 from odctl.tui.model.marks import deployment_mark, fault_mark, rank_mark
 from odctl.tui.model.plans import deployed_plan
 from odctl.tui.model.readings import NONE
-from odctl.tui.model.table import Column, Value
+from odctl.tui.model.table import Banner, Column, Value
 from odctl.tui.model.text import BLANK, Line, Span, fit, line, wrap
 from odctl.tui.model.units import age_text, count_text, seconds_text, tokens_per_s_text
 
@@ -50,6 +50,9 @@ class DeploymentRows:
 
     def labels(self, row: int) -> dict[str, str]:  # noqa: ARG002 - deployments have none
         return {}
+
+    def banner(self, row: int) -> Banner | None:  # noqa: ARG002 - every row has its cells
+        return None
 
     def cell(self, row: int, column: str, width: int) -> Line:  # noqa: ARG002 - no cell draws a bar
         view = self._views[row]
@@ -197,9 +200,7 @@ def _strip(view: DeploymentView, *, width: int, now_s: float) -> list[Line]:
 
 def _rank_lines(status: DeploymentStatus, plan: Plan | None) -> list[Line]:
     layers = {place.rank_id: layers_words(place.layers) for place in rank_places(plan)} if plan else {}
-    lines = [
-        line(Span(" RANK    HOST         DEVICE  LAYERS        STATE        WEIGHTS       KV RESTARTS", "title"))
-    ]
+    lines = [line(Span(" RANK    HOST       DEVICE  LAYERS       STATE        WEIGHTS       KV   ↻", "title"))]
     return lines + [_rank_line(rank, layers.get(rank.rank_id, NONE)) for rank in status.ranks]
 
 
@@ -210,9 +211,9 @@ def _rank_line(rank: RankView, layers: str) -> Line:
         held = f"{bytes_words(status.weight_bytes):>8} {bytes_words(status.kv_cache_bytes):>8}"
     trouble = rank.trouble or (status.error.message if status is not None and status.error is not None else "")
     return line(
-        f" {fit(rank.rank_id, 7)} {fit(rank.host, 12)} {fit(rank.device, 7)} {fit(layers, 13)} ",
+        f" {fit(rank.rank_id, 7)} {fit(rank.host, 10)} {fit(rank.device, 7)} {fit(layers, 12)} ",
         Span(fit(f"{mark.glyph} {mark.word}", 12), mark.tone),
-        f"{held} {rank.restarts:>8}",
+        f"{held} {rank.restarts:>3}",
         Span(f"  {trouble}" if trouble else "", "warn"),
     )
 

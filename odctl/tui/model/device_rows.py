@@ -16,7 +16,7 @@ from odctl.tui.model.readings import (
     reading_span,
     reading_value,
 )
-from odctl.tui.model.table import Column, Value
+from odctl.tui.model.table import Banner, Column, Value
 from odctl.tui.model.text import Line, Span, line
 
 COLUMNS = (
@@ -56,6 +56,9 @@ class DeviceRows:
     def labels(self, row: int) -> dict[str, str]:
         facts = self._devices[row][0].facts
         return facts.labels if facts else {}
+
+    def banner(self, row: int) -> Banner | None:  # noqa: ARG002 - every row has its cells
+        return None
 
     def cell(self, row: int, column: str, width: int) -> Line:
         host, device_id, sample, _ = self._devices[row]

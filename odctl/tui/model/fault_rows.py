@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from agent.facts.fault import Fault
 from odctl.fleet.snapshot import FleetSnapshot
 from odctl.tui.model.marks import fault_mark
-from odctl.tui.model.table import Column, Value
+from odctl.tui.model.table import Banner, Column, Value
 from odctl.tui.model.text import Line, Span, line, wrap
 from odctl.tui.model.units import age_text, seconds_text
 
@@ -44,6 +44,9 @@ class FaultRows:
 
     def labels(self, row: int) -> dict[str, str]:  # noqa: ARG002 - faults have none
         return {}
+
+    def banner(self, row: int) -> Banner | None:  # noqa: ARG002 - every row has its cells
+        return None
 
     def cell(self, row: int, column: str, width: int) -> Line:  # noqa: ARG002 - no cell draws a bar
         fault = self._faults[row]

@@ -13,8 +13,8 @@ from odctl.tui.model.bars import bar, time_strip
 from odctl.tui.model.device_rows import DeviceRows
 from odctl.tui.model.marks import HOST_MARKS, rank_mark
 from odctl.tui.model.readings import reading_reason, reading_span
-from odctl.tui.model.table import GAP, layout
-from odctl.tui.model.text import BLANK, Line, Span, fit, fit_line, line, line_width, wrap
+from odctl.tui.model.table import GAP, layout, row_line
+from odctl.tui.model.text import BLANK, Line, Span, fit, line, line_width, wrap
 from odctl.tui.model.units import age_text, bytes_text, count_text, percent_text, rate_text
 
 
@@ -116,16 +116,10 @@ def _devices(snapshot: FleetSnapshot, host: HostView, width: int) -> tuple[Line,
     """The device table of this host alone, with the reasons for every dash below."""
     rows = DeviceRows(FleetSnapshot(cluster=snapshot.cluster, taken_at_s=snapshot.taken_at_s, hosts=(host,)))
     columns = layout([column for column in rows.columns if column.id not in {"host", "state"}], width - 1)
-    header = "".join(fit(column.title, size, is_right=column.is_right) + " " * GAP for column, size in columns)
+    header = (" " * GAP).join(fit(column.title, size, is_right=column.is_right) for column, size in columns)
     lines = [line(Span(f" {header}", "title"))]
     for row in range(len(rows.keys)):
-        spans: list[Span] = [Span(" ")]
-        for column, size in columns:
-            cell = rows.cell(row, column.id, size)
-            if column.is_right:
-                cell = (Span(" " * max(0, size - line_width(cell))), *cell)
-            spans += [*fit_line(cell, size), Span(" " * GAP)]
-        lines.append(tuple(spans))
+        lines.append((Span(" "), *row_line(rows, row, columns, width - 1)))
     assert host.sample is not None
     for device in host.sample.devices:
         lines += [line(Span(f"   — {text}", "dim")) for text in wrap(_reasons(device), width - 6) if text]

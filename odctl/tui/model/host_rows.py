@@ -9,16 +9,16 @@ from odctl.fleet.snapshot import FleetSnapshot, HostView
 from odctl.tui.model.bars import bar
 from odctl.tui.model.marks import HOST_MARKS, HOST_ORDER
 from odctl.tui.model.readings import NONE, reading_value
-from odctl.tui.model.table import Column, Value
+from odctl.tui.model.table import Banner, Column, Value
 from odctl.tui.model.text import Line, Span, Tone, line
 from odctl.tui.model.units import age_text, bytes_text, percent_text
 
 COLUMNS = (
-    Column(id="host", title="HOST", width=12, grow_to=24),
+    Column(id="host", title="HOST", width=10, grow_to=20),
     Column(id="state", title="STATE", width=13),
-    Column(id="cpu", title="CPU", width=10, priority=1, grow_to=18, sorts_down=True),
+    Column(id="cpu", title="CPU", width=10, priority=1, grow_to=16, sorts_down=True),
     Column(id="ram", title="RAM", width=11, priority=2, is_right=True, sorts_down=True),
-    Column(id="gpu", title="GPU", width=10, priority=3, grow_to=18, sorts_down=True),
+    Column(id="gpu", title="GPU", width=9, priority=3, grow_to=16, sorts_down=True),
     Column(id="vram", title="VRAM", width=11, priority=7, is_right=True, sorts_down=True),
     Column(id="temp", title="TEMP", width=4, priority=9, is_right=True, sorts_down=True),
     Column(id="power", title="POWER", width=6, priority=10, is_right=True, sorts_down=True),
@@ -72,6 +72,11 @@ class HostRows:
                 return _ram_cell(host)
             case _:
                 return _figure_cell(host, column)
+
+    def banner(self, row: int) -> Banner | None:
+        """A host that never answered has no figures: its reason takes their place."""
+        host = self._hosts[row]
+        return ("cpu", self._note(host)) if host.sample is None else None
 
     def _note(self, host: HostView) -> Line:
         """What a reader should know of this host first."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from agent.wire.agent import ModelHolding
 from odctl.tui.model.bars import bar
-from odctl.tui.model.table import Column, Value
+from odctl.tui.model.table import Banner, Column, Value
 from odctl.tui.model.text import Line, Span, line
 from odctl.tui.model.units import bytes_text, count_text, percent_text
 
@@ -40,6 +40,9 @@ class ModelRows:
 
     def labels(self, row: int) -> dict[str, str]:  # noqa: ARG002 - models have none
         return {}
+
+    def banner(self, row: int) -> Banner | None:  # noqa: ARG002 - every row has its cells
+        return None
 
     def cell(self, row: int, column: str, width: int) -> Line:  # noqa: ARG002 - bars are of a fixed width
         held = self._holdings[row]

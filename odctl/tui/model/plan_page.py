@@ -71,10 +71,9 @@ def _layer_map(plan: Plan, snapshot: FleetSnapshot | None, width: int) -> tuple[
     places = rank_places(plan)
     num_layers = max(place.layers[1] for place in places)
     bar_cells = 12 if width < 100 else 24
-    name_cells = min(
-        16 if width < 100 else 28, max(len(f"{place.shard.host}/{place.shard.device}") for place in places)
-    )
-    map_cells = max(8, min(num_layers, width - name_cells - bar_cells - 33))
+    longest = max(len(f"{place.shard.host}/{place.shard.device}") for place in places)
+    name_cells = min(16 if width < 100 else 28, max(11, longest))
+    map_cells = _map_cells(num_layers, room=max(8, width - name_cells - bar_cells - 38))
     slowest = _slowest_stage(plan)
     lines: list[Line] = []
     for replica in range(len(plan.replicas)):
@@ -108,6 +107,11 @@ def _layer_map(plan: Plan, snapshot: FleetSnapshot | None, width: int) -> tuple[
     return tuple(lines)
 
 
+def _map_cells(num_layers: int, *, room: int) -> int:
+    """A whole number of cells a layer where there is room, at most four; else all the room."""
+    return num_layers * min(4, room // num_layers) if num_layers <= room else room
+
+
 def _ruler(num_layers: int, cells: int) -> str:
     """`0 … 31`: first and last layer at the ends of the map."""
     last = str(num_layers - 1)
@@ -139,7 +143,11 @@ def _stage_time(plan: Plan, place: RankPlace, *, is_slowest: bool) -> tuple[Span
     if place.replica != 0 or place.stage >= len(stage_s):
         return (Span(f" {'—':>6}", "dim"),)
     mark = Span("◀", "warn") if is_slowest and len(stage_s) > 1 else Span(" ")
-    return (Span(f" {stage_s[place.stage] * 1e3:>6.1f}"), mark)
+    return (Span(f" {_milliseconds(stage_s[place.stage]):>6}"), mark)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g}" if seconds < 0.1 else f"{seconds * 1e3:.0f}"
 
 
 def _slowest_stage(plan: Plan) -> int:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from odctl.tui.model.text import Line
+from odctl.tui.model.text import Line, Span, fit_line, line_width
 
 Value = float | str | None
 """What a row is sorted and filtered by; None sorts last, whatever the direction."""
@@ -26,6 +26,10 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
     is_right: bool = False
     sorts_down: bool = False
     """Whether the first press sorts the largest first."""
+
+
+Banner = tuple[str, Line]
+"""A column's id, and the line that takes its place and that of all after it."""
 
 
 class Rows(Protocol):
@@ -49,6 +53,10 @@ class Rows(Protocol):
 
     def cell(self, row: int, column: str, width: int) -> Line: ...
 
+    def banner(self, row: int) -> Banner | None:
+        """What stands instead of the cells from a column on; None: the cells do."""
+        ...
+
 
 def layout(columns: Sequence[Column], width: int) -> tuple[tuple[Column, int], ...]:
     """The columns that fit and their widths, in order.
@@ -69,6 +77,22 @@ def layout(columns: Sequence[Column], width: int) -> tuple[tuple[Column, int], .
         left -= extra
         out.append((column, column.width + extra))
     return tuple(out)
+
+
+def row_line(rows: Rows, row: int, columns: Sequence[tuple[Column, int]], width: int) -> Line:
+    """The row's cells at their columns' widths; or up to a banner, which takes the rest of the line."""
+    banner = rows.banner(row)
+    spans: list[Span] = []
+    for column, size in columns:
+        if spans:
+            spans.append(Span(" " * GAP))
+        if banner is not None and column.id == banner[0]:
+            return (*spans, *fit_line(banner[1], width - line_width(tuple(spans))))
+        cell = rows.cell(row, column.id, size)
+        if column.is_right and (padding := size - line_width(cell)) > 0:
+            cell = (Span(" " * padding), *cell)
+        spans += fit_line(cell, size)
+    return tuple(spans)
 
 
 def _needed(columns: Sequence[Column]) -> int:

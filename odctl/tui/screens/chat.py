@@ -87,17 +87,21 @@ class ChatScreen(FrameScreen):
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         question = event.value.strip()
-        if event.input.id != "question" or not question:
-            return
+        if event.input.id == "question" and question and self.ask(question):
+            event.input.value = ""
+
+    def ask(self, question: str) -> bool:
+        """Send a question, unless something is in the way: that is said, and the answer is False."""
         status = self._status()
         if status is None:
             self.notify("its controller does not answer", severity="warning")
-        elif self.conversation.is_waiting:
+            return False
+        if self.conversation.is_waiting:
             self.notify("the answer before is still coming; ^s stops it", severity="warning")
-        else:
-            event.input.value = ""
-            self._update(self.deployment, self.conversation.ask(question, now_s=self._steady_clock()))
-            self.answer(self.deployment, status)
+            return False
+        self._update(self.deployment, self.conversation.ask(question, now_s=self._steady_clock()))
+        self.answer(self.deployment, status)
+        return True
 
     @work(exclusive=True, group="chat")
     async def answer(self, deployment: str, status: DeploymentStatus) -> None:

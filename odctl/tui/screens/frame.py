@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
-from textual.widgets import Footer
+from textual.widgets import Footer, Input
 
 from odctl.fleet import FleetSnapshot
 from odctl.tui.model.commands import completions
@@ -29,7 +29,8 @@ class FrameScreen(Screen[None]):
 
     mode: ClassVar[str] = ""
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("colon", "prompt", "Command", key_display=":", id="frame.command"),
+        # Priority: keys typed fast after it must find the prompt open, not whatever had the focus before.
+        Binding("colon", "prompt", "Command", key_display=":", id="frame.command", priority=True),
         Binding("escape", "back", "Back", id="frame.back", show=False),
     ]
 
@@ -78,6 +79,10 @@ class FrameScreen(Screen[None]):
 
     def on_resize(self) -> None:
         self.call_after_refresh(self.redraw)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002 - Textual's
+        """`:` and `/` are letters while something is being written."""
+        return not (action in {"prompt", "filter"} and isinstance(self.focused, Input))
 
     def action_prompt(self) -> None:
         self.open_prompt("")

@@ -45,18 +45,19 @@ class HelpScreen(ModalScreen[None]):
 
 
 def help_lines(bindings: dict[str, ActiveBinding], display: object) -> list[Line]:
-    """A line for each binding that has a description, in the order of the screens that own them."""
+    """A line for each live binding of ours, which are those with an id, nearest to the focus first."""
     assert callable(display)
     by_action: dict[tuple[str, str], list[str]] = {}
     for active in bindings.values():
         binding = active.binding
-        if not binding.description or binding.system:
+        if not binding.id or not binding.description or binding.id.startswith("command_palette"):
             continue
         keys = by_action.setdefault((binding.action, binding.description), [])
         keys.append(str(display(binding)))
     lines = [line(Span(" KEYS", "title"))]
     for (_, description), keys in by_action.items():
         lines.append(line("  ", Span(fit(" ".join(dict.fromkeys(keys)), 14), "key"), f" {description}"))
+    lines.append(line("  ", Span(fit("^p", 14), "key"), " Palette"))
     lines += [BLANK, line(Span(" COMMANDS", "title"), Span("  after `:`, a beginning is enough", "dim"))]
     for command in COMMANDS:
         argument = f"[{command.argument}]" if command.is_optional else command.argument

@@ -28,6 +28,10 @@ class ModelsScreen(TableScreen):
         super().__init__()
         self._answers: dict[str, Holdings | FleetError] | None = None
 
+    @property
+    def has_answers(self) -> bool:
+        return self._answers is not None
+
     def rows(self, snapshot: FleetSnapshot) -> Rows:  # noqa: ARG002 - holdings are not part of the snapshot
         answers = (self._answers or {}).values()
         return ModelRows([held for answer in answers if not isinstance(answer, FleetError) for held in answer])

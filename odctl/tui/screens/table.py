@@ -19,7 +19,7 @@ from odctl.tui.widgets.prompt import Prompt
 
 class TableScreen(FrameScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("slash", "filter", "Filter", key_display="/", id="table.filter"),
+        Binding("slash", "filter", "Filter", key_display="/", id="table.filter", priority=True),
         Binding("shift+right,full_stop", "sort(1)", "Sort by the next column", id="table.sort_next", show=False),
         Binding("shift+left,comma", "sort(-1)", "Sort by the column before", id="table.sort_before", show=False),
         Binding("O", "turn_sort", "Turn the sort round", id="table.sort_turn", show=False),

@@ -17,8 +17,8 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from odctl.tui.model.index import Sort
-from odctl.tui.model.table import GAP, Column, Rows, layout
-from odctl.tui.model.text import Line, Span, fit, fit_line, line_width
+from odctl.tui.model.table import GAP, Column, Rows, layout, row_line
+from odctl.tui.model.text import Line, Span, fit
 from odctl.tui.widgets.paint import paint
 
 STRIP_CACHE = 1024
@@ -178,24 +178,18 @@ class FleetTable(ScrollView, can_focus=True):
         if self._rows is None or position >= len(self._order):
             text = self._empty if y == _HEADER_LINES and not self._order else ""
             return (Span(f" {text}", "dim"),), False
-        row = self._order[position]
-        spans: list[Span] = []
-        for column, width in self._columns:
-            cell = self._rows.cell(row, column.id, width)
-            if column.is_right and (padding := width - line_width(cell)) > 0:
-                cell = (Span(" " * padding), *cell)
-            spans += fit_line(cell, width)
-            spans.append(Span(" " * GAP))
-        return tuple(spans), position == self._cursor
+        return row_line(self._rows, self._order[position], self._columns, self._width), position == self._cursor
 
     def _header(self) -> Line:
-        spans: list[Span] = []
+        titles = []
         for column, width in self._columns:
-            title = column.title
+            mark = ""
             if self._sort is not None and self._sort.column == column.id:
-                title = f"{title}{'▼' if self._sort.is_descending else '▲'}"
-            spans.append(Span(fit(title, width, is_right=column.is_right) + " " * GAP, "title"))
-        return tuple(spans)
+                mark = "▼" if self._sort.is_descending else "▲"
+            # The mark must survive a narrow column: it takes the title's last letters.
+            title = column.title[: max(0, width - len(mark))] + mark
+            titles.append(fit(title, width, is_right=column.is_right))
+        return (Span((" " * GAP).join(titles), "title"),)
 
     def render_line(self, y: int) -> Strip:
         if y < _HEADER_LINES:

@@ -18,7 +18,6 @@ HISTORY_LINES = 50
 class Prompt(Horizontal):
     DEFAULT_CSS = """
     Prompt { height: 1; display: none; dock: bottom; }
-    Prompt.-open { display: block; }
     Prompt #sign { width: 2; padding: 0 0 0 1; text-style: bold; }
     Prompt Input { border: none; height: 1; width: 1fr; padding: 0; background: transparent; }
     Prompt Input:focus { border: none; }
@@ -50,7 +49,7 @@ class Prompt(Horizontal):
 
     @property
     def is_open(self) -> bool:
-        return self.has_class("-open")
+        return bool(self.display)
 
     def open(self, kind: Kind, *, text: str = "", suggestions: list[str] | None = None) -> None:
         """Show the line, with the focus in it."""
@@ -58,13 +57,14 @@ class Prompt(Horizontal):
         self.query_one("#sign", Static).update(kind)
         entry = self.query_one(Input)
         entry.suggester = SuggestFromList(suggestions, case_sensitive=False) if suggestions else None
-        self.add_class("-open")
         entry.value = text
         entry.cursor_position = len(text)
-        entry.focus()
+        # At once, not through `focus()`, which waits: keys typed fast after `:` belong to this line already.
+        self.display = True
+        self.screen.set_focus(entry)
 
     def close(self) -> None:
-        self.remove_class("-open")
+        self.display = False
         self.query_one(Input).suggester = None
 
     def on_input_changed(self, event: Input.Changed) -> None:
