@@ -115,7 +115,10 @@ class FleetFeed:
         """Stop watching and close every connection, within a limit."""
         if self._thread is None or self._loop is None or self._watch is None:
             return
-        self._loop.call_soon_threadsafe(self._watch.cancel)
+        try:
+            self._loop.call_soon_threadsafe(self._watch.cancel)
+        except RuntimeError:
+            return  # the loop is closed: the thread has ended by itself
         await asyncio.to_thread(self._thread.join, STOP_TIMEOUT_S)
 
     async def _ready(self) -> tuple[asyncio.AbstractEventLoop, Fleet]:

@@ -85,7 +85,7 @@ def conversation_lines(conversation: Conversation, *, width: int) -> tuple[Line,
         for index, text in enumerate(wrap(turn.question, width - 4)):
             lines.append(line(Span(" ▸ " if index == 0 else "   ", "key"), Span(text, "bold")))
         if turn.answer:
-            lines += [line(f"   {text}") for text in wrap(turn.answer, width - 4)]
+            lines += [line(f"   {text}") for text in wrap(turn.answer.strip(), width - 4)]
         elif not turn.is_over:
             lines.append(line(Span("   …", "dim")))
         if turn.error:

@@ -186,8 +186,9 @@ def _disks(disks: Sequence[DiskSample]) -> tuple[Line, ...]:
 
 def _nics(nics: Sequence[NicSample]) -> tuple[Line, ...]:
     lines = []
-    for nic in nics:
-        state = Span("● up  ", "ok") if nic.is_up else Span("✗ down", "fault")
+    for nic in sorted(nics, key=lambda nic: (not nic.is_up, nic.name)):
+        # A port that is down is no fault by itself: most machines have some that nobody plugged in.
+        state = Span("● up  ", "ok") if nic.is_up else Span("○ down", "dim")
         speed = f"{nic.speed_bits_per_s / 1e9:.3g} Gb/s" if nic.speed_bits_per_s > 0 else "speed —"
         trouble = nic.errors + nic.drops
         lines.append(

@@ -26,7 +26,7 @@ COLUMNS = (
     Column(id="load", title="LOAD", width=5, priority=8, is_right=True, sorts_down=True),
     Column(id="ranks", title="RANKS", width=5, priority=4, is_right=True, sorts_down=True),
     Column(id="up", title="UP", width=4, priority=11, is_right=True, sorts_down=True),
-    Column(id="note", title="NOTE", width=12, priority=6, grow_to=60),
+    Column(id="note", title="NOTE", width=12, priority=6, grow_to=44),
 )
 MEMORY_WARNING = 0.95
 

@@ -61,8 +61,8 @@ class Rows(Protocol):
 def layout(columns: Sequence[Column], width: int) -> tuple[tuple[Column, int], ...]:
     """The columns that fit and their widths, in order.
 
-    Columns leave from the highest priority number down; what is left over goes to the growing ones, the leftmost
-    first.
+    Columns leave from the highest priority number down; what is left over goes to the growing ones, the rightmost
+    first: there stand the sentences.
     """
     shown = list(columns)
     while len(shown) > 1 and _needed(shown) > width:
@@ -72,11 +72,11 @@ def layout(columns: Sequence[Column], width: int) -> tuple[tuple[Column, int], .
         shown.remove(max(droppable, key=lambda column: column.priority))
     left = max(0, width - _needed(shown))
     out = []
-    for column in shown:
-        extra = min(left, max(0, column.grow_to - column.width)) if column.grow_to else 0
+    for column in reversed(shown):
+        extra = min(left, max(0, column.grow_to - column.width))
         left -= extra
         out.append((column, column.width + extra))
-    return tuple(out)
+    return tuple(reversed(out))
 
 
 def row_line(rows: Rows, row: int, columns: Sequence[tuple[Column, int]], width: int) -> Line:

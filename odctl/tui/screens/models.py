@@ -27,6 +27,7 @@ class ModelsScreen(TableScreen):
     def __init__(self) -> None:
         super().__init__()
         self._answers: dict[str, Holdings | FleetError] | None = None
+        self._error = ""
 
     @property
     def has_answers(self) -> bool:
@@ -37,6 +38,8 @@ class ModelsScreen(TableScreen):
         return ModelRows([held for answer in answers if not isinstance(answer, FleetError) for held in answer])
 
     def summary(self, snapshot: FleetSnapshot, width: int) -> tuple[Line, ...]:  # noqa: ARG002 - one short line
+        if self._error:
+            return (line(Span(f" ✗ {self._error}", "fault"), Span("   r asks again", "dim")),)
         if self._answers is None:
             return (line(Span(" asking every host …", "dim")),)
         failed = [name for name, answer in self._answers.items() if isinstance(answer, FleetError)]
@@ -46,7 +49,7 @@ class ModelsScreen(TableScreen):
         return (said,)
 
     def empty_text(self, snapshot: FleetSnapshot) -> str:  # noqa: ARG002 - holdings are not part of the snapshot
-        return "asking every host …" if self._answers is None else self.empty
+        return "nothing is known yet" if self._answers is None else self.empty
 
     def on_screen_resume(self) -> None:
         super().on_screen_resume()
@@ -58,8 +61,8 @@ class ModelsScreen(TableScreen):
             return await fleet.get_all("/v1/models", Holdings)
 
         try:
-            self._answers = await self.odctl.feed.call(ask)
+            self._answers, self._error = await self.odctl.feed.call(ask), ""
         except FleetError as error:
-            self.notify(str(error), title="models", severity="error")
+            self._error = str(error)
         if self.is_current:
             self.redraw()

@@ -24,11 +24,12 @@ from odctl.tui.widgets.paint import paint
 STRIP_CACHE = 1024
 """Painted lines kept; a few screens of them."""
 _HEADER_LINES = 1
+_MARGIN = 1
 
 
 class FleetTable(ScrollView, can_focus=True):
     DEFAULT_CSS = """
-    FleetTable { height: 1fr; width: 1fr; overflow-x: hidden; overflow-y: scroll; }
+    FleetTable { height: 1fr; width: 1fr; overflow-x: hidden; overflow-y: auto; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "move(-1)", "Up", id="table.up", show=False),
@@ -131,7 +132,7 @@ class FleetTable(ScrollView, can_focus=True):
         self._reveal_cursor()
 
     def _lay_out(self) -> None:
-        self._columns = layout(self._rows.columns, self._width) if self._rows else ()
+        self._columns = layout(self._rows.columns, self._width - _MARGIN) if self._rows else ()
         self._painted.clear()
         self.refresh()
 
@@ -178,7 +179,8 @@ class FleetTable(ScrollView, can_focus=True):
         if self._rows is None or position >= len(self._order):
             text = self._empty if y == _HEADER_LINES and not self._order else ""
             return (Span(f" {text}", "dim"),), False
-        return row_line(self._rows, self._order[position], self._columns, self._width), position == self._cursor
+        spans = row_line(self._rows, self._order[position], self._columns, self._width - _MARGIN)
+        return (Span(" " * _MARGIN), *spans), position == self._cursor
 
     def _header(self) -> Line:
         titles = []
@@ -189,7 +191,7 @@ class FleetTable(ScrollView, can_focus=True):
             # The mark must survive a narrow column: it takes the title's last letters.
             title = column.title[: max(0, width - len(mark))] + mark
             titles.append(fit(title, width, is_right=column.is_right))
-        return (Span((" " * GAP).join(titles), "title"),)
+        return (Span(" " * _MARGIN), Span((" " * GAP).join(titles), "title"))
 
     def render_line(self, y: int) -> Strip:
         if y < _HEADER_LINES:

@@ -1,0 +1,40 @@
+"""One way to start the app in a test: frozen fleet, frozen clock, no animation, no blinking."""
+
+from __future__ import annotations
+
+import pytest
+from textual.widgets import Input
+
+from agent.errors import FleetError
+from agent.planner.plan import Plan
+from agent.wire.agent import ApplyEvent
+from odctl.apply import ApplyPreview
+from odctl.tui.app import OdctlApp
+from odctl.tui.applying import Applier, OnEvent
+from odctl.tui.feed import Feed
+from tests.odctl.tui.frozen_fleet import FrozenClock
+
+
+@pytest.fixture(autouse=True)
+def _still_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Input, "_toggle_cursor", lambda _input: None)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+class RefusingApplier:
+    """For tests in which nothing may be applied."""
+
+    async def preview(self, feed: Feed, plan: Plan) -> ApplyPreview:  # noqa: ARG002 - the Protocol's
+        raise FleetError("E401", "the plan is stale: host gpu01 is gone", hint="plan again")
+
+    async def apply(self, feed: Feed, preview: ApplyPreview, on_event: OnEvent) -> ApplyEvent:  # noqa: ARG002
+        raise AssertionError("nothing may be applied here")
+
+    async def abort(self, feed: Feed, preview: ApplyPreview) -> str:  # noqa: ARG002
+        raise AssertionError("nothing may be aborted here")
+
+
+def make_app(feed: Feed, *, applier: Applier | None = None) -> OdctlApp:
+    app = OdctlApp(feed, clock=FrozenClock(), applier=applier or RefusingApplier())
+    app.animation_level = "none"
+    return app
