@@ -38,6 +38,7 @@ from agent.supervisor.faults import FaultBook
 from agent.supervisor.reach import Reach
 from agent.wire.agent import DeploymentStatus, Heartbeat, RankView, RestartRank, RetireBackends
 from agent.wire.gateway import BackendStatus
+from agent.wire.rank import RankStatus
 
 log = logging.getLogger(__name__)
 
@@ -170,11 +171,15 @@ class DeploymentWatch:
     def _remember(self, beats: dict[str, Heartbeat]) -> None:
         self._beats = beats
         for host, beat in beats.items():
-            self._ports[host] = tuple(
-                status.step_port
-                for status in beat.ranks
-                if status.deployment == self.plan.name and status.step_port
-            )
+            self._ports[host] = tuple(status.step_port for status in self._own_ranks(beat) if status.step_port)
+
+    def _own_ranks(self, beat: Heartbeat) -> list[RankStatus]:
+        """Of this layout. After a switch the old one's ranks, with the same ids, run on until they are retired."""
+        return [
+            status
+            for status in beat.ranks
+            if status.deployment == self.plan.name and status.generation >= self.controlled.spawn_generation
+        ]
 
     def _events(
         self, beats: dict[str, Heartbeat], silent: dict[str, SilentHost], *, was_stalled: bool
@@ -207,8 +212,7 @@ class DeploymentWatch:
                     generation=status.generation,
                     error=status.error.message if status.error else "",
                 )
-                for status in beat.ranks
-                if status.deployment == name
+                for status in self._own_ranks(beat)
             },
             deaths=tuple(
                 DeathSeen(rank_id=dead.rank_id, pid=dead.pid, kind=dead.kind, evidence=dead.evidence)
@@ -322,11 +326,7 @@ class DeploymentWatch:
         for place in rank_places(self.plan):
             beat = self._beats.get(place.shard.host)
             status = next(
-                (
-                    status
-                    for status in (beat.ranks if beat else ())
-                    if status.deployment == self.plan.name and status.rank_id == place.rank_id
-                ),
+                (status for status in (self._own_ranks(beat) if beat else ()) if status.rank_id == place.rank_id),
                 None,
             )
             health = self._health.ranks[place.rank_id].health
