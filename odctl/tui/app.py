@@ -85,7 +85,9 @@ class OdctlApp(App[None]):
     ]
 
     def __init__(self, feed: Feed, *, clock: Clock, applier: Applier | None = None) -> None:
-        super().__init__()
+        # Only native ANSI colours can be dropped: Textual greys others, and then default text turns black on black.
+        has_no_color = os.environ.get("NO_COLOR") is not None
+        super().__init__(ansi_color=True if has_no_color else None)
         self.feed = feed
         self.clock = clock
         self.snapshot: FleetSnapshot | None = None
@@ -96,7 +98,7 @@ class OdctlApp(App[None]):
         self._relock: Timer | None = None
         self._last_mode = ""
         self._failure: BaseException | None = None
-        self.theme = NO_COLOR_THEME if os.environ.get("NO_COLOR") is not None else THEME
+        self.theme = NO_COLOR_THEME if has_no_color else THEME
 
     def on_mount(self) -> None:
         self.feed.start(self._take, lambda failure: self.call_from_thread(self._fail, failure))

@@ -71,7 +71,7 @@ class DeviceRows:
                 return line(_mark(host, sample).span)
             case "note":
                 return _note(self._devices[row])
-        if sample is None:
+        if sample is None or (isinstance(sample.utilisation, Lost) and column not in {"util", "xid"}):
             return line(Span(NONE, "dim"))
         spans = _sample_cell(sample, column, width)
         return spans if host.state == "live" else tuple(Span(span.text, "dim") for span in spans)

@@ -21,11 +21,11 @@ class Mark(NamedTuple):
 
 
 HOST_MARKS: dict[HostState, Mark] = {
-    "connecting": Mark("○", "connecting", "dim"),
     "live": Mark("●", "live", "ok"),
     "stale": Mark("▲", "stale", "warn"),
     "lost": Mark("✗", "lost", "fault"),
     "unreachable": Mark("✗", "unreachable", "fault"),
+    "connecting": Mark("○", "connecting", "dim"),
 }
 HOST_ORDER: dict[HostState, int] = {"lost": 0, "unreachable": 1, "stale": 2, "connecting": 3, "live": 4}
 """Worst first, for sorting."""

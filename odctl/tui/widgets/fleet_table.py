@@ -29,7 +29,7 @@ _MARGIN = 1
 
 class FleetTable(ScrollView, can_focus=True):
     DEFAULT_CSS = """
-    FleetTable { height: 1fr; width: 1fr; overflow-x: hidden; overflow-y: auto; }
+    FleetTable { height: 1fr; width: 1fr; overflow-x: hidden; overflow-y: auto; scrollbar-gutter: stable; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "move(-1)", "Up", id="table.up", show=False),

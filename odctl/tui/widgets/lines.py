@@ -41,7 +41,7 @@ class LinesBar(Widget):
 class LinesView(ScrollView, can_focus=True):
     """Lines of any number, scrolled with the keys that Textual gives a scrolling container."""
 
-    DEFAULT_CSS = "LinesView { height: 1fr; width: 1fr; overflow-x: hidden; }"
+    DEFAULT_CSS = "LinesView { height: 1fr; width: 1fr; overflow-x: hidden; scrollbar-gutter: stable; }"
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002 - Textual's name
         super().__init__(id=id, classes=classes)

@@ -226,6 +226,7 @@ async def test_without_colour_the_states_are_still_told_apart(monkeypatch: pytes
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
         assert app.theme == "ansi-dark"
+        assert [type(found).__name__ for found in app._filters if found.enabled] == ["NoColor"]
         text = screen_text(app)
         assert "✗ lost" in text
         assert "▲ stale" in text

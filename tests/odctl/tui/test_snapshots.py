@@ -33,12 +33,6 @@ def test_view(view: str, size: tuple[int, int], snap_compare: SnapCompare) -> No
     assert snap_compare(make_app(frozen.FrozenFeed(frozen.snapshot())), terminal_size=size, run_before=go)
 
 
-def test_fleet_without_colour(snap_compare: SnapCompare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    app = make_app(frozen.FrozenFeed(frozen.snapshot()))
-    assert snap_compare(app, terminal_size=(80, 24), run_before=settle)
-
-
 def test_the_dialog_before_an_apply(snap_compare: SnapCompare) -> None:
     from tests.odctl.tui.test_app import ScriptedApplier, events
 
