@@ -15,7 +15,15 @@ from agent.facts.cluster import LinkFacts
 from agent.facts.model import DTYPE_BYTES, Dtype, ModelSpec
 from agent.planner.layout import Layout, Place, Share, StageLayout, cut_shares
 from agent.planner.plan import Serving
-from agent.planner.rates import GLOO_CALL_S, NCCL_CALL_S, DeviceRates, LinkTable, rates_of
+from agent.planner.rates import (
+    GLOO_CALL_S,
+    NCCL_CALL_S,
+    STEP_S,
+    DeviceRates,
+    LinkTable,
+    message_call_s,
+    rates_of,
+)
 
 FLOAT32_BYTES = 4
 
@@ -223,7 +231,7 @@ def stage_cost(
     return StageCost(
         layer_s=compute_s + 2 * reduce_s,
         first_s=embed_s + reduce_s,
-        last_s=head_s + gather_s,
+        last_s=head_s + gather_s + STEP_S,
         layer_reads_s=reads_s,
         layer_flops_s=flops_s,
         layer_reduce_s=2 * reduce_s,
@@ -279,10 +287,12 @@ def pipeline_times(
         for index, stage in enumerate(layout.stages)
     )
     hop_bytes = step.rows * spec.hidden_size * DTYPE_BYTES[dtype]
-    between = [hop_link(a, b, links) for a, b in zip(layout.stages, layout.stages[1:], strict=False)]
+    pairs = list(zip(layout.stages, layout.stages[1:], strict=False))
+    between = [hop_link(a, b, links) for a, b in pairs]
+    calls = [message_call_s(a.places[-1].device.kind, b.places[0].device.kind) for a, b in pairs]
     return PipelineTimes(
         stages=stages,
-        hops=tuple(transfer_s(link, hop_bytes) for link in between),
+        hops=tuple(transfer_s(link, hop_bytes) + call for link, call in zip(between, calls, strict=True)),
         sends=(*(hop_bytes / link.bytes_per_s for link in between), 0.0),
     )
 

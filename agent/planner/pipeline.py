@@ -17,7 +17,7 @@ from agent.facts.model import DTYPE_BYTES
 from agent.planner.cost import StageCost, StepShape, decode_step, prefill_step, stage_cost, transfer_s
 from agent.planner.layout import Layout, Place, StageLayout, cut_shares
 from agent.planner.problem import Problem
-from agent.planner.rates import DISTINCT_HOSTS, SAME_HOST_CPU, SAME_HOST_CUDA, rates_of
+from agent.planner.rates import DISTINCT_HOSTS, SAME_HOST_CPU, SAME_HOST_CUDA, message_call_s, rates_of
 from agent.planner.split import Floats, Ints, OptionTable, Split, SplitLimits, split_layers
 from agent.planner.tensor import decode_speed
 
@@ -284,7 +284,8 @@ def _hop_seconds(problem: Problem, options: list[StageOption], hosts: list[str],
     num_bytes = step.rows * problem.spec.hidden_size * DTYPE_BYTES[problem.serving.dtype]
     first = np.array([number[option.places[0].host] for option in options])
     last = np.array([number[option.places[-1].host] for option in options])
-    between: Floats = (latency_s + num_bytes / bytes_per_s)[last[:, None], first[None, :]]
+    calls = np.array([[message_call_s(kinds[a], kinds[b]) for b in hosts] for a in hosts])
+    between: Floats = (latency_s + calls + num_bytes / bytes_per_s)[last[:, None], first[None, :]]
     return between
 
 

@@ -41,8 +41,9 @@ class Nominal(msgspec.Struct, frozen=True, kw_only=True):
 EFFICIENCY: dict[DeviceKind, Efficiency] = {
     # Least squares over 1,775 measured deployments, H100 to GB300 (AIConfigurator's silicon data).
     "cuda": Efficiency(memory=0.69, decode_flops=0.46, prefill_flops=0.55, layer_overhead_s=57e-6),
-    # bf16 with packed weights on one AVX-512 core: 24.6 of 30 GB/s, 0.11 ms per layer of small operations.
-    "cpu": Efficiency(memory=0.82, decode_flops=0.5, prefill_flops=0.7, layer_overhead_s=110e-6),
+    # bf16 with packed weights on one AVX-512 core: 24.6 of 30 GB/s. 0.35 ms per layer of small operations, as our
+    # own ranks measured with one thread on two shared cores.
+    "cpu": Efficiency(memory=0.82, decode_flops=0.5, prefill_flops=0.7, layer_overhead_s=350e-6),
 }
 
 # Vendors' data sheets, dense figures without sparsity; matched by the longest name contained in the device's.
@@ -86,8 +87,19 @@ SAME_HOST_CUDA = (20e-6, 20e9)
 
 NCCL_CALL_S = 12e-6
 """Per all-reduce, on top of the links; fitted with the efficiencies above."""
-GLOO_CALL_S = 300e-6
-"""8 KiB between two ranks on one machine: 0.1 ms when idle, 1 ms when gloo's threads must wait for a core."""
+GLOO_CALL_S = 1.2e-3
+"""8 KiB between two ranks on one machine: 0.1 ms when idle, 1 to 1.6 ms when gloo's threads must wait for a core,
+as they do beside ranks that compute."""
+NCCL_MESSAGE_S = 8e-6
+GLOO_MESSAGE_S = 1.2e-3
+"""One hidden state from stage to stage, on top of the link: gloo's rendezvous and the threads it wakes."""
+STEP_S = 700e-6
+"""Gateway, its connections to the ranks, and sampling: once a step, whatever the model."""
+
+
+def message_call_s(sender: DeviceKind, receiver: DeviceKind) -> float:
+    """Seconds that the carrier of a pipeline link takes by itself for one message."""
+    return NCCL_MESSAGE_S if sender == receiver == "cuda" else GLOO_MESSAGE_S
 
 
 def rates_of(device: DeviceFacts, dtype: Dtype) -> DeviceRates:

@@ -8,7 +8,7 @@ import pytest
 
 from agent.errors import FleetError
 from agent.planner.check import check_plan, raise_problems
-from agent.planner.plan import Plan, Shard, Stage
+from agent.planner.plan import Objective, Plan, Shard, Stage
 from agent.planner.staleness import facts_digest, what_moved
 from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS, cluster, cpu, host, plan_for
 
@@ -18,7 +18,8 @@ replace: Callable[..., Any] = msgspec.structs.replace
 @pytest.fixture(scope="module")
 def plan() -> Plan:
     """Stage 0 on one device, stage 1 shared by two."""
-    return plan_for(LLAMA_1B, THREE_CPUS, tensor_parallel_sizes=(1, 2))
+    # for throughput both stages hold several layers
+    return plan_for(LLAMA_1B, THREE_CPUS, tensor_parallel_sizes=(1, 2), objective=Objective(kind="throughput"))
 
 
 def with_stage(plan: Plan, index: int, change: Callable[[Stage], Stage]) -> Plan:
