@@ -71,4 +71,5 @@ class StatusBoard:
                 for counter in self.counters
             ),
             error=self.error,
+            spawn_generation=self._config.generation,
         )

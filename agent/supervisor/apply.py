@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Literal
 
 import msgspec
@@ -21,29 +21,25 @@ from agent.journal import Journal
 from agent.planner.plan import Plan, rank_places
 from agent.planner.shards import ShardExtent
 from agent.supervisor import bring_up
+from agent.supervisor.clean_up import commit_everywhere, retire_old, undo
 from agent.supervisor.deployment import Controlled, ControllerState, PendingApply
-from agent.supervisor.reach import INSTRUCT_TIMEOUT_S, Reach
+from agent.supervisor.progress import ProgressLog
+from agent.supervisor.reach import Reach
 from agent.supervisor.topology import extent_of, starts_by_host
 from agent.wire.agent import (
     ApplyEvent,
     ApplyPhase,
     ApplyRequest,
-    AskGateway,
     AskRanks,
-    Commit,
     DeploymentRecord,
     FetchShards,
-    Forget,
     HostAddress,
     Instruction,
+    InstructionReply,
     Prepare,
-    Release,
-    RetireBackends,
     StartRanks,
-    StopRanks,
-    TellGateway,
 )
-from agent.wire.gateway import BackendRef, CheckReport
+from agent.wire.gateway import CheckReport
 
 log = logging.getLogger(__name__)
 
@@ -52,36 +48,9 @@ LOCK_RENEWAL_S = 20.0
 FETCH_TIMEOUT_S = 4 * 3600.0
 START_TIMEOUT_S = 1800.0
 START_POLL_S = 0.2
-DRAIN_S = 30.0
-
-
-class ProgressLog:
-    """Events of one apply, for any number of followers; a late one sees them from the start."""
-
-    def __init__(self) -> None:
-        self._events: list[ApplyEvent] = []
-        self._changed = asyncio.Condition()
-        self.is_over = False
-
-    async def emit(self, event: ApplyEvent, *, is_last: bool = False) -> None:
-        async with self._changed:
-            self._events.append(event)
-            self.is_over = is_last
-            self._changed.notify_all()
-
-    async def follow(self) -> AsyncIterator[ApplyEvent]:
-        seen = 0
-        while True:
-            async with self._changed:
-                while len(self._events) == seen and not self.is_over:
-                    await self._changed.wait()
-                fresh = self._events[seen:]
-                is_over = self.is_over
-            for event in fresh:
-                yield event
-            seen += len(fresh)
-            if is_over and seen == len(self._events):
-                return
+REFUSALS = ("E401", "E501")
+"""Of a member that stands elsewhere or is another operator's: no silence, which is forgiven."""
+BEFORE_SWITCH: tuple[ApplyPhase, ...] = ("prepare", "fetch", "start", "link", "warm", "check")
 
 
 class Transaction:
@@ -112,7 +81,11 @@ class Transaction:
         self.phase: ApplyPhase = "prepare"
         self.plan_hash = request.plan_hash
         self.holder = request.holder
+        self._stop_after = request.stop_after
+        self._abort_reason = ""
         self._abort = asyncio.Event()
+        self._is_held_no_more = asyncio.Event()
+        self._saved_phase: ApplyPhase = "prepare"
         self._members = _all_members(request, old_record)
         self._socket = ""
         self._checked: CheckReport | None = None
@@ -123,49 +96,71 @@ class Transaction:
         """True while the old layout serves: its healing waits, for the new one is about to replace it."""
         return self.phase not in ("commit", "retire", "done")
 
-    def abort(self) -> bool:
-        """Ask it to stop before its next phase and roll back. False when the switch is done: too late."""
-        self._abort.set()
-        return self.is_before_commit
+    @property
+    def can_roll_back(self) -> bool:
+        return self.phase in BEFORE_SWITCH
+
+    def abort(self, reason: str = "aborted on request") -> bool:
+        """Ask it to stop at its next step and roll back. False when it switches or has switched: too late."""
+        if self.can_roll_back:
+            self._abort_reason = self._abort_reason or reason
+            self._abort.set()
+        self._is_held_no_more.set()
+        return self.can_roll_back
+
+    def join(self, request: ApplyRequest) -> ProgressLog:
+        """Another operator applies the same plan: where it is held is for the newer one to say."""
+        if request.stop_after != self._stop_after:
+            self._stop_after = request.stop_after
+            self._is_held_no_more.set()
+        return self.progress
 
     async def run(self) -> None:
-        """Perform all phases. Never raises FleetError: the last event carries it."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                renewal = group.create_task(self._renew_lock())
-                try:
-                    await self._perform()
-                finally:
-                    renewal.cancel()
-        except* FleetError as errors:
-            error = _first(errors)
-            await self._emit(self.phase, "failed", message=error.message, error=error, is_last=True)
-
-    async def _perform(self) -> None:
-        async with self._phase("prepare"):
-            await self._prepare()
-        try:
-            async with self._phase("fetch"):
-                await self._fetch()
-            async with self._phase("start"):
-                await self._start()
-            async with self._phase("link"):
-                endpoints = await self._link()
-            async with self._phase("warm"):
-                await self._warm(endpoints)
-            async with self._phase("check"):
-                await self._check()
-            async with self._phase("switch"):
-                await self._switch()
-        except FleetError as error:
+        """Perform all phases. Never raises: the last event carries what went wrong."""
+        async with asyncio.TaskGroup() as group:
+            renewal = group.create_task(self._renew_lock())
+            error = await self._attempt(self._bring_up())
+            renewal.cancel()
+        if error is not None:
             await self._roll_back(error.message)
-            raise
+        else:
+            # What this leaves undone is in the journal: the next start of this agent goes on with it.
+            error = await self._attempt(self._finish())
+        if error is not None:
+            await self._emit(self.phase, "failed", message=error.message, error=error, is_last=True)
+            return
+        self.phase = "done"
+        await self._emit("done", "finished", message="serving", checked=self._checked, is_last=True)
+
+    async def _attempt(self, work: Awaitable[None]) -> FleetError | None:
+        """Why it failed, whatever the reason: an apply must end with a word to its followers."""
+        try:
+            await work
+        except FleetError as error:
+            return error
         except Exception as error:
             log.exception("apply failed unexpectedly", extra={"phase": self.phase})
-            await self._roll_back(f"{type(error).__name__}: {error}")
-            raise FleetError(
-                "E900", f"unexpected {type(error).__name__}: {error}", hint="the agent's log has the traceback"
-            ) from error
+            why = f"unexpected {type(error).__name__}: {error}"
+            return FleetError("E900", why, hint="the agent's log has the traceback")
+        return None
+
+    async def _bring_up(self) -> None:
+        async with self._phase("prepare"):
+            await self._prepare()
+        async with self._phase("fetch"):
+            await self._fetch()
+        async with self._phase("start"):
+            await self._start()
+        async with self._phase("link"):
+            endpoints = await self._link()
+        async with self._phase("warm"):
+            await self._warm(endpoints)
+        async with self._phase("check"):
+            await self._check()
+        async with self._phase("switch"):
+            await self._switch()
+
+    async def _finish(self) -> None:
         async with self._phase("commit"):
             await commit_everywhere(self._reach, self._plan, self._after_switch(), controller=self._host)
         async with self._phase("retire"):
@@ -179,8 +174,6 @@ class Transaction:
             body={"predicted": msgspec.to_builtins(self._plan.predicted)}
             | ({"checked": msgspec.to_builtins(self._checked)} if self._checked else {}),
         )
-        self.phase = "done"
-        await self._emit("done", "finished", message="serving", checked=self._checked, is_last=True)
 
     @contextlib.asynccontextmanager
     async def _phase(self, phase: ApplyPhase) -> AsyncIterator[None]:
@@ -190,13 +183,15 @@ class Transaction:
         await self._emit(phase, "started")
         yield
         await self._emit(phase, "finished")
-        if self._request.stop_after == phase:
-            await self._abort.wait()
+        if self._stop_after == phase:
+            await self._emit(phase, "progress", message="held")
+            await self._is_held_no_more.wait()
 
     # --- phases -------------------------------------------------------------------------------------
 
     async def _prepare(self) -> None:
         """Compare and swap on every host, old and new; none keeps its lock when one refuses."""
+        self._save_pending("prepare")
         outcomes = await self._reach.try_all(
             {host: self._prepare_order() for host in self._members}, timeout_s=10.0
         )
@@ -204,17 +199,15 @@ class Transaction:
         errors = {
             host: outcome
             for host, outcome in outcomes.items()
-            if isinstance(outcome, FleetError) and (host in needed or outcome.code in ("E401", "E501"))
+            if isinstance(outcome, FleetError) and (host in needed or outcome.code in REFUSALS)
         }
         if errors:
-            taken = [host for host, outcome in outcomes.items() if not isinstance(outcome, FleetError)]
-            await self._reach.try_all({host: self._release_order() for host in taken})
             raise errors[min(errors)]
         for host, outcome in outcomes.items():
             if isinstance(outcome, FleetError):
                 # An old host that is down cannot hold the new layout up; its agent forgets when it is back.
                 await self._emit("prepare", "progress", host=host, message=f"skipped: {outcome.message}")
-        self._save_pending("prepare")
+        self._save_pending("fetch")
 
     async def _fetch(self) -> None:
         spec = self._request.spec
@@ -222,7 +215,7 @@ class Transaction:
         extents: dict[str, dict[str, ShardExtent]] = {host: {} for host in self._plan.hosts}
         for place in rank_places(self._plan):
             extents[place.shard.host][place.rank_id] = extent_of(self._plan, place)
-        replies = await self._reach.instruct_all(
+        outcomes = await self._unless_aborted(
             {
                 host: FetchShards(
                     deployment=self._plan.name,
@@ -233,10 +226,11 @@ class Transaction:
                     sources=tuple(source for source in sources if source.host != host),
                 )
                 for host, of_host in extents.items()
-            },
-            timeout_s=FETCH_TIMEOUT_S,
+            }
         )
-        for host, reply in sorted(replies.items()):
+        for host, reply in sorted(outcomes.items()):
+            if isinstance(reply, FleetError):
+                raise reply
             await self._emit(
                 "fetch",
                 "progress",
@@ -245,6 +239,19 @@ class Transaction:
                 done=reply.fetched_bytes,
                 total=reply.fetched_bytes,
             )
+
+    async def _unless_aborted(self, fetches: dict[str, Instruction]) -> dict[str, InstructionReply | FleetError]:
+        """A fetch may take hours: it is left alone when the apply is called off; what it brings stays of use."""
+        async with asyncio.TaskGroup() as group:
+            fetching = group.create_task(self._reach.try_all(fetches, timeout_s=FETCH_TIMEOUT_S))
+            aborting = group.create_task(self._abort.wait())
+            await asyncio.wait({fetching, aborting}, return_when=asyncio.FIRST_COMPLETED)
+            is_aborted = not fetching.done()
+            fetching.cancel()
+            aborting.cancel()
+        if is_aborted:
+            self._check_abort()
+        return fetching.result()
 
     async def _start(self) -> None:
         starts = starts_by_host(self._plan)
@@ -348,7 +355,7 @@ class Transaction:
 
     async def _roll_back(self, reason: str) -> None:
         await self._emit("roll_back", "started", message=reason)
-        await undo(self._reach, self._pending("roll_back"))
+        await undo(self._reach, self._pending(self._saved_phase))
         self._state.end_apply(self._plan.name)
         self._journal.append(
             "ApplyRolledBack",
@@ -377,7 +384,7 @@ class Transaction:
     def _check_abort(self) -> None:
         if self._abort.is_set():
             raise FleetError(
-                "E901", "aborted on request", hint="the deployment stands as it was; apply again to go on"
+                "E901", self._abort_reason, hint="the deployment stands as it was; apply again to go on"
             )
 
     def _prepare_order(self) -> Instruction:
@@ -391,14 +398,17 @@ class Transaction:
             members=tuple(self._members.values()),
         )
 
-    def _release_order(self) -> Instruction:
-        return Release(deployment=self._plan.name, generation=self.generation)
-
     async def _renew_lock(self) -> None:
         while True:
             await asyncio.sleep(LOCK_RENEWAL_S)
-            if self.is_before_commit:
-                await self._reach.try_all({host: self._prepare_order() for host in self._members})
+            outcomes = await self._reach.try_all({host: self._prepare_order() for host in self._members})
+            refused = [
+                outcome
+                for outcome in outcomes.values()
+                if isinstance(outcome, FleetError) and outcome.code in REFUSALS
+            ]
+            if refused:
+                self.abort(f"the lock is lost: {refused[0].message}")
 
     def _sources(self) -> tuple[HostAddress, ...]:
         """The host that the plan names first, then every member: any of them may hold the bytes."""
@@ -433,6 +443,7 @@ class Transaction:
         )
 
     def _save_pending(self, phase: ApplyPhase) -> None:
+        self._saved_phase = phase
         self._state.put_apply(self._pending(phase))
 
     async def _emit(
@@ -463,96 +474,6 @@ class Transaction:
         await self.progress.emit(event, is_last=is_last)
 
 
-async def commit_everywhere(reach: Reach, plan: Plan, after: Controlled, *, controller: str) -> None:
-    """Have every host of the plan remember the generation; a host out of reach learns it when it is back."""
-    record = DeploymentRecord(
-        name=plan.name,
-        generation=after.generation,
-        plan_hash=after.plan_hash,
-        controller=controller,
-        members=after.members,
-        gateway_host=plan.gateway_host,
-        spawn_generation=after.spawn_generation,
-    )
-    outcomes = await reach.try_all({address.host: Commit(record=record) for address in after.members})
-    for host, outcome in sorted(outcomes.items()):
-        if isinstance(outcome, FleetError):
-            log.warning("commit not taken", extra={"on_host": host, "error": outcome.message})
-
-
-async def retire_old(reach: Reach, plan: Plan, pending: PendingApply, old_gateway_host: str) -> None:
-    """Drain the old generation, then stop its ranks; hosts that left the plan forget the deployment."""
-    gateways = {plan.gateway_host, old_gateway_host} - {""}
-    await _try_and_log(
-        reach,
-        {
-            host: RetireBackends(deployment=plan.name, generation=pending.generation, drain_s=DRAIN_S)
-            for host in gateways
-        },
-        timeout_s=DRAIN_S + 30.0,
-    )
-    stay = set(plan.hosts)
-    orders: dict[str, Instruction] = {
-        address.host: (
-            StopRanks(deployment=plan.name, keep_generations=(pending.generation,))
-            if address.host in stay
-            else Forget(deployment=plan.name)
-        )
-        for address in pending.members
-    }
-    await _try_and_log(reach, orders, timeout_s=30.0)
-
-
-async def undo(reach: Reach, pending: PendingApply) -> None:
-    """Take back everything of an apply that did not switch. Each step is tried, none stops the others."""
-    backend = BackendRef(deployment=pending.deployment, generation=pending.generation, drain_s=0.0)
-    await _try_and_log(
-        reach,
-        {pending.gateway_host: TellGateway(listen=pending.listen, verb="detach", backend=backend)},
-        timeout_s=15.0,
-    )
-    hosts = [address.host for address in pending.members]
-    await _try_and_log(
-        reach,
-        {
-            host: StopRanks(deployment=pending.deployment, keep_generations=pending.keep_generations)
-            for host in hosts
-        },
-        timeout_s=30.0,
-    )
-    await _try_and_log(
-        reach, {host: Release(deployment=pending.deployment, generation=pending.generation) for host in hosts}
-    )
-
-
-async def is_switched(reach: Reach, pending: PendingApply) -> bool:
-    """Ask the gateway whether it serves the pending generation: the truth after a crash around the switch."""
-    reply = await reach.instruct(pending.gateway_host, AskGateway(listen=pending.listen))
-    return any(
-        backend.deployment == pending.deployment
-        and backend.generation == pending.generation
-        and backend.state == "active"
-        for backend in reply.backends
-    )
-
-
-async def _try_and_log(
-    reach: Reach, orders: Mapping[str, Instruction], *, timeout_s: float = INSTRUCT_TIMEOUT_S
-) -> None:
-    outcomes = await reach.try_all(dict(orders), timeout_s=timeout_s)
-    for host, outcome in sorted(outcomes.items()):
-        if isinstance(outcome, FleetError):
-            log.warning("clean-up step failed", extra={"on_host": host, "error": outcome.message})
-
-
 def _all_members(request: ApplyRequest, old: DeploymentRecord | None) -> dict[str, HostAddress]:
     members = {address.host: address for address in (old.members if old else ())}
     return members | {address.host: address for address in request.members}
-
-
-def _first(errors: BaseExceptionGroup[FleetError]) -> FleetError:
-    first: BaseException = errors
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    assert isinstance(first, FleetError)
-    return first

@@ -32,7 +32,7 @@ from agent.healing.state import (
 from agent.planner.file import plan_from_toml
 from agent.planner.plan import Plan, rank_places
 from agent.supervisor import bring_up
-from agent.supervisor.apply import commit_everywhere
+from agent.supervisor.clean_up import commit_everywhere
 from agent.supervisor.deployment import Controlled, ControllerState
 from agent.supervisor.faults import FaultBook
 from agent.supervisor.reach import Reach
@@ -75,6 +75,8 @@ class DeploymentWatch:
         self._restarts: dict[str, int] = {}
         self._inbox: list[HealEvent] = []
         self._ports: dict[str, tuple[int, ...]] = {}
+        self._is_still = asyncio.Event()
+        self._is_still.set()
         reach.learn(controlled.members)
         hosts = {address.host for address in controlled.members}
         self._health = HealState(
@@ -108,6 +110,10 @@ class DeploymentWatch:
                     self._detect = msgspec.structs.replace(
                         self._detect, heard_at=dict.fromkeys(self._detect.heard_at, now)
                     )
+
+    async def wait_until_still(self) -> None:
+        """Until no rebuild is under way: it holds a generation that an apply would take, too."""
+        await self._is_still.wait()
 
     def status(self) -> DeploymentStatus:
         health = self._health
@@ -174,11 +180,11 @@ class DeploymentWatch:
             self._ports[host] = tuple(status.step_port for status in self._own_ranks(beat) if status.step_port)
 
     def _own_ranks(self, beat: Heartbeat) -> list[RankStatus]:
-        """Of this layout. After a switch the old one's ranks, with the same ids, run on until they are retired."""
+        """Of this layout: an apply runs ranks of the same ids beside them, the new ones first and then the old."""
         return [
             status
             for status in beat.ranks
-            if status.deployment == self.plan.name and status.generation >= self.controlled.spawn_generation
+            if status.deployment == self.plan.name and status.spawn_generation == self.controlled.spawn_generation
         ]
 
     def _events(
@@ -227,6 +233,10 @@ class DeploymentWatch:
 
     async def _take_in(self, event: HealEvent, group: asyncio.TaskGroup) -> None:
         self._health, instructions = react(self._health, event)
+        if self._health.phase == "rebuilding":
+            self._is_still.clear()
+        else:
+            self._is_still.set()
         for instruction in instructions:
             await self._perform(instruction, group)
 
@@ -258,12 +268,20 @@ class DeploymentWatch:
             self._inbox.append(RestartFailed(rank_id=rank_id, message=str(error), at_s=time.monotonic()))
 
     async def _rebuild(self, generation: int) -> None:
+        message = ""
         try:
             await self._bring_up(generation)
         except FleetError as error:
-            self._inbox.append(RebuildFailed(generation=generation, message=str(error), at_s=time.monotonic()))
+            message = str(error)
+        except Exception as error:
+            # Whatever it was, the decider waits for word of this rebuild.
+            log.exception("rebuild failed unexpectedly", extra={"deployment": self.plan.name})
+            message = f"unexpected {type(error).__name__}: {error}"
+        now = time.monotonic()
+        if message:
+            self._inbox.append(RebuildFailed(generation=generation, message=message, at_s=now))
         else:
-            self._inbox.append(Rebuilt(generation=generation, at_s=time.monotonic()))
+            self._inbox.append(Rebuilt(generation=generation, at_s=now))
 
     async def _bring_up(self, generation: int) -> None:
         controlled, plan = self.controlled, self.plan

@@ -140,12 +140,16 @@ class GatewayTable:
     async def watch(self) -> None:
         """Keep the statuses fresh, for ever."""
         while True:
-            for listen in self.running():
-                try:
-                    await self.ask(listen)
-                except FleetError:
-                    log.debug("gateway does not answer", extra={"listen": listen})
+            await self.look()
             await asyncio.sleep(POLL_INTERVAL_S)
+
+    async def look(self) -> None:
+        """Ask every gateway once."""
+        for listen in self.running():
+            try:
+                await self.ask(listen)
+            except FleetError:
+                log.debug("gateway does not answer", extra={"listen": listen})
 
     def note_exit(self, event: ProcessExit) -> None:
         self._statuses.pop(event.record.listen, None)

@@ -41,12 +41,14 @@ class Member:
         members: MemberTable,
         weights: WeightStore,
         on_fenced: Callable[[DeploymentRecord], None],
+        on_forgotten: Callable[[str], None],
     ) -> None:
         self._ranks = ranks
         self._gateways = gateways
         self._members = members
         self._weights = weights
         self._on_fenced = on_fenced
+        self._on_forgotten = on_forgotten
 
     async def perform(self, instruction: Instruction) -> InstructionReply:
         """Raises FleetError naming this host when it cannot be done."""
@@ -65,6 +67,7 @@ class Member:
             case EnsureGateway() | Attach() | TellGateway() | AskGateway() | RetireBackends():
                 return await self._perform_on_gateway(instruction)
             case Forget(deployment=deployment):
+                self._on_forgotten(deployment)
                 await self._gateways.retire(deployment, before_generation=None, drain_s=0.0)
                 await self._ranks.stop(deployment, ())
                 self._members.forget(deployment)

@@ -90,10 +90,17 @@ class MemberTable:
         record = self.get(order.deployment)
         if record is None or record.pending_generation not in (0, order.generation):
             return
+        if order.holder and record.lock_holder not in ("", order.holder):
+            return
         if record.generation == 0:
             self._journal.delete_state(_PREFIX + order.deployment)
             return
         self._put(msgspec.structs.replace(record, pending_generation=0, lock_holder="", lock_expires_at_s=0.0))
+
+    def is_locked(self, deployment: str) -> bool:
+        """An apply is under way, on this controller or another one."""
+        record = self.get(deployment)
+        return record is not None and record.lock_holder != "" and record.lock_expires_at_s > time.time()
 
     def forget(self, deployment: str) -> None:
         self._journal.delete_state(_PREFIX + deployment)

@@ -198,13 +198,17 @@ class RankTable:
     async def watch(self) -> None:
         """Ask every rank four times a second, for ever; kill one that hangs."""
         while True:
-            async with asyncio.TaskGroup() as group:
-                for record in self._processes.all("rank"):
-                    group.create_task(self._watch_one(record))
+            await self.look()
             asleep_at = time.monotonic()
             await asyncio.sleep(WATCH_INTERVAL_S)
             if time.monotonic() - asleep_at > WATCH_INTERVAL_S + OWN_STALL_S:
                 self._forgive_silences()
+
+    async def look(self) -> None:
+        """Ask every rank once."""
+        async with asyncio.TaskGroup() as group:
+            for record in self._processes.all("rank"):
+                group.create_task(self._watch_one(record))
 
     def _forgive_silences(self) -> None:
         now = time.monotonic()

@@ -17,24 +17,20 @@ from agent.facts.fault import Fault
 from agent.healing.state import FaultKey
 from agent.journal import Journal
 from agent.planner.file import plan_from_toml
-from agent.supervisor.apply import (
-    ProgressLog,
-    Transaction,
-    commit_everywhere,
-    is_switched,
-    retire_old,
-    undo,
-)
+from agent.supervisor.apply import Transaction
 from agent.supervisor.controller import DeploymentWatch
-from agent.supervisor.deployment import Controlled, ControllerState, PendingApply
+from agent.supervisor.deployment import Controlled, ControllerState
+from agent.supervisor.destroy import Demolition
 from agent.supervisor.faults import FaultBook
 from agent.supervisor.gateways import GatewayTable
 from agent.supervisor.instruct import Member
 from agent.supervisor.members import MemberTable
 from agent.supervisor.paths import HostPaths
 from agent.supervisor.processes import ProcessExit, ProcessTable
+from agent.supervisor.progress import ProgressLog
 from agent.supervisor.ranks import RankTable
 from agent.supervisor.reach import Reach
+from agent.supervisor.recovery import Recovery
 from agent.supervisor.store import RendezvousStore
 from agent.supervisor.weights import WeightStore
 from agent.telemetry.facts import read_boot_id
@@ -49,7 +45,6 @@ from agent.wire.agent import (
     DestroyRequest,
     Done,
     FaultReport,
-    Forget,
     Handshake,
     Heartbeat,
     HostAddress,
@@ -68,8 +63,8 @@ from agent.wire.gateway import BackendReport
 log = logging.getLogger(__name__)
 
 CONTROLLER_SILENT_S = 1.5
-RECOVERY_RETRY_S = 2.0
-FORGET_TIMEOUT_S = 45.0
+QUIET_WAIT_S = 60.0
+"""How long an apply waits for a recovery or a rebuild of its deployment to end."""
 WATCH_RESTART_S = 1.0
 
 
@@ -104,12 +99,15 @@ class Supervisor:
             members=self._members,
             weights=self._weights,
             on_fenced=self._leave_to,
+            on_forgotten=self._drop_state,
         )
         self._reach = Reach(config.host, self._member.perform, client)
         self._reach.learn([self.own_address])
         self._watches: dict[str, DeploymentWatch] = {}
         self._watch_tasks: dict[str, asyncio.Task[None]] = {}
         self._applies: dict[str, Transaction] = {}
+        self._recoveries: dict[str, Recovery] = {}
+        self._demolitions: dict[str, Demolition] = {}
         self._controllers_heard: dict[str, float] = {}
         self._started_at_s = time.time()
         self._group: asyncio.TaskGroup | None = None
@@ -131,12 +129,12 @@ class Supervisor:
                         evidence={"pid": record.pid, "exit_status": "unknown: it ended while no agent ran"},
                     )
                     self._note_exit(exit_event)
-                interrupted = {pending.deployment for pending in self._state.interrupted_applies()}
+                # What is adopted is asked first: a rank that nobody has asked yet would look like one that is gone.
+                await asyncio.gather(self._ranks.look(), self._gateways.look())
+                self._recover_applies()
                 for name in self._state.names():
-                    if name not in interrupted:
+                    if name not in self._recoveries:
                         self._watch(name)
-                for pending in self._state.interrupted_applies():
-                    group.create_task(self._recover(pending))
                 group.create_task(self._ranks.watch())
                 group.create_task(self._gateways.watch())
                 group.create_task(self._watch_controllers())
@@ -194,18 +192,22 @@ class Supervisor:
     async def apply(self, request: ApplyRequest) -> AsyncIterator[ApplyEvent]:
         """Start the transaction, or join the one under way when it is of the same plan. E501 otherwise."""
         plan = plan_from_toml(request.plan_toml, file="plan.toml")
+        finished = await self._wait_until_quiet(plan.name, request)
+        if finished is not None:
+            yield finished
+            return
         running = self._applies.get(plan.name)
-        if running is not None:
-            if running.plan_hash != request.plan_hash:
-                raise FleetError(
-                    "E501",
-                    f"an apply of {plan.name} by {running.holder} is in phase {running.phase}",
-                    hint="wait for it to end",
-                    host=self._config.host,
-                )
-            progress = running.progress
-        else:
+        if running is None:
             progress = self._start_apply(request)
+        elif running.plan_hash == request.plan_hash:
+            progress = running.join(request)
+        else:
+            raise FleetError(
+                "E501",
+                f"an apply of {plan.name} by {running.holder} is in phase {running.phase}",
+                hint="wait for it to end",
+                host=self._config.host,
+            )
         async for event in progress.follow():
             yield event
 
@@ -222,60 +224,16 @@ class Supervisor:
         name = request.deployment
         if name in self._applies:
             raise FleetError("E501", f"an apply of {name} is under way", hint="wait, or abort it first")
-        record = self._members.get(name)
-        if record is None:
-            raise FleetError("E701", f"deployment {name} is not known here", host=self._config.host)
-        self._reach.learn(record.members)
-        self._unwatch(name)
-        generation = record.generation
-        yield ApplyEvent(phase="retire", state="started", at_s=time.time(), generation=generation)
-        gateway_first = sorted(record.members, key=lambda member: member.host != record.gateway_host)
-        failure: FleetError | None = None
-        for members in ([gateway_first[0]], gateway_first[1:]):
-            outcomes = await self._reach.try_all(
-                {member.host: Forget(deployment=name) for member in members}, timeout_s=FORGET_TIMEOUT_S
-            )
-            for host, outcome in sorted(outcomes.items()):
-                if isinstance(outcome, FleetError):
-                    failure = FleetError.from_detail(outcome.detail, host=host)
-                    message = f"not reached: {outcome.message}"
-                else:
-                    message = "stopped"
-                yield ApplyEvent(
-                    phase="retire",
-                    state="failed" if isinstance(outcome, FleetError) else "progress",
-                    host=host,
-                    message=message,
-                    at_s=time.time(),
-                    generation=generation,
-                )
-        self._state.delete(name)
-        self._state.end_apply(name)
-        self._faults.close_all(name)
-        self._store.forget(f"{name}/")
-        self._journal.append(
-            "Destroyed",
-            deployment=name,
-            generation=generation,
-            plan_hash=record.plan_hash,
-            body={"holder": request.holder},
-        )
-        error = None
-        if failure is not None:
-            error = FleetError(
-                "E301",
-                f"{failure.host} could not be reached and may still run ranks of {name}",
-                hint=f"when it is back: odctl destroy {name} again",
-                host=failure.host,
-            ).detail
-        yield ApplyEvent(
-            phase="done",
-            state="failed" if error else "finished",
-            message="destroyed",
-            at_s=time.time(),
-            generation=generation,
-            error=error,
-        )
+        demolition = self._demolitions.get(name)
+        if demolition is None:
+            record = self._members.get(name)
+            if record is None:
+                raise FleetError("E701", f"deployment {name} is not known here", host=self._config.host)
+            demolition = Demolition(record, host=self._config.host, reach=self._reach)
+            self._demolitions[name] = demolition
+            self._tasks.create_task(self._demolish(demolition, record, request.holder))
+        async for event in demolition.progress.follow():
+            yield event
 
     async def instruct(self, instruction: Instruction) -> InstructionReply:
         return await self._member.perform(instruction)
@@ -343,6 +301,63 @@ class Supervisor:
         finally:
             del self._applies[name]
 
+    async def _demolish(self, demolition: Demolition, record: DeploymentRecord, holder: str) -> None:
+        name = record.name
+        self._unwatch(name)
+        try:
+            lost = await demolition.run()
+            self._drop_state(name)
+            self._journal.append(
+                "Destroyed",
+                deployment=name,
+                generation=record.generation,
+                plan_hash=record.plan_hash,
+                body={"holder": holder, "out_of_reach": list(lost)},
+            )
+            await demolition.end(lost)
+        finally:
+            del self._demolitions[name]
+
+    def _drop_state(self, name: str) -> None:
+        """This agent decides no longer for that deployment."""
+        self._unwatch(name)
+        self._state.delete(name)
+        self._state.end_apply(name)
+        self._faults.close_all(name)
+        self._store.forget(f"{name}/")
+
+    async def _wait_until_quiet(self, name: str, request: ApplyRequest) -> ApplyEvent | None:
+        """Let a recovery or a rebuild of the deployment end first. The last event of an apply whose recovery has
+        done all that this request asks for. Raises E501 when it takes too long.
+        """
+        recovery = self._recoveries.get(name)
+        watch = self._watches.get(name)
+        try:
+            async with asyncio.timeout(QUIET_WAIT_S):
+                if recovery is not None:
+                    await recovery.is_over.wait()
+                if watch is not None:
+                    await watch.wait_until_still()
+        except TimeoutError as error:
+            what = "an interrupted apply is being recovered" if recovery is not None else "it is being healed"
+            why = f": {recovery.trouble}" if recovery is not None and recovery.trouble else ""
+            raise FleetError(
+                "E501", f"deployment {name}: {what}{why}", hint="odctl status shows it", host=self._config.host
+            ) from error
+        if recovery is None or not recovery.went_forward:
+            return None
+        done = recovery.pending
+        if (done.after_switch.plan_hash, done.generation) != (request.plan_hash, request.expected_generation + 1):
+            return None
+        return ApplyEvent(
+            phase="done",
+            state="finished",
+            message="serving: the interrupted apply had switched and was finished",
+            at_s=time.time(),
+            generation=done.generation,
+            checked=done.after_switch.checked,
+        )
+
     async def _take_over(self, controlled: Controlled) -> None:
         """The switch is done: from here on the new layout is what is watched."""
         plan = plan_from_toml(controlled.plan_toml, file="plan.toml")
@@ -350,39 +365,25 @@ class Supervisor:
         self._faults.close_all(plan.name)
         self._watch(plan.name)
 
-    async def _recover(self, pending: PendingApply) -> None:
-        """An earlier agent died in an apply: go forward when the gateway has switched, else take all back."""
-        self._reach.learn(pending.members)
-        name = pending.deployment
-        while True:
-            try:
-                is_forward = pending.phase in ("switch", "commit", "retire") and await is_switched(
-                    self._reach, pending
-                )
-                break
-            except FleetError as error:
-                # Until the gateway's host answers neither way is known to be right.
-                log.warning("recovery waits", extra={"deployment": name, "error": str(error)})
-                await asyncio.sleep(RECOVERY_RETRY_S)
-        if is_forward:
-            plan = plan_from_toml(pending.after_switch.plan_toml, file="plan.toml")
-            old = self._members.get(name)
-            self._state.put(name, pending.after_switch)
-            self._watch(name)
-            await commit_everywhere(self._reach, plan, pending.after_switch, controller=self._config.host)
-            await retire_old(self._reach, plan, pending, old.gateway_host if old else "")
-        else:
-            await undo(self._reach, pending)
-            if self._state.get(name) is not None:
-                self._watch(name)
-        self._state.end_apply(name)
-        self._journal.append(
-            "ApplyResumed" if is_forward else "ApplyRolledBack",
-            deployment=name,
-            generation=pending.generation,
-            plan_hash=pending.after_switch.plan_hash,
-            body={"reason": "the agent was restarted", "phase": pending.phase},
-        )
+    def _recover_applies(self) -> None:
+        for pending in self._state.interrupted_applies():
+            recovery = Recovery(
+                pending,
+                host=self._config.host,
+                reach=self._reach,
+                state=self._state,
+                journal=self._journal,
+                old_record=self._members.get(pending.deployment),
+                watch=self._watch,
+            )
+            self._recoveries[pending.deployment] = recovery
+            self._tasks.create_task(self._run_recovery(recovery))
+
+    async def _run_recovery(self, recovery: Recovery) -> None:
+        try:
+            await recovery.run()
+        finally:
+            del self._recoveries[recovery.pending.deployment]
 
     # --- watching -----------------------------------------------------------------------------------
 
@@ -396,10 +397,15 @@ class Supervisor:
             state=self._state,
             faults=self._faults,
             own_heartbeat=lambda: self.heartbeat(self._config.host),
-            is_apply_pending=lambda: name in self._applies and self._applies[name].is_before_commit,
+            is_apply_pending=lambda: self._is_apply_pending(name),
         )
         self._watches[name] = watch
         self._watch_tasks[name] = self._tasks.create_task(self._keep_watching(name, watch))
+
+    def _is_apply_pending(self, name: str) -> bool:
+        """Here, or on another controller whose lock this host has given."""
+        apply = self._applies.get(name)
+        return apply.is_before_commit if apply is not None else self._members.is_locked(name)
 
     async def _keep_watching(self, name: str, watch: DeploymentWatch) -> None:
         """A fault in our own watching must end neither the agent nor the watch: it is logged, and goes on."""
@@ -419,8 +425,7 @@ class Supervisor:
     def _leave_to(self, record: DeploymentRecord) -> None:
         """A commit named another controller: this agent decides no longer."""
         if record.controller != self._config.host and record.name in self._watches:
-            self._unwatch(record.name)
-            self._state.delete(record.name)
+            self._drop_state(record.name)
 
     async def _watch_controllers(self) -> None:
         """Members watch their controllers too: when one falls silent, somebody must have seen it."""

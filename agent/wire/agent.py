@@ -12,7 +12,7 @@ socket) serves all of it; the cluster plane (TLS, both ends with a certificate) 
 | GET /v1/deployments | tuple[DeploymentRecord, ...]: those this agent knows, as controller or member |
 | GET /v1/deployments/{name} | DeploymentStatus (controller only; 404 E701 elsewhere, naming the controller) |
 | GET /v1/events?after=N&limit=M&follow=1 | frames of Event |
-| GET /v1/faults | tuple[Fault, ...] |
+| GET /v1/faults | FaultReport |
 | GET /v1/logs?name=X&tail=N | text/plain |
 | POST /v1/apply | ApplyRequest -> frames of ApplyEvent |
 | POST /v1/abort | AbortRequest -> Done |
@@ -450,10 +450,11 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True, tag="release"):
-    """Give back the lock of an apply that rolled back."""
+    """Give back the lock of an apply that rolled back; another holder's stays."""
 
     deployment: str
     generation: int
+    holder: str = ""
 
 
 class Forget(msgspec.Struct, frozen=True, kw_only=True, tag="forget"):

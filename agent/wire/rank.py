@@ -141,6 +141,8 @@ class RankStatus(msgspec.Struct, frozen=True, kw_only=True, tag="rank_status"):
     tokens: int
     links: tuple[LinkCount, ...] = ()
     error: ErrorDetail | None = None
+    spawn_generation: int = 0
+    """Generation under which the process was started: old and new ranks of one name run side by side in an apply."""
 
 
 # --- gateway -> rank, over the step channel -----------------------------------------------------------
