@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
@@ -122,7 +123,13 @@ async def apply_plan(
             message = f"model {plan.model.name} brought here: {sent} bytes"
             await on_event(
                 ApplyEvent(
-                    phase="prepare", state="progress", host=controller, message=message, done=sent, total=sent
+                    phase="prepare",
+                    state="progress",
+                    host=controller,
+                    message=message,
+                    done=sent,
+                    total=sent,
+                    at_s=time.time(),
                 )
             )
     request = ApplyRequest(

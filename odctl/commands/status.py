@@ -26,6 +26,7 @@ def status(inventory_path: str, name: str) -> Result:
 
     from agent.errors import FleetError
     from agent.facts.cluster import HostFacts
+    from agent.planner.words import bytes_words
     from odctl.deployments import read_deployments
     from odctl.fleet import Fleet
     from odctl.inventory import Inventory
@@ -50,7 +51,7 @@ def status(inventory_path: str, name: str) -> Result:
                 hosts[host] = {"state": "unreachable", "reason": answer.message}
             else:
                 devices = ", ".join(
-                    f"{device.id} {device.usable_bytes / 2**30:.1f} GiB usable" for device in answer.devices
+                    f"{device.id} {bytes_words(device.usable_bytes)} usable" for device in answer.devices
                 )
                 lines.append(f"● {host:<16} {answer.cluster_address}  {devices}")
                 hosts[host] = {"state": "up", "facts": msgspec.to_builtins(answer)}
@@ -76,6 +77,8 @@ def status(inventory_path: str, name: str) -> Result:
 
 
 def _deployment_lines(sight: DeploymentSight) -> list[str]:
+    from agent.planner.words import bytes_words
+
     record, status = sight.record, sight.status
     if status is None:
         return [f"✗ {record.name}  generation {record.generation}  {sight.trouble}"]
@@ -92,7 +95,7 @@ def _deployment_lines(sight: DeploymentSight) -> list[str]:
     if status.apply_phase:
         lines.append(f"  an apply is under way: {status.apply_phase}")
     for rank in status.ranks:
-        held = f"{rank.status.weight_bytes / 2**20:.1f} MiB weights" if rank.status else "no answer"
+        held = f"{bytes_words(rank.status.weight_bytes)} weights" if rank.status else "no answer"
         state = rank.status.state if rank.status else "?"
         trouble = f"  {rank.trouble}" if rank.trouble else ""
         again = f"  restarts {rank.restarts}" if rank.restarts else ""

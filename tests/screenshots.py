@@ -1,0 +1,46 @@
+"""`make screenshots`: SVGs of the real app on a real lab cluster with a running deployment, into screenshots/."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from odctl.lab import Lab
+
+ROOT = Path(__file__).parent.parent
+LISTEN = "127.0.0.1:11434"
+QUESTION = "A class is"
+
+
+def main() -> int:
+    with Lab(name="screens", num_hosts=3) as lab:
+        model, plan = lab.directory / "speaker", lab.directory / "plan.toml"
+        odctl(lab, "bootstrap")
+        odctl(lab, "models", "make-demo", str(model))
+        odctl(
+            lab, "plan", str(model), "--strategy", "hybrid", "--tensor", "1,2", "--context", "512",
+            "--listen", LISTEN, "-o", str(plan),
+        )  # fmt: skip
+        odctl(lab, "apply", str(plan), "--yes")
+        subprocess.run(
+            [
+                sys.executable, "-m", "odctl.tui.screenshots", "--inventory", str(lab.inventory_path),
+                "--out", str(ROOT / "screenshots"), "--plan", str(plan), "--question", QUESTION,
+                "--warm-up", "20",
+            ],
+            check=True,
+        )  # fmt: skip
+    return 0
+
+
+def odctl(lab: Lab, *arguments: str) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "odctl", "-i", str(lab.inventory_path), *arguments],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
