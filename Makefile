@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-ssh test test-slow check format screenshots bench bench-faults debian clean
+.PHONY: help demo demo-ssh test test-slow check format screenshots bench-preview bench-faults debian clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -34,6 +34,9 @@ format: $(VENV)/.dev ## let ruff write what it can
 
 screenshots: $(VENV)/.dev ## SVGs of the real app on a real lab cluster, into screenshots/
 	$(BIN)/python -m tests.screenshots
+
+bench-preview: $(VENV)/.dev ## time per token predicted against measured, five layouts on a lab
+	$(BIN)/python -m tests.benchmarks.preview
 
 bench-faults: $(VENV)/.dev ## time every kind of fault under load; writes docs/benchmarks.md
 	$(BIN)/python -m tests.benchmarks.faults
