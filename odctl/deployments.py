@@ -33,6 +33,8 @@ class FleetDeployments(msgspec.Struct, frozen=True, kw_only=True):
 
     deployments: tuple[DeploymentSight, ...]
     unreachable: dict[str, FleetError]
+    pending: tuple[DeploymentRecord, ...] = ()
+    """First applies under way: reserved on their hosts, and not serving yet."""
 
     def get(self, name: str) -> DeploymentSight | None:
         return next((sight for sight in self.deployments if sight.record.name == name), None)
@@ -65,14 +67,16 @@ async def read_deployments(fleet: Fleet) -> FleetDeployments:
         for record in answer:
             if record.name not in newest or record.generation > newest[record.name].generation:
                 newest[record.name] = record
-    sights = []
+    sights, pending = [], []
     for name in sorted(newest):
         record = newest[name]
         if record.generation == 0:
+            if record.pending_generation:
+                pending.append(record)
             continue
         try:
             status = await fleet.get(record.controller, f"/v1/deployments/{name}", DeploymentStatus)
             sights.append(DeploymentSight(record=record, status=status))
         except FleetError as error:
             sights.append(DeploymentSight(record=record, status=None, trouble=str(error)))
-    return FleetDeployments(deployments=tuple(sights), unreachable=unreachable)
+    return FleetDeployments(deployments=tuple(sights), unreachable=unreachable, pending=tuple(pending))

@@ -40,7 +40,9 @@ def status(inventory_path: str, name: str) -> Result:
         lines = []
         for sight in found.deployments:
             lines += _deployment_lines(sight)
-        if not found.deployments:
+        for record in found.pending:
+            lines.append(f"↻ {record.name}  first apply under way, by {record.lock_holder}")
+        if not found.deployments and not found.pending:
             lines.append("nothing is deployed")
         lines.append("")
         hosts = {}
@@ -68,6 +70,7 @@ def status(inventory_path: str, name: str) -> Result:
                 }
                 for sight in found.deployments
             ],
+            "pending": msgspec.to_builtins(found.pending),
             "hosts": hosts,
         }
         code = ExitCode.OK if not found.unreachable else ExitCode.UNREACHABLE
