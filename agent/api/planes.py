@@ -50,7 +50,7 @@ async def serve_control(app: Starlette, socket_path: Path) -> None:
 async def serve_cluster(app: Starlette, address: str, port: int, tls: TlsFiles, *, cluster: str) -> None:
     """Until cancelled, over TLS 1.3 on the cluster address; clients show an agent's leaf of this cluster.
 
-    Raises FleetError E902 where the port cannot be had, E205 for unusable certificate files.
+    Raises FleetError E902 where the port cannot be had, E208 for unusable certificate files.
     """
     context = server_context(tls)
     listener = _listen_tcp(address, port)

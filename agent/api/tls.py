@@ -27,7 +27,7 @@ def agent_uri(host: str, cluster: str) -> str:
 
 
 def server_context(files: TlsFiles) -> ssl.SSLContext:
-    """Raises FleetError E205 when a file is missing or unusable."""
+    """Raises FleetError E208 when a file is missing or unusable."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.verify_mode = ssl.CERT_REQUIRED
     # Session tickets would let a peer come back without showing its certificate anew.
@@ -36,7 +36,7 @@ def server_context(files: TlsFiles) -> ssl.SSLContext:
 
 
 def client_context(files: TlsFiles) -> ssl.SSLContext:
-    """Checks the server's DNS name. Raises FleetError E205 when a file is missing or unusable."""
+    """Checks the server's DNS name. Raises FleetError E208 when a file is missing or unusable."""
     return _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), files)
 
 
@@ -73,7 +73,7 @@ def _load(context: ssl.SSLContext, files: TlsFiles) -> ssl.SSLContext:
         context.load_cert_chain(files.cert, files.key)
     except (OSError, ssl.SSLError) as error:
         raise FleetError(
-            "E205",
+            "E208",
             f"certificate files {files.ca}, {files.cert}, {files.key} cannot be used: {error}",
             hint="bootstrap this host again to give it a certificate",
         ) from error

@@ -53,18 +53,18 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(self.source)
         except TemplateError as error:
-            raise FleetError("E709", f"the model's chat template cannot be read: {error}") from error
+            raise FleetError("E710", f"the model's chat template cannot be read: {error}") from error
 
     @classmethod
     def load(cls, model_dir: Path, *, now: Callable[[], datetime]) -> ChatTemplate:
-        """Read `chat_template.jinja`, or the entry in `tokenizer_config.json`. Raises FleetError E709."""
+        """Read `chat_template.jinja`, or the entry in `tokenizer_config.json`. Raises FleetError E710."""
         path = model_dir / "tokenizer_config.json"
         try:
             config = json.loads(path.read_text())
         except FileNotFoundError:
             config = {}
         except json.JSONDecodeError as error:
-            raise FleetError("E709", f"{path} cannot be read: {error}") from error
+            raise FleetError("E710", f"{path} cannot be read: {error}") from error
         try:
             source: str | None = (model_dir / "chat_template.jinja").read_text()
         except FileNotFoundError:

@@ -29,11 +29,11 @@ class ModelTokens:
 
     @classmethod
     def load(cls, model_dir: Path, *, eos_token_ids: tuple[int, ...] = ()) -> ModelTokens:
-        """Read `tokenizer.json` and the end tokens of `generation_config.json`. Raises FleetError E709."""
+        """Read `tokenizer.json` and the end tokens of `generation_config.json`. Raises FleetError E710."""
         path = model_dir / "tokenizer.json"
         if not path.is_file():
             raise FleetError(
-                "E709",
+                "E710",
                 f"no tokenizer.json in {model_dir}",
                 hint="only models with a fast tokenizer can be served; save it with transformers' AutoTokenizer",
             )
@@ -41,7 +41,7 @@ class ModelTokens:
             tokenizer = Tokenizer.from_file(str(path))
         # tokenizers raises bare Exception for a file that it cannot parse.
         except Exception as error:
-            raise FleetError("E709", f"{path} cannot be read: {error}") from error
+            raise FleetError("E710", f"{path} cannot be read: {error}") from error
         return cls(tokenizer, eos_token_ids=frozenset(eos_token_ids) | _eos_of_generation_config(model_dir))
 
     def encode(self, text: str, *, adds_special: bool) -> tuple[int, ...]:
@@ -172,7 +172,7 @@ def _eos_of_generation_config(model_dir: Path) -> frozenset[int]:
     except FileNotFoundError:
         return frozenset()
     except (json.JSONDecodeError, AttributeError) as error:
-        raise FleetError("E709", f"{model_dir / 'generation_config.json'} cannot be read: {error}") from error
+        raise FleetError("E710", f"{model_dir / 'generation_config.json'} cannot be read: {error}") from error
     if isinstance(eos, int):
         return frozenset({eos})
     return frozenset(token for token in eos or () if isinstance(token, int))

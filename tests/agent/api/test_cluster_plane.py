@@ -245,7 +245,7 @@ def copy(source: str, target: str) -> None:
 def test_missing_certificates_are_named_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(FleetError) as caught:
         server_context(TlsFiles(ca=str(tmp_path / "ca"), cert=str(tmp_path / "c"), key=str(tmp_path / "k")))
-    assert caught.value.code == "E205"
+    assert caught.value.code == "E208"
     assert "bootstrap" in caught.value.hint
 
 

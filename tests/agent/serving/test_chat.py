@@ -100,4 +100,4 @@ def test_of_several_templates_the_default_one_is_taken(tmp_path: Path) -> None:
 def test_a_broken_template_is_found_when_the_model_is_attached() -> None:
     with pytest.raises(FleetError, match="chat template") as broken:
         template("{% for %}")
-    assert broken.value.code == "E709"
+    assert broken.value.code == "E710"

@@ -134,7 +134,7 @@ def test_loading_adds_the_end_tokens_of_the_generation_config(tmp_path: Path) ->
 def test_a_directory_without_a_usable_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(FleetError, match=r"no tokenizer\.json") as missing:
         ModelTokens.load(tmp_path)
-    assert missing.value.code == "E709"
+    assert missing.value.code == "E710"
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": "?"}))
     with pytest.raises(FleetError, match="cannot be read"):
         ModelTokens.load(tmp_path)
