@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -168,7 +169,7 @@ ROUTES = [
 ]
 
 
-class _NdjsonForm:
+class _NdjsonForm(ABC):
     """Lines of JSON; an error is a line too, which Ollama's clients raise."""
 
     stream_type = "application/x-ndjson"
@@ -200,8 +201,8 @@ class _NdjsonForm:
     def refusal(self, refusal: Refusal) -> Response:
         return refuse(refusal)
 
-    def _content(self, text: str) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _content(self, text: str) -> dict[str, Any]: ...
 
     def _body(self, text: str, tokens: tuple[TokenDrawn, ...]) -> dict[str, Any]:
         head = {"model": self._model, "created_at": _stamp(time.time())}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -136,7 +137,7 @@ ROUTES = [
 ]
 
 
-class _SseForm:
+class _SseForm(ABC):
     """Server-sent events; trouble is an event with `error`, which OpenAI's clients raise."""
 
     stream_type = "text/event-stream; charset=utf-8"
@@ -182,14 +183,14 @@ class _SseForm:
     def refusal(self, refusal: Refusal) -> Response:
         return refuse(refusal)
 
-    def _choice_of_piece(self, event: TextEmitted) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _choice_of_piece(self, event: TextEmitted) -> dict[str, Any]: ...
 
-    def _choice_of_end(self, finished: Finished) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _choice_of_end(self, finished: Finished) -> dict[str, Any]: ...
 
-    def _whole_choice(self, text: str, tokens: tuple[TokenDrawn, ...]) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _whole_choice(self, text: str, tokens: tuple[TokenDrawn, ...]) -> dict[str, Any]: ...
 
     def _chunk(self, choices: list[dict[str, Any]]) -> bytes:
         usage = {"usage": None} if self._includes_usage else {}
