@@ -85,7 +85,7 @@ class ClusterClient:
             raise FleetError(
                 "E207",
                 f"{route} was answered in a way we do not know: {error}",
-                hint="its release differs from ours: run `odctl upgrade`",
+                hint="its release differs from ours: run `odctl bootstrap`",
                 host=address.host,
             ) from error
 
@@ -166,7 +166,7 @@ def _way_out(error: Exception) -> str:
     if isinstance(error, httpx.ReadError | httpx.RemoteProtocolError):
         # With TLS 1.3 a refused client learns of it only when it reads.
         return "it may have refused our certificate: bootstrap this host again"
-    return "is the agent running there? `odctl doctor` looks"
+    return "is the agent running there? `odctl bootstrap` starts it"
 
 
 def _remote_error(address: HostAddress, body: bytes) -> FleetError:

@@ -159,7 +159,7 @@ def _fresh_context(tls: TlsFiles) -> ssl.SSLContext:
         context.load_verify_locations(tls.ca)
     except (OSError, ssl.SSLError) as error:
         raise FleetError(
-            "E808", f"certificates {tls.cert}, {tls.ca} cannot be used: {error}", hint="run `odctl certs`"
+            "E808", f"certificates {tls.cert}, {tls.ca} cannot be used: {error}", hint="run `odctl bootstrap`"
         ) from error
     return context
 

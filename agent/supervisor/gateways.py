@@ -66,7 +66,7 @@ class GatewayTable:
                     raise FleetError(
                         "E808",
                         f"the gateway on {listen} does not answer within {START_TIMEOUT_S:.0f} s",
-                        hint=f"odctl logs shows {name}.log",
+                        hint=f"var/log/{name}.log below the prefix says why",
                         host=self._config.host,
                     ) from None
                 await asyncio.sleep(0.05)
