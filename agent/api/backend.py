@@ -40,8 +40,21 @@ class LostRank(msgspec.Struct, frozen=True, kw_only=True):
 class Replica:
     """One full copy of the model: a scheduler and a channel to each of its ranks, in order."""
 
-    def __init__(self, channels: list[StepChannel], *, leader: RankEndpoint, scheduler: Scheduler) -> None:
+    def __init__(
+        self,
+        channels: list[StepChannel],
+        *,
+        index: int,
+        owner: Backend,
+        leader: RankEndpoint,
+        scheduler: Scheduler,
+    ) -> None:
         self.channels = channels
+        self.index = index
+        self.generation = owner.generation
+        """Under which its ranks are linked."""
+        self.owner = owner
+        """The backend that it serves for; a later generation that keeps its links takes it over."""
         self.leader = leader
         """Tensor index 0 of the last stage: the one that answers."""
         self.scheduler = scheduler
@@ -112,6 +125,12 @@ class Backend:
         hello = OpenStep(deployment=self.deployment, generation=self.generation, gateway=gateway)
         opened: list[StepChannel] = []
 
+        fresh = [
+            (index, stages)
+            for index, stages in enumerate(self.attach.replicas)
+            if self.attach.generation_of(index) == self.generation
+        ]
+
         async def connect(endpoint: RankEndpoint) -> StepChannel:
             channel = await StepChannel.open(endpoint, tls=tls, cluster=cluster, hello=hello)
             opened.append(channel)
@@ -121,7 +140,7 @@ class Backend:
             async with asyncio.TaskGroup() as group:
                 connecting = [
                     [group.create_task(connect(endpoint)) for stage in stages for endpoint in stage]
-                    for stages in self.attach.replicas
+                    for _, stages in fresh
                 ]
         except BaseException as failure:
             for channel in opened:
@@ -130,9 +149,39 @@ class Backend:
                 raise failure.exceptions[0] from None
             raise
         self._replicas = [
-            Replica([task.result() for task in tasks], leader=stages[-1][0], scheduler=self._scheduler(len(stages)))
-            for tasks, stages in zip(connecting, self.attach.replicas, strict=True)
+            Replica(
+                [task.result() for task in tasks],
+                index=index,
+                owner=self,
+                leader=stages[-1][0],
+                scheduler=self._scheduler(len(stages)),
+            )
+            for tasks, (index, stages) in zip(connecting, fresh, strict=True)
         ]
+
+    def take_over(self, previous: Backend | None) -> None:
+        """Move the replicas whose links this generation keeps, with all that runs on them. Raises FleetError E810
+        when one of them is not whole any more; then nothing has moved.
+        """
+        kept = {
+            index
+            for index in range(len(self.attach.replicas))
+            if self.attach.generation_of(index) not in (0, self.generation)
+        }
+        whole = {
+            replica.index: replica
+            for replica in (previous.replicas if previous is not None else ())
+            if not replica.is_broken and replica.generation == self.attach.generation_of(replica.index)
+        }
+        lost = sorted(kept - whole.keys())
+        if lost:
+            raise FleetError("E810", f"replica {lost[0]} of {self.deployment} broke before it was taken over")
+        if previous is not None:
+            previous._replicas = [replica for replica in previous._replicas if replica.index not in kept]
+        for index in sorted(kept):
+            whole[index].owner = self
+            self._replicas.append(whole[index])
+        self._replicas.sort(key=lambda replica: replica.index)
 
     async def run(self) -> None:
         """Receive results until `close`."""
@@ -191,6 +240,7 @@ class Backend:
             queued=sum(replica.scheduler.num_queued for replica in self._replicas),
             slots=sum(replica.scheduler.slots for replica in self._replicas),
             error=self.error,
+            broken_replicas=tuple(replica.index for replica in self._replicas if replica.is_broken),
             **msgspec.structs.asdict(snapshot),
         )
 
@@ -205,14 +255,17 @@ class Backend:
         )
 
     async def _receive(self, replica: Replica, channel: StepChannel) -> None:
+        """For whoever owns the replica by then."""
         while True:
             try:
-                self._complete(replica, channel, await channel.receive())
+                done = await channel.receive()
+                replica.owner._complete(replica, channel, done)
             except RankLost as lost:
-                self._break(replica, channel.endpoint, lost.error, is_end_of_stream=lost.is_end_of_stream)
+                error, is_end_of_stream = lost.error, lost.is_end_of_stream
+                replica.owner._break(replica, channel.endpoint, error, is_end_of_stream=is_end_of_stream)
                 return
-            except FleetError as error:
-                self._break(replica, channel.endpoint, error.detail, is_end_of_stream=False)
+            except FleetError as trouble:
+                replica.owner._break(replica, channel.endpoint, trouble.detail, is_end_of_stream=False)
                 return
 
     def _complete(self, replica: Replica, channel: StepChannel, done: StepDone) -> None:
@@ -267,7 +320,7 @@ class Backend:
             message=f"no answer to a step within {STEP_TIMEOUT_S:.0f} s",
             host=replica.leader.host,
         )
-        self._break(replica, replica.leader, error, is_end_of_stream=False)
+        replica.owner._break(replica, replica.leader, error, is_end_of_stream=False)
 
     def _disarm(self, replica: Replica) -> None:
         if replica.deadline is not None:

@@ -115,6 +115,7 @@ class Deployment:
             )
         if backend.state == "broken":
             raise FleetError("E810", f"{self.name} generation {generation} is broken already")
+        backend.take_over(previous)
         self.active = backend
         backend.state = "active"
         moved: list[Request] = []

@@ -49,8 +49,8 @@ class HostSeen(msgspec.Struct, frozen=True, kw_only=True):
     deaths: tuple[DeathSeen, ...]
     has_gateway: bool
     gateway_evidence: Evidence = {}
-    broken_backend: str = ""
-    """Why the gateway calls this generation's backend broken; empty when it does not."""
+    broken_replicas: dict[int, str] = {}
+    """Replicas that the gateway calls broken under this generation, and why."""
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +73,8 @@ class DetectState(msgspec.Struct, frozen=True, kw_only=True):
     heard_at: dict[str, float]
     handled_deaths: tuple[tuple[str, int], ...] = ()
     """(rank id, pid) of deaths that were already told."""
+    suspects: tuple[str, ...] = ()
+    """Ranks that looked unlinked in the last round: a status may be older than the links it speaks of."""
 
 
 def detect(state: DetectState, health: HealState, observation: Observation) -> tuple[DetectState, list[HealEvent]]:
@@ -80,6 +82,7 @@ def detect(state: DetectState, health: HealState, observation: Observation) -> t
     events: list[HealEvent] = []
     heard_at = dict(state.heard_at)
     handled = set(state.handled_deaths)
+    suspects: set[str] = set()
     now = observation.at_s
     if observation.was_stalled:
         heard_at = dict.fromkeys(heard_at, now)
@@ -91,6 +94,13 @@ def detect(state: DetectState, health: HealState, observation: Observation) -> t
             handled |= {(death.rank_id, death.pid) for death in seen.deaths}
             continue
         events += _of_ranks(health, host, seen, handled, now)
+        unlinked = _unlinked(health, host, seen)
+        suspects |= unlinked.keys()
+        events += [
+            LinkLost(rank_id=rank_id, message=why, at_s=now)
+            for rank_id, why in sorted(unlinked.items())
+            if rank_id in state.suspects
+        ]
     gateway = observation.hosts.get(health.gateway_host)
     if gateway is not None and health.phase != "rebuilding":
         events += _of_gateway(health, gateway, now, has_cause=bool(events))
@@ -106,7 +116,10 @@ def detect(state: DetectState, health: HealState, observation: Observation) -> t
             events.append(AgentLost(host=host, silence_s=silence, evidence=evidence, at_s=now))
     # Causes before symptoms: a death explains the links that it broke.
     events.sort(key=lambda event: isinstance(event, LinkLost | GatewayLost))
-    return DetectState(heard_at=heard_at, handled_deaths=tuple(sorted(handled))), events
+    return (
+        DetectState(heard_at=heard_at, handled_deaths=tuple(sorted(handled)), suspects=tuple(sorted(suspects))),
+        events,
+    )
 
 
 def _of_ranks(
@@ -126,16 +139,23 @@ def _of_ranks(
             events.append(RestartFailed(rank_id=rank_id, message=rank.error, at_s=now))
         elif rank.state in ("loaded", "linked") and known.health == "restarting":
             events.append(RankReady(rank_id=rank_id, at_s=now))
-        elif known.health == "up" and health.phase != "rebuilding":
-            if rank.state == "failed":
-                events.append(LinkLost(rank_id=rank_id, message=rank.error, at_s=now))
-            elif rank.state == "loaded":
-                why = rank.error or "it is not linked"
-                events.append(LinkLost(rank_id=rank_id, message=why, at_s=now))
-            elif rank.state == "linked" and rank.generation != health.generation:
-                why = f"it is linked under generation {rank.generation}, not {health.generation}"
-                events.append(LinkLost(rank_id=rank_id, message=why, at_s=now))
     return events
+
+
+def _unlinked(health: HealState, host: str, seen: HostSeen) -> dict[str, str]:
+    """Ranks that should be linked and say that they are not, and why."""
+    if health.phase == "rebuilding":
+        return {}
+    unlinked = {}
+    for rank_id, rank in seen.ranks.items():
+        known = health.ranks.get(rank_id)
+        if known is None or known.host != host or known.health != "up":
+            continue
+        if rank.state in ("failed", "loaded"):
+            unlinked[rank_id] = rank.error or "it is not linked"
+        elif rank.state == "linked" and rank.generation != known.generation:
+            unlinked[rank_id] = f"it is linked under generation {rank.generation}, not {known.generation}"
+    return unlinked
 
 
 def _of_gateway(health: HealState, seen: HostSeen, now: float, *, has_cause: bool) -> list[HealEvent]:
@@ -143,9 +163,10 @@ def _of_gateway(health: HealState, seen: HostSeen, now: float, *, has_cause: boo
         if health.is_gateway_up:
             return [GatewayLost(evidence=seen.gateway_evidence, at_s=now)]
         return []
-    is_explained = has_cause or any(rank.health != "up" for rank in health.ranks.values())
-    if seen.broken_backend and not is_explained and health.is_gateway_up:
-        # Every rank says that it is well, yet the gateway's connections broke: build them anew.
-        first = min(health.ranks)
-        return [LinkLost(rank_id=first, message=f"gateway: {seen.broken_backend}", at_s=now)]
-    return []
+    events: list[HealEvent] = []
+    for replica, why in sorted(seen.broken_replicas.items()) if health.is_gateway_up and not has_cause else ():
+        ranks = {rank_id: rank for rank_id, rank in health.ranks.items() if rank.replica == replica}
+        if ranks and all(rank.health == "up" for rank in ranks.values()):
+            # Every rank says that it is well, yet the gateway's connections broke: build them anew.
+            events.append(LinkLost(rank_id=min(ranks), message=f"gateway: {why}", at_s=now))
+    return events

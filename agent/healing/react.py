@@ -1,8 +1,8 @@
 """What to do about a fault. Pure and deterministic: (state, event) -> (state, instructions).
 
-Invariants (held by a property test): a rebuild is never asked for while a rank is down, a host is lost or
-another rebuild runs; generations only grow; after any order of events followed by recovery the deployment ends
-`serving`, or `degraded` with a reason and a way out.
+Invariants (held by a property test): a replica is never rebuilt while a rank of it is down or a host of it is lost,
+nor while another rebuild runs; a whole replica is left alone; generations only grow; after any order of events
+followed by recovery the deployment ends `serving`, or `degraded` with a reason and a way out.
 """
 
 from __future__ import annotations
@@ -134,9 +134,14 @@ def react(state: HealState, event: HealEvent) -> Reaction:
                 retry_at_s=event.at_s + REBUILD_BACKOFF_S * 2 ** (failures - 1),
                 reason=event.message,
                 ranks={
-                    rank_id: (msgspec.structs.replace(rank, health="unlinked") if rank.health == "ready" else rank)
+                    rank_id: (
+                        msgspec.structs.replace(rank, health="unlinked")
+                        if rank.health in ("ready", "up") and rank.replica in state.rebuilding
+                        else rank
+                    )
                     for rank_id, rank in state.ranks.items()
                 },
+                rebuilding=(),
             )
         case TimePassed():
             pass
@@ -150,28 +155,26 @@ def react(state: HealState, event: HealEvent) -> Reaction:
 
 
 def _decide(state: HealState, at_s: float) -> Reaction:
-    """The next steps, from what is broken now. Deepest trouble first: hosts, ranks, then links."""
+    """The next steps, from what is broken now. Deepest trouble first: hosts, ranks, then links.
+
+    A replica with a lost host is out of service; the others are healed without it.
+    """
     if state.phase == "rebuilding":
         return state, []
     lost = sorted(host for host, health in state.hosts.items() if health == "lost")
-    if lost:
-        reason = f"lost: {', '.join(lost)}"
-        return _degrade(state, reason, _way_out_of_lost(lost[0])), []
-    dead = sorted(rank_id for rank_id, rank in state.ranks.items() if rank.health == "dead")
+    replicas = {rank.replica for rank in state.ranks.values()}
+    out = {rank.replica for rank in state.ranks.values() if rank.host in lost}
+    if state.gateway_host in lost:
+        out = replicas
+    in_service = {rank_id: rank for rank_id, rank in state.ranks.items() if rank.replica not in out}
+    dead = sorted(rank_id for rank_id, rank in in_service.items() if rank.health == "dead")
     if dead:
         return _restart(state, dead, at_s)
-    if any(rank.health == "restarting" for rank in state.ranks.values()):
+    if any(rank.health == "restarting" for rank in in_service.values()):
         return state, []
-    if all(rank.health == "up" for rank in state.ranks.values()) and state.is_gateway_up:
-        faults = tuple(key for key in state.open_faults if _is_over(key, state))
-        state = msgspec.structs.replace(
-            state,
-            phase="serving",
-            reason="",
-            way_out="",
-            open_faults=tuple(key for key in state.open_faults if key not in faults),
-        )
-        return state, [CloseFaults(keys=faults)] if faults else []
+    broken = {rank.replica for rank in in_service.values() if rank.health != "up" or not state.is_gateway_up}
+    if not broken:
+        return _settle(state, lost)
     if state.failed_rebuilds >= MAX_FAILED_REBUILDS:
         reason = f"{state.failed_rebuilds} rebuilds failed, the last one: {state.reason}"
         if state.phase == "degraded":
@@ -179,7 +182,24 @@ def _decide(state: HealState, at_s: float) -> Reaction:
         return _degrade(state, reason, "odctl faults shows the evidence; odctl apply starts anew"), []
     if at_s < state.retry_at_s:
         return msgspec.structs.replace(state, phase="healing"), []
-    return msgspec.structs.replace(state, phase="rebuilding"), [Rebuild(generation=state.generation + 1)]
+    rebuild = Rebuild(
+        generation=state.generation + 1,
+        replicas=tuple(sorted(broken)),
+        kept=tuple(sorted(replicas - out - broken)),
+    )
+    return msgspec.structs.replace(state, phase="rebuilding", rebuilding=rebuild.replicas), [rebuild]
+
+
+def _settle(state: HealState, lost: list[str]) -> Reaction:
+    """Nothing is left to do: close what is over, and say how the deployment stands."""
+    faults = tuple(key for key in state.open_faults if _is_over(key, state))
+    remaining = tuple(key for key in state.open_faults if key not in faults)
+    state = msgspec.structs.replace(state, open_faults=remaining)
+    if lost:
+        state = _degrade(state, f"lost: {', '.join(lost)}", _way_out_of_lost(lost[0]))
+    else:
+        state = msgspec.structs.replace(state, phase="serving", reason="", way_out="")
+    return state, [CloseFaults(keys=faults)] if faults else []
 
 
 def _restart(state: HealState, dead: list[str], at_s: float) -> Reaction:
@@ -205,16 +225,16 @@ def _restart(state: HealState, dead: list[str], at_s: float) -> Reaction:
 
 def _after_rebuild(state: HealState, generation: int) -> HealState:
     """What the rebuild found linked is up; what died while it ran stays dead."""
-    ranks = {
-        rank_id: (
-            msgspec.structs.replace(rank, health="up") if rank.health in ("unlinked", "ready", "up") else rank
-        )
-        for rank_id, rank in state.ranks.items()
-    }
+    ranks = dict(state.ranks)
+    for rank_id, rank in state.ranks.items():
+        if rank.replica in state.rebuilding:
+            health = "up" if rank.health in ("unlinked", "ready", "up") else rank.health
+            ranks[rank_id] = msgspec.structs.replace(rank, generation=generation, health=health)
     return msgspec.structs.replace(
         state,
         generation=generation,
         ranks=ranks,
+        rebuilding=(),
         is_gateway_up=True,
         phase="healing",
         failed_rebuilds=0,
@@ -279,10 +299,13 @@ def _record(
 
 
 def _is_over(key: FaultKey, state: HealState) -> bool:
-    """An agent's or host's silence is over when it answers; all else when the deployment serves again."""
+    """A silence is over when the host answers, all else when what it befell is up again."""
     if key.kind in ("agent_lost", "host_lost"):
         return state.hosts.get(key.host, "up") == "up"
-    return True
+    if key.kind == "gateway_lost":
+        return state.is_gateway_up
+    rank = state.ranks.get(key.rank_id)
+    return rank is None or rank.health == "up"
 
 
 def _has_deeper_cause(state: HealState) -> bool:

@@ -17,7 +17,11 @@ HealPhase = Literal["serving", "healing", "rebuilding", "degraded"]
 
 
 class RankState(msgspec.Struct, frozen=True, kw_only=True):
+    """`generation` is the one that its replica is linked under: a rebuild leaves whole replicas alone."""
+
     host: str
+    replica: int
+    generation: int
     health: RankHealth = "up"
 
 
@@ -37,6 +41,8 @@ class HealState(msgspec.Struct, frozen=True, kw_only=True):
     way_out: str = ""
     restarts: tuple[float, ...] = ()
     """When ranks were restarted within the last minute."""
+    rebuilding: tuple[int, ...] = ()
+    """Replicas that the rebuild under way links anew."""
     failed_rebuilds: int = 0
     retry_at_s: float = 0.0
     """No rebuild before this time."""
@@ -172,9 +178,14 @@ class RestartDeadRank(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rebuild(msgspec.Struct, frozen=True, kw_only=True):
-    """Give the deployment this generation: gateway up, every rank linked anew, warmed up, checked, active."""
+    """Give the deployment this generation: gateway up, the ranks of these replicas linked anew, checked, active.
+
+    Replicas in neither tuple are out of service; those kept go on under the generation that they have.
+    """
 
     generation: int
+    replicas: tuple[int, ...]
+    kept: tuple[int, ...]
 
 
 class ReportState(msgspec.Struct, frozen=True, kw_only=True):

@@ -318,6 +318,7 @@ class Transaction:
             self._reach,
             self._plan,
             generation=self.generation,
+            replica_generations=self._replica_generations,
             spawn_generation=self.generation,
             controller=self._host,
         )
@@ -329,6 +330,7 @@ class Transaction:
             self._request.spec,
             endpoints,
             generation=self.generation,
+            replica_generations=self._replica_generations,
             plan_hash=self._request.plan_hash,
         )
 
@@ -375,6 +377,10 @@ class Transaction:
     @property
     def _old_gateway_host(self) -> str:
         return self._old_record.gateway_host if self._old_record else ""
+
+    @property
+    def _replica_generations(self) -> tuple[int, ...]:
+        return (self.generation,) * len(self._plan.replicas)
 
     @property
     def _kept(self) -> tuple[int, ...]:

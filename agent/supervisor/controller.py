@@ -82,7 +82,14 @@ class DeploymentWatch:
         self._health = HealState(
             deployment=self.plan.name,
             generation=controlled.generation,
-            ranks={place.rank_id: RankState(host=place.shard.host) for place in rank_places(self.plan)},
+            ranks={
+                place.rank_id: RankState(
+                    host=place.shard.host,
+                    replica=place.replica,
+                    generation=self._replica_generations()[place.replica],
+                )
+                for place in rank_places(self.plan)
+            },
             hosts=dict.fromkeys(hosts, "up"),
             gateway_host=self.plan.gateway_host,
             may_restart=self.plan.healing.restart,
@@ -203,13 +210,12 @@ class DeploymentWatch:
 
     def _seen(self, host: str, beat: Heartbeat) -> HostSeen:
         name = self.plan.name
-        broken = [
-            backend.error.message if backend.error else "broken"
+        broken = {
+            replica: backend.error.message if backend.error else "broken"
             for backend in beat.backends
-            if backend.deployment == name
-            and backend.generation == self._health.generation
-            and backend.state == "broken"
-        ]
+            if backend.deployment == name and backend.generation == self._health.generation
+            for replica in backend.broken_replicas
+        }
         return HostSeen(
             ranks={
                 status.rank_id: RankSeen(
@@ -226,7 +232,7 @@ class DeploymentWatch:
                 if dead.deployment == name and dead.generation == self.controlled.spawn_generation
             ),
             has_gateway=host != self.plan.gateway_host or self.plan.serving.listen in beat.gateways,
-            broken_backend=broken[0] if broken else "",
+            broken_replicas=broken,
         )
 
     # --- deciding and doing -------------------------------------------------------------------------
@@ -253,8 +259,8 @@ class DeploymentWatch:
             case RestartDeadRank(host=host, rank_id=rank_id):
                 self._restarts[rank_id] = self._restarts.get(rank_id, 0) + 1
                 group.create_task(self._restart(host, rank_id))
-            case Rebuild(generation=generation):
-                group.create_task(self._rebuild(generation))
+            case Rebuild():
+                group.create_task(self._rebuild(instruction))
 
     async def _restart(self, host: str, rank_id: str) -> None:
         order = RestartRank(deployment=self.plan.name, generation=self.controlled.spawn_generation, rank_id=rank_id)
@@ -267,10 +273,10 @@ class DeploymentWatch:
                 return
             self._inbox.append(RestartFailed(rank_id=rank_id, message=str(error), at_s=time.monotonic()))
 
-    async def _rebuild(self, generation: int) -> None:
-        message = ""
+    async def _rebuild(self, order: Rebuild) -> None:
+        generation, message = order.generation, ""
         try:
-            await self._bring_up(generation)
+            await self._bring_up(order)
         except FleetError as error:
             message = str(error)
         except Exception as error:
@@ -283,12 +289,18 @@ class DeploymentWatch:
         else:
             self._inbox.append(Rebuilt(generation=generation, at_s=now))
 
-    async def _bring_up(self, generation: int) -> None:
-        controlled, plan = self.controlled, self.plan
+    async def _bring_up(self, order: Rebuild) -> None:
+        controlled, plan, generation = self.controlled, self.plan, order.generation
+        before = self._replica_generations()
+        replica_generations = tuple(
+            generation if index in order.replicas else before[index] if index in order.kept else 0
+            for index in range(len(plan.replicas))
+        )
         endpoints = await bring_up.link_all(
             self._reach,
             plan,
             generation=generation,
+            replica_generations=replica_generations,
             spawn_generation=controlled.spawn_generation,
             controller=self._host,
         )
@@ -298,11 +310,14 @@ class DeploymentWatch:
             controlled.spec,
             endpoints,
             generation=generation,
+            replica_generations=replica_generations,
             plan_hash=controlled.plan_hash,
         )
         await bring_up.check(self._reach, plan, generation=generation)
         await bring_up.tell(self._reach, plan, "activate", generation=generation)
-        after = msgspec.structs.replace(controlled, generation=generation, gateway_socket=socket)
+        after = msgspec.structs.replace(
+            controlled, generation=generation, gateway_socket=socket, replica_generations=replica_generations
+        )
         self.controlled = after
         self._state.put(plan.name, after)
         await commit_everywhere(self._reach, plan, after, controller=self._host)
@@ -311,6 +326,10 @@ class DeploymentWatch:
         )
 
     # --- small things -------------------------------------------------------------------------------
+
+    def _replica_generations(self) -> tuple[int, ...]:
+        controlled = self.controlled
+        return controlled.replica_generations or (controlled.generation,) * len(self.plan.replicas)
 
     def _fault(self, order: RecordFault) -> Fault:
         return Fault(

@@ -15,7 +15,8 @@ _APPLY_PREFIX = "apply/"
 
 class Controlled(msgspec.Struct, frozen=True, kw_only=True):
     """One deployment under this controller. `spawn_generation` is the one its processes were started under;
-    healing moves `generation` on and leaves that as it is.
+    healing moves `generation` on and leaves that as it is. `replica_generations` are those that the replicas are
+    linked under: healing leaves whole ones alone, and 0 is one out of service (empty: all under `generation`).
     """
 
     plan_toml: str
@@ -27,6 +28,7 @@ class Controlled(msgspec.Struct, frozen=True, kw_only=True):
     gateway_socket: str
     applied_at_s: float
     checked: CheckReport | None
+    replica_generations: tuple[int, ...] = ()
 
 
 class PendingApply(msgspec.Struct, frozen=True, kw_only=True):

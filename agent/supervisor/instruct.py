@@ -29,6 +29,7 @@ from agent.wire.agent import (
     StartRanks,
     StopRanks,
     TellGateway,
+    UnlinkRanks,
 )
 
 
@@ -62,7 +63,7 @@ class Member:
                 self._on_fenced(instruction.record)
             case FetchShards():
                 return InstructionReply(fetched_bytes=await self._weights.fetch(instruction))
-            case StartRanks() | RestartRank() | StopRanks() | AskRanks() | LinkRanks():
+            case StartRanks() | RestartRank() | StopRanks() | AskRanks() | LinkRanks() | UnlinkRanks():
                 return await self._perform_on_ranks(instruction)
             case EnsureGateway() | Attach() | TellGateway() | AskGateway() | RetireBackends():
                 return await self._perform_on_gateway(instruction)
@@ -74,7 +75,7 @@ class Member:
         return InstructionReply()
 
     async def _perform_on_ranks(
-        self, instruction: StartRanks | RestartRank | StopRanks | AskRanks | LinkRanks
+        self, instruction: StartRanks | RestartRank | StopRanks | AskRanks | LinkRanks | UnlinkRanks
     ) -> InstructionReply:
         match instruction:
             case StartRanks(model=model, spec=spec, ranks=ranks):
@@ -95,6 +96,8 @@ class Member:
             case LinkRanks(deployment=deployment, links=links, from_generation=spawned):
                 generation = spawned or next(iter(links.values())).generation
                 return InstructionReply(ranks=await self._ranks.link(deployment, generation, links))
+            case UnlinkRanks(deployment=deployment, rank_ids=rank_ids, from_generation=spawned):
+                await self._ranks.unlink(deployment, spawned, rank_ids)
         return InstructionReply()
 
     async def _perform_on_gateway(

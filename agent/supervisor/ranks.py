@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 
 import msgspec
 
@@ -26,6 +27,7 @@ from agent.wire.rank import (
     RankStatus,
     StopRank,
     TlsFiles,
+    UnlinkRank,
 )
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ LOADING_HANG_S = 15.0
 """Packing large weights holds the interpreter's lock for seconds; nobody waits for that rank's steps yet."""
 STOPPED_S = 0.5
 ASK_TIMEOUT_S = 1.0
+UNLINK_TIMEOUT_S = 3.0
 OWN_STALL_S = 0.5
 """When this agent's own loop was late by more than this, silences are its own fault and count from anew."""
 START_GRACE_S = 60.0
@@ -124,7 +127,7 @@ class RankTable:
         async def link_one(rank_id: str, order: LinkRank) -> None:
             record = self._processes.get(process_name(deployment, generation, rank_id))
             if record is None:
-                failures.append(
+                await fail(
                     FleetError("E802", f"rank {rank_id} of {deployment} does not run", host=self._config.host)
                 )
                 return
@@ -132,17 +135,23 @@ class RankTable:
                 status = await ask_rank(record.socket, order, timeout_s=order.timeout_s + 5.0)
             except (OSError, TimeoutError) as error:
                 why = str(error) or type(error).__name__
-                failures.append(FleetError("E802", f"rank {rank_id} did not link: {why}", host=self._config.host))
+                await fail(FleetError("E802", f"rank {rank_id} did not link: {why}", host=self._config.host))
                 return
             if status.state == "linked" and status.generation == order.generation:
                 statuses[rank_id] = status
                 self._statuses[record.name] = status
             elif status.error is not None:
-                failures.append(FleetError.from_detail(status.error, host=self._config.host))
+                await fail(FleetError.from_detail(status.error, host=self._config.host))
             else:
-                failures.append(
+                await fail(
                     FleetError("E802", f"rank {rank_id} is {status.state}, not linked", host=self._config.host)
                 )
+
+        async def fail(error: FleetError) -> None:
+            failures.append(error)
+            if len(failures) == 1:
+                # The others here wait for this one, or for whom it waited.
+                await self.unlink(deployment, generation, links)
 
         async with asyncio.TaskGroup() as group:
             for rank_id, order in links.items():
@@ -150,6 +159,21 @@ class RankTable:
         if failures:
             raise failures[0]
         return tuple(statuses[rank_id] for rank_id in sorted(statuses))
+
+    async def unlink(self, deployment: str, generation: int, rank_ids: Iterable[str]) -> None:
+        """Have them drop their links; one that does not hear it is on its way out, or `watch` will see to it."""
+
+        async def unlink_one(record: ProcessRecord) -> None:
+            try:
+                await ask_rank(record.socket, UnlinkRank(), timeout_s=UNLINK_TIMEOUT_S)
+            except (OSError, TimeoutError):
+                log.debug("rank does not hear the unlinking", extra={"child": record.name})
+
+        async with asyncio.TaskGroup() as group:
+            for rank_id in rank_ids:
+                record = self._processes.get(process_name(deployment, generation, rank_id))
+                if record is not None:
+                    group.create_task(unlink_one(record))
 
     async def stop(self, deployment: str, keep_generations: tuple[int, ...]) -> None:
         """Stop all ranks of the deployment but those started under the kept generations; forget the dead ones."""

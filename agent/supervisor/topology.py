@@ -7,6 +7,8 @@ needed.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from agent.planner.plan import Plan, RankPlace, rank_places
 from agent.planner.shards import ShardExtent
 from agent.wire.agent import RankStart
@@ -14,11 +16,13 @@ from agent.wire.rank import CarrierKind, LinkRank, PipelineLink, TensorGroup
 
 
 def links_by_host(
-    plan: Plan, *, generation: int, controller: str, timeout_s: float
+    plan: Plan, *, replicas: Collection[int], generation: int, controller: str, timeout_s: float
 ) -> dict[str, dict[str, LinkRank]]:
-    """For every host, what each of its ranks is to link under `generation`."""
+    """For every host, what each of its ranks of these replicas is to link under `generation`."""
     links: dict[str, dict[str, LinkRank]] = {}
     for place in rank_places(plan):
+        if place.replica not in replicas:
+            continue
         links.setdefault(place.shard.host, {})[place.rank_id] = LinkRank(
             generation=generation,
             receives_from=_incoming(plan, place),

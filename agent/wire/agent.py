@@ -396,6 +396,14 @@ class LinkRanks(msgspec.Struct, frozen=True, kw_only=True, tag="link_ranks"):
     """Generation under which the processes were started, where that differs from the links' own."""
 
 
+class UnlinkRanks(msgspec.Struct, frozen=True, kw_only=True, tag="unlink_ranks"):
+    """Have these ranks drop their links and stop waiting for others: linking has failed elsewhere."""
+
+    deployment: str
+    rank_ids: tuple[str, ...]
+    from_generation: int
+
+
 class StopRanks(msgspec.Struct, frozen=True, kw_only=True, tag="stop_ranks"):
     """Stop this host's ranks of the deployment, but for those started under the generations kept."""
 
@@ -469,6 +477,7 @@ Instruction = (
     | StartRanks
     | AskRanks
     | LinkRanks
+    | UnlinkRanks
     | StopRanks
     | RestartRank
     | RetireBackends

@@ -41,7 +41,10 @@ class RankEndpoint(msgspec.Struct, frozen=True, kw_only=True):
 class AttachBackend(msgspec.Struct, frozen=True, kw_only=True):
     """POST /control/attach: connect to every rank of a generation. Not yet used by clients.
 
-    `replicas[r][s][t]` is the endpoint of tensor index t of stage s of replica r.
+    `replicas[r][s][t]` is the endpoint of tensor index t of stage s of replica r. `replica_generations[r]` is the
+    generation under which that replica is linked (empty: all under `generation`). One linked earlier needs no
+    endpoints: at activation it is taken over, with its requests, from the backend that runs it. 0: out of
+    service, for a host of it is lost.
     """
 
     deployment: str
@@ -52,6 +55,10 @@ class AttachBackend(msgspec.Struct, frozen=True, kw_only=True):
     """Directory with tokenizer.json, tokenizer_config.json, generation_config.json (no weights needed)."""
     replicas: tuple[tuple[tuple[RankEndpoint, ...], ...], ...]
     serving: Serving
+    replica_generations: tuple[int, ...] = ()
+
+    def generation_of(self, replica: int) -> int:
+        return self.replica_generations[replica] if self.replica_generations else self.generation
 
 
 class BackendRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +109,7 @@ class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
     time_per_token_s_p50: float
     time_per_token_s_p95: float
     error: ErrorDetail | None = None
+    broken_replicas: tuple[int, ...] = ()
 
 
 class GatewayStatus(msgspec.Struct, frozen=True, kw_only=True):

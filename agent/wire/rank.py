@@ -142,7 +142,7 @@ class RankStatus(msgspec.Struct, frozen=True, kw_only=True, tag="rank_status"):
     links: tuple[LinkCount, ...] = ()
     error: ErrorDetail | None = None
     spawn_generation: int = 0
-    """Generation under which the process was started: old and new ranks of one name run side by side in an apply."""
+    """Generation under which the process was started: in an apply, old and new ranks of one id run side by side."""
 
 
 # --- gateway -> rank, over the step channel -----------------------------------------------------------

@@ -23,23 +23,28 @@ class Stream:
     listen: str
     model: str
     seed: int
-    num_predict: int
     pieces: int = 0
     text: str = ""
     error: str = ""
     """What the protocol said, in its own form."""
     is_done: bool = False
+    """It came to its own end, or was left while all was well."""
     broke: str = ""
     """How the connection broke where it should not: a silent end is one of these."""
     ended_at_s: float = 0.0
     last_piece_at_s: float = 0.0
     longest_pause_s: float = 0.0
     _thread: threading.Thread | None = None
+    _leave: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> Self:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         return self
+
+    def leave(self) -> None:
+        """Hang up at the next piece."""
+        self._leave.set()
 
     def join(self, timeout_s: float = READ_TIMEOUT_S) -> None:
         assert self._thread is not None
@@ -58,7 +63,7 @@ class Stream:
         body = {
             "model": self.model,
             "prompt": f"Stream {self.seed} counts",
-            "options": {"num_predict": self.num_predict, "seed": self.seed, "temperature": 0.0},
+            "options": {"seed": self.seed, "temperature": 0.0},
         }
         try:
             with httpx.stream(
@@ -66,6 +71,9 @@ class Stream:
             ) as response:
                 for line in response.iter_lines():
                     self._take(json.loads(line))
+                    if self._leave.is_set() and not self.error:
+                        self.is_done = True
+                        break
         except (httpx.HTTPError, json.JSONDecodeError) as trouble:
             self.broke = repr(trouble)
         if not (self.is_done or self.error or self.broke):
@@ -136,13 +144,25 @@ class Asker:
 
 
 @contextmanager
-def streams(listen: str, model: str, *, count: int, num_predict: int) -> Iterator[list[Stream]]:
-    """`count` streams, all of them past their first pieces."""
-    running = [Stream(listen, model, seed, num_predict).start() for seed in range(count)]
+def streams(listen: str, model: str, *, count: int) -> Iterator[list[Stream]]:
+    """`count` streams without end, all past their first pieces; they are left at the end, once each that lives has
+    shown that it still goes on.
+    """
+    running = [Stream(listen, model, seed).start() for seed in range(count)]
+    try:
+        _wait_for_pieces(running)
+        yield running
+        _wait_for_pieces(running)
+    finally:
+        for stream in running:
+            stream.leave()
+        for stream in running:
+            stream.join()
+
+
+def _wait_for_pieces(running: list[Stream], *, more: int = 3) -> None:
+    goals = [(stream, stream.pieces + more) for stream in running]
     deadline = time.monotonic() + READ_TIMEOUT_S
-    while any(stream.pieces < 3 and not stream.is_over for stream in running):
+    while any(stream.pieces < goal and not stream.is_over for stream, goal in goals):
         assert time.monotonic() < deadline, [stream.pieces for stream in running]
         time.sleep(0.02)
-    yield running
-    for stream in running:
-        stream.join()

@@ -31,14 +31,19 @@ from agent.healing.state import (
 )
 
 RANKS = {"r0s0t0": "h1", "r0s1t0": "h2", "r0s1t1": "h3"}
+TWO_REPLICAS = {"r0s0t0": "h1", "r0s1t0": "h2", "r1s0t0": "h3", "r1s1t0": "h4"}
+SHARED_HOST = {"r0s0t0": "h1", "r0s1t0": "h2", "r1s0t0": "h2", "r1s1t0": "h3"}
 
 
-def serving(*, may_restart: bool = True, restarts: int = 3) -> HealState:
+def serving(*, may_restart: bool = True, restarts: int = 3, placed: dict[str, str] | None = None) -> HealState:
+    ranks = placed or RANKS
     return HealState(
         deployment="chat",
         generation=4,
-        ranks={rank_id: RankState(host=host) for rank_id, host in RANKS.items()},
-        hosts={"h1": "up", "h2": "up", "h3": "up"},
+        ranks={
+            rank_id: RankState(host=host, replica=int(rank_id[1]), generation=4) for rank_id, host in ranks.items()
+        },
+        hosts=dict.fromkeys(ranks.values(), "up"),
         gateway_host="h1",
         may_restart=may_restart,
         max_restarts_per_minute=restarts,
@@ -65,7 +70,7 @@ def test_a_dead_rank_is_restarted_in_place_and_serves_under_a_new_generation() -
     assert state.phase == "healing"
     # 2. It has loaded: the deployment is linked anew under the next generation.
     state, told = play(state, RankReady(rank_id="r0s1t0", at_s=12.0))
-    assert Rebuild(generation=5) in told
+    assert Rebuild(generation=5, replicas=(0,), kept=()) in told
     # 3. It serves, and the fault is closed.
     state, told = play(state, Rebuilt(generation=5, at_s=13.0))
     assert state.phase == "serving"
@@ -89,7 +94,7 @@ def test_a_broken_link_waits_for_its_cause_before_it_is_built_anew() -> None:
     state, told = play(serving(), LinkLost(rank_id="r0s0t0", message="reset by peer", at_s=10.0))
     assert not any(isinstance(order, Rebuild) for order in told)
     _, told = play(state, TimePassed(at_s=10.6))
-    assert Rebuild(generation=5) in told
+    assert Rebuild(generation=5, replicas=(0,), kept=()) in told
 
 
 def test_links_that_a_death_broke_are_no_faults_of_their_own() -> None:
@@ -134,6 +139,41 @@ def test_a_rank_that_keeps_dying_is_not_restarted_for_ever() -> None:
     assert not any(isinstance(order, RestartDeadRank) for order in told)
 
 
+def test_a_whole_replica_is_left_alone() -> None:
+    """1. a rank of replica 0 dies  2. only replica 0 is linked anew  3. replica 1 keeps its generation."""
+    state, _ = play(serving(placed=TWO_REPLICAS), lost("r0s1t0", 10.0))
+    state, told = play(state, RankReady(rank_id="r0s1t0", at_s=12.0))
+    assert Rebuild(generation=5, replicas=(0,), kept=(1,)) in told
+    state, _ = play(state, Rebuilt(generation=5, at_s=13.0))
+    assert state.phase == "serving"
+    assert {rank_id: rank.generation for rank_id, rank in state.ranks.items()} == {
+        "r0s0t0": 5,
+        "r0s1t0": 5,
+        "r1s0t0": 4,
+        "r1s1t0": 4,
+    }
+
+
+def test_a_replica_is_healed_while_another_waits_for_its_host() -> None:
+    state, _ = play(serving(placed=TWO_REPLICAS), HostLost(host="h4", silence_s=1.3, evidence={}, at_s=10.0))
+    assert state.phase == "degraded"
+    state, told = play(state, lost("r0s0t0", 20.0), RankReady(rank_id="r0s0t0", at_s=21.0))
+    assert Rebuild(generation=5, replicas=(0,), kept=()) in told
+    state, told = play(state, Rebuilt(generation=5, at_s=22.0))
+    assert state.phase == "degraded", "replica 1 is still out"
+    assert "h4" in state.reason
+    assert [order.keys[0].kind for order in told if isinstance(order, CloseFaults)] == ["rank_lost"]
+    state, _ = play(state, HostBack(host="h4", live_ranks=(), at_s=60.0), RankReady(rank_id="r1s1t0", at_s=61.0))
+    assert (state.phase, state.rebuilding) == ("rebuilding", (1,))
+    state, _ = play(state, Rebuilt(generation=6, at_s=62.0))
+    assert (state.phase, state.open_faults) == ("serving", ())
+
+
+def test_a_lost_gateway_takes_every_replica_with_it() -> None:
+    _, told = play(serving(placed=TWO_REPLICAS), GatewayLost(evidence={}, at_s=10.0))
+    assert Rebuild(generation=5, replicas=(0, 1), kept=()) in told
+
+
 def test_restart_off_degrades_at_once() -> None:
     state, told = play(serving(may_restart=False), lost("r0s0t0", 10.0))
     assert state.phase == "degraded"
@@ -142,7 +182,7 @@ def test_restart_off_degrades_at_once() -> None:
 
 def test_a_lost_gateway_is_built_anew() -> None:
     state, told = play(serving(), GatewayLost(evidence={"signal": "SIGKILL"}, at_s=10.0))
-    assert Rebuild(generation=5) in told
+    assert Rebuild(generation=5, replicas=(0,), kept=()) in told
     state, _ = play(state, Rebuilt(generation=5, at_s=11.0))
     assert state.phase == "serving"
 
@@ -160,8 +200,8 @@ def test_failed_rebuilds_back_off_and_end() -> None:
     assert state.way_out
 
 
-_rank = st.sampled_from(sorted(RANKS))
-_host = st.sampled_from(["h1", "h2", "h3"])
+_rank = st.sampled_from(sorted(SHARED_HOST))
+_host = st.sampled_from(sorted(set(SHARED_HOST.values())))
 _events = st.lists(
     st.one_of(
         st.builds(lost, _rank, st.just(0.0)),
@@ -183,7 +223,7 @@ _events = st.lists(
 def test_any_order_of_faults_ends_healed_or_degraded_with_a_reason(
     events: list[HealEvent], rebuild_outcomes: list[bool]
 ) -> None:
-    state, clock = serving(), 0.0
+    state, clock = serving(placed=SHARED_HOST), 0.0
     outcomes = list(rebuild_outcomes)
 
     def step(event: HealEvent) -> None:
@@ -196,8 +236,11 @@ def test_any_order_of_faults_ends_healed_or_degraded_with_a_reason(
         for order in rebuilds:
             assert before.phase != "rebuilding" or isinstance(event, Rebuilt | RebuildFailed)
             assert order.generation > before.generation
-            assert all(rank.health not in ("dead", "restarting") for rank in state.ranks.values())
-            assert "lost" not in state.hosts.values()
+            rebuilt = [rank for rank in state.ranks.values() if rank.replica in order.replicas]
+            assert all(rank.health not in ("dead", "restarting") for rank in rebuilt)
+            assert all(state.hosts[rank.host] != "lost" for rank in rebuilt)
+            kept = [rank for rank in state.ranks.values() if rank.replica in order.kept]
+            assert all(rank.health == "up" for rank in kept)
         if state.phase == "degraded":
             assert state.reason
             assert state.way_out

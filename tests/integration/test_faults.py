@@ -1,0 +1,199 @@
+"""Ranks, agents and hosts are killed and stopped under 8 streams, on a deployment of two replicas.
+
+What is struck ends its streams with an error of the protocol's own, the other replica's streams go on, and it heals.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.integration.clients import Asker, Stream, ask, streams
+from tests.integration.cluster import Cluster, free_listen, is_running, open_cluster, until
+from tests.integration.faults import DETECT_LIMIT_S, NUM_STREAMS, Struck, strike
+
+NAME = "chat"
+CONTROLLER = "h1"
+NUM_PREDICT = 1500
+"""Long enough to outlive detection and healing."""
+
+
+class Deployed(msgspec.Struct):
+    cluster: Cluster
+    listen: str
+    replica_hosts: dict[int, list[str]]
+
+    def strike(self, blow: object, **choices: object) -> Struck:
+        return strike(
+            self.cluster,
+            blow,  # type: ignore[arg-type]
+            deployment=NAME,
+            listen=self.listen,
+            controller=CONTROLLER,
+            num_predict=NUM_PREDICT,
+            **choices,  # type: ignore[arg-type]
+        )
+
+    @property
+    def struck_rank(self) -> str:
+        """A rank of the replica that does not live on the controller's host, its last stage."""
+        return f"r{self.struck_replica}s1t0"
+
+    @property
+    def struck_replica(self) -> int:
+        return next(replica for replica, hosts in self.replica_hosts.items() if CONTROLLER not in hosts)
+
+
+@pytest.fixture(scope="module")
+def standing(endless_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    listen = free_listen()
+    with open_cluster(num_hosts=4) as cluster:
+        plan = cluster.plan(
+            endless_model,
+            tmp_path_factory.mktemp("plan") / "plan.toml",
+            *("--name", NAME, "--listen", listen, "--controller", CONTROLLER),
+            *("--strategy", "pipeline", "--replicas", "2", "--stages", "2"),
+            *("--context", "2048", "--batch", "8"),
+        )
+        cluster.apply(plan)
+        places: dict[int, list[str]] = {}
+        for rank in cluster.status(CONTROLLER, NAME).ranks:
+            places.setdefault(int(rank.rank_id[1]), []).append(rank.host)
+        assert len(places) == 2
+        yield Deployed(cluster=cluster, listen=listen, replica_hosts=places)
+
+
+@pytest.fixture
+def deployed(standing: Deployed) -> Deployed:
+    standing.cluster.wait_serving(CONTROLLER, NAME, timeout_s=90.0)
+    return standing
+
+
+def assert_half_went_on(struck: Struck) -> None:
+    """One replica of two was struck: its clients were told so, those of the other one noticed nothing."""
+    assert struck.silent == []
+    assert len(struck.told) == NUM_STREAMS // 2
+    assert len(struck.went_on) == NUM_STREAMS // 2
+    assert all(stream.pieces >= NUM_PREDICT for stream in struck.went_on)
+
+
+def test_a_killed_rank_is_seen_told_and_healed(deployed: Deployed) -> None:
+    cluster = deployed.cluster
+    rank = cluster.rank(NAME, deployed.struck_rank)
+    generation = cluster.status(CONTROLLER, NAME).generation
+    host = next(view.host for view in cluster.status(CONTROLLER, NAME).ranks if view.rank_id == rank.rank_id)
+    struck = deployed.strike(lambda: os.kill(rank.pid, signal.SIGKILL), kind="rank_lost", host=host)
+    assert struck.detected_s < DETECT_LIMIT_S
+    assert struck.fault.evidence["signal"] == "SIGKILL"
+    assert_half_went_on(struck)
+    assert all("r" in stream.error and "[E8" in stream.error for stream in struck.told)
+    status = cluster.status(CONTROLLER, NAME)
+    assert status.generation == generation + 1
+    until(lambda: all(fault.healed_at_s for fault in cluster.faults(CONTROLLER)), what="faults closed")
+    assert ask(deployed.listen, NAME)
+
+
+def test_a_stopped_rank_is_killed_told_and_healed(deployed: Deployed) -> None:
+    cluster = deployed.cluster
+    rank = cluster.rank(NAME, deployed.struck_rank)
+    host = next(view.host for view in cluster.status(CONTROLLER, NAME).ranks if view.rank_id == rank.rank_id)
+    struck = deployed.strike(lambda: os.kill(rank.pid, signal.SIGSTOP), kind="rank_hung", host=host)
+    assert struck.detected_s < DETECT_LIMIT_S
+    assert struck.fault.evidence["hung_because"]
+    assert_half_went_on(struck)
+    assert not is_running(rank.pid)
+
+
+def test_a_killed_agent_breaks_no_stream(deployed: Deployed) -> None:
+    """Its ranks serve on; the keeper starts it again, and it adopts them."""
+    cluster = deployed.cluster
+    host = deployed.replica_hosts[deployed.struck_replica][1]
+    before = [rank.pid for rank in cluster.children(host, "rank")]
+    generation = cluster.status(CONTROLLER, NAME).generation
+    struck = deployed.strike(lambda: cluster.kill_agent(host), kind="agent_lost", host=host)
+    assert struck.detected_s < DETECT_LIMIT_S
+    assert len(struck.went_on) == NUM_STREAMS, [stream.error or stream.broke for stream in struck.streams]
+    until(
+        lambda: all(fault.healed_at_s for fault in cluster.faults(CONTROLLER)), timeout_s=40.0, what=cluster.diary
+    )
+    assert [rank.pid for rank in cluster.children(host, "rank")] == before
+    assert cluster.status(CONTROLLER, NAME).generation == generation, "nothing was built anew"
+
+
+def test_all_agents_killed_at_once_break_no_stream(deployed: Deployed) -> None:
+    """The deployment outlives every daemon, and is under its controller again once that is back."""
+    cluster = deployed.cluster
+    before = {host: [rank.pid for rank in cluster.children(host, "rank")] for host in cluster.hosts}
+    generation = cluster.status(CONTROLLER, NAME).generation
+    killed = {host: cluster.agent_pid(host) for host in cluster.hosts}
+    with streams(deployed.listen, NAME, count=NUM_STREAMS, num_predict=NUM_PREDICT) as running:
+        for pid in killed.values():
+            os.kill(pid, signal.SIGKILL)
+        assert ask(deployed.listen, NAME), "new requests need no agent either"
+        for host, pid in killed.items():
+            cluster.wait_agent(host, not_pid=pid)
+        cluster.wait_serving(CONTROLLER, NAME)
+    assert all(stream.went_on for stream in running), [stream.error or stream.broke for stream in running]
+    assert {host: [rank.pid for rank in cluster.children(host, "rank")] for host in cluster.hosts} == before
+    assert cluster.status(CONTROLLER, NAME).generation == generation
+
+
+def test_a_silent_controller_is_seen_by_its_members(deployed: Deployed) -> None:
+    cluster = deployed.cluster
+    observer = deployed.replica_hosts[deployed.struck_replica][0]
+    cluster.restart_keeper(CONTROLLER)
+    cluster.wait_serving(CONTROLLER, NAME)
+    struck = deployed.strike(
+        lambda: cluster.kill_agent(CONTROLLER), kind="agent_lost", host=CONTROLLER, observer=observer
+    )
+    assert struck.detected_s < DETECT_LIMIT_S
+    assert len(struck.went_on) == NUM_STREAMS
+
+
+def test_a_killed_gateway_is_started_again(deployed: Deployed) -> None:
+    cluster = deployed.cluster
+    (gateway,) = cluster.children(CONTROLLER, "gateway")
+    with Asker(deployed.listen, NAME) as asker:
+        until(lambda: asker.answers)
+        os.kill(gateway.pid, signal.SIGKILL)
+        until(lambda: asker.failures, what="a refused request")
+        until(
+            lambda: asker.answers and asker.answers[-1][0] > float(asker.failures[-1].split(":")[0]), timeout_s=60.0
+        )
+    cluster.wait_serving(CONTROLLER, NAME)
+    fault = next(fault for fault in cluster.faults(CONTROLLER) if fault.kind == "gateway_lost")
+    assert fault.healed_at_s is not None
+
+
+def test_a_lost_host_degrades_and_heals_by_itself_once_it_is_back(deployed: Deployed) -> None:
+    """1. all its processes are killed  2. degraded, with a reason and a way out; the other replica serves on
+    3. `odctl bootstrap` brings it back, and nothing else is asked of anybody.
+    """
+    cluster = deployed.cluster
+    host = deployed.replica_hosts[deployed.struck_replica][1]
+    struck = deployed.strike(lambda: cluster.kill_host(host), kind="host_lost", host=host, heals=False)
+    assert struck.detected_s < DETECT_LIMIT_S
+    assert_half_went_on(struck)
+    status = cluster.status(CONTROLLER, NAME)
+    assert status.state == "degraded"
+    assert host in status.reason
+    assert host in status.way_out
+    assert ask(deployed.listen, NAME)
+    generation = status.generation
+    survivor: list[Stream] = []
+    with streams(deployed.listen, NAME, count=2, num_predict=NUM_PREDICT) as survivor:
+        cluster.bootstrap(host)
+        status = cluster.wait_serving(CONTROLLER, NAME, timeout_s=90.0)
+    assert all(stream.went_on for stream in survivor), "the whole replica was left alone"
+    assert status.generation > generation
+    until(
+        lambda: all(fault.healed_at_s for fault in cluster.faults(CONTROLLER)), timeout_s=30.0, what=cluster.diary
+    )
+    with streams(deployed.listen, NAME, count=NUM_STREAMS, num_predict=50) as running:
+        until(lambda: all(stream.is_over for stream in running), timeout_s=60.0)
+    assert all(stream.went_on for stream in running)
