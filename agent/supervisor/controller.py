@@ -232,6 +232,7 @@ class DeploymentWatch:
                 if dead.deployment == name and dead.generation == self.controlled.spawn_generation
             ),
             has_gateway=host != self.plan.gateway_host or self.plan.serving.listen in beat.gateways,
+            gateway_evidence=beat.dead_gateways.get(self.plan.serving.listen, {}),
             broken_replicas=broken,
         )
 

@@ -269,6 +269,7 @@ class Supervisor:
             dead_ranks=tuple(self._ranks.dead.values()),
             gateways=self._gateways.running(),
             backends=self._gateways.backends(),
+            dead_gateways=dict(self._gateways.died),
         )
 
     def log_path(self, name: str) -> Path:
