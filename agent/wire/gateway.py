@@ -78,7 +78,7 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
     """Answer of /control/check: every replica decoded a canary prompt and agreed with its own prefill.
 
     The canary decodes a few tokens greedily, then prefills prompt and tokens in one go: the token after each
-    must be the same, or KV cache, positions or links are wrong. Times are of the second, warm run.
+    must be the same, or KV cache, positions or links are wrong. Times are of one more run, when all is warm.
     """
 
     is_ok: bool
