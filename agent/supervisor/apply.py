@@ -164,7 +164,8 @@ class Transaction:
         async with self._phase("commit"):
             await commit_everywhere(self._reach, self._plan, self._after_switch(), controller=self._host)
         async with self._phase("retire"):
-            await retire_old(self._reach, self._plan, self._pending("retire"), self._old_gateway_host)
+            left = await retire_old(self._reach, self._plan, self._pending("retire"), self._old_gateway_host)
+            self._state.leave_behind(self._plan.name, left)
         self._state.end_apply(self._plan.name)
         self._journal.append(
             "Applied",
@@ -356,6 +357,11 @@ class Transaction:
     # --- failure ------------------------------------------------------------------------------------
 
     async def _roll_back(self, reason: str) -> None:
+        if self._saved_phase == "prepare":
+            # Refused before anything was begun: there are locks to give back, and no more.
+            await undo(self._reach, self._pending("prepare"))
+            self._state.end_apply(self._plan.name)
+            return
         await self._emit("roll_back", "started", message=reason)
         await undo(self._reach, self._pending(self._saved_phase))
         self._state.end_apply(self._plan.name)

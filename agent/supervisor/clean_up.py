@@ -6,11 +6,11 @@ No step stops the others: a host that is out of reach is left for its return.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from agent.errors import FleetError
 from agent.planner.plan import Plan
-from agent.supervisor.deployment import Controlled, PendingApply
+from agent.supervisor.deployment import Controlled, LeftBehind, PendingApply
 from agent.supervisor.reach import INSTRUCT_TIMEOUT_S, Reach
 from agent.wire.agent import (
     AskGateway,
@@ -28,6 +28,7 @@ from agent.wire.gateway import BackendRef
 log = logging.getLogger(__name__)
 
 DRAIN_S = 30.0
+OUT_OF_REACH = "E206"
 
 
 async def commit_everywhere(reach: Reach, plan: Plan, after: Controlled, *, controller: str) -> None:
@@ -47,8 +48,13 @@ async def commit_everywhere(reach: Reach, plan: Plan, after: Controlled, *, cont
             log.warning("commit not taken", extra={"on_host": host, "error": outcome.message})
 
 
-async def retire_old(reach: Reach, plan: Plan, pending: PendingApply, old_gateway_host: str) -> None:
-    """Drain the old generation, then stop its ranks; hosts that left the plan forget the deployment."""
+async def retire_old(
+    reach: Reach, plan: Plan, pending: PendingApply, old_gateway_host: str
+) -> tuple[LeftBehind, ...]:
+    """Drain the old generation, then stop its ranks; hosts that left the plan forget the deployment.
+
+    Returns what could not be told, for the hosts' return.
+    """
     gateways = {plan.gateway_host, old_gateway_host} - {""}
     await _try_and_log(
         reach,
@@ -59,15 +65,33 @@ async def retire_old(reach: Reach, plan: Plan, pending: PendingApply, old_gatewa
         timeout_s=DRAIN_S + 30.0,
     )
     stay = set(plan.hosts)
-    orders: dict[str, Instruction] = {
+    orders: dict[str, StopRanks | Forget] = {
         address.host: (
             StopRanks(deployment=plan.name, keep_generations=(pending.generation,))
             if address.host in stay
-            else Forget(deployment=plan.name)
+            else Forget(deployment=plan.name, before_generation=pending.generation)
         )
         for address in pending.members
     }
-    await _try_and_log(reach, orders, timeout_s=30.0)
+    failed = await _try_and_log(reach, orders, timeout_s=30.0)
+    return tuple(
+        LeftBehind(address=address, order=orders[address.host])
+        for address in pending.members
+        if address.host in failed
+    )
+
+
+async def tell_left_behind(reach: Reach, left: Iterable[LeftBehind]) -> tuple[LeftBehind, ...]:
+    """Tell hosts that are back what they missed. Returns those that are still out of reach."""
+    by_host = {each.address.host: each for each in left}
+    reach.learn(each.address for each in by_host.values())
+    orders: dict[str, Instruction] = {host: each.order for host, each in by_host.items()}
+    outcomes = await reach.try_all(orders)
+    return tuple(
+        by_host[host]
+        for host, outcome in outcomes.items()
+        if isinstance(outcome, FleetError) and outcome.code == OUT_OF_REACH
+    )
 
 
 async def undo(reach: Reach, pending: PendingApply) -> None:
@@ -102,8 +126,10 @@ async def is_switched(reach: Reach, pending: PendingApply) -> bool:
 
 async def _try_and_log(
     reach: Reach, orders: Mapping[str, Instruction], *, timeout_s: float = INSTRUCT_TIMEOUT_S
-) -> None:
+) -> set[str]:
+    """The hosts where it failed."""
     outcomes = await reach.try_all(dict(orders), timeout_s=timeout_s)
     for host, outcome in sorted(outcomes.items()):
         if isinstance(outcome, FleetError):
             log.warning("clean-up step failed", extra={"on_host": host, "error": outcome.message})
+    return {host for host, outcome in outcomes.items() if isinstance(outcome, FleetError)}

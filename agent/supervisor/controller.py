@@ -349,7 +349,8 @@ class DeploymentWatch:
         )
 
     def _backend(self) -> BackendStatus | None:
-        beat = self._beats.get(self.plan.gateway_host)
+        is_own = self.plan.gateway_host == self._host
+        beat = self._own_heartbeat() if is_own else self._beats.get(self.plan.gateway_host)
         return next(
             (
                 backend

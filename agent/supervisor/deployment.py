@@ -6,11 +6,12 @@ import msgspec
 
 from agent.facts.model import ModelSpec
 from agent.journal import Journal
-from agent.wire.agent import ApplyPhase, HostAddress
+from agent.wire.agent import ApplyPhase, Forget, HostAddress, StopRanks
 from agent.wire.gateway import CheckReport
 
 _PREFIX = "controller/"
 _APPLY_PREFIX = "apply/"
+_LEFT_PREFIX = "left/"
 
 
 class Controlled(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +47,13 @@ class PendingApply(msgspec.Struct, frozen=True, kw_only=True):
     """What the deployment is once the switch is done."""
 
 
+class LeftBehind(msgspec.Struct, frozen=True, kw_only=True):
+    """A host that was out of reach when a layout was retired, and what it is to be told when it is back."""
+
+    address: HostAddress
+    order: StopRanks | Forget
+
+
 class ControllerState:
     """The journal's view of both, typed."""
 
@@ -70,6 +78,19 @@ class ControllerState:
 
     def end_apply(self, deployment: str) -> None:
         self._journal.delete_state(_APPLY_PREFIX + deployment)
+
+    def leave_behind(self, deployment: str, left: tuple[LeftBehind, ...]) -> None:
+        """Replaces what was left behind before: the newest layout says all there is to say."""
+        if left:
+            self._journal.put_state(_LEFT_PREFIX + deployment, msgspec.msgpack.encode(left))
+        else:
+            self._journal.delete_state(_LEFT_PREFIX + deployment)
+
+    def left_behind(self) -> dict[str, tuple[LeftBehind, ...]]:
+        return {
+            key.removeprefix(_LEFT_PREFIX): msgspec.msgpack.decode(value, type=tuple[LeftBehind, ...])
+            for key, value in self._journal.list_state(_LEFT_PREFIX).items()
+        }
 
     def interrupted_applies(self) -> tuple[PendingApply, ...]:
         return tuple(

@@ -68,6 +68,8 @@ class Member:
             case EnsureGateway() | Attach() | TellGateway() | AskGateway() | RetireBackends():
                 return await self._perform_on_gateway(instruction)
             case Forget(deployment=deployment):
+                if self._members.stands_at(deployment, instruction.before_generation):
+                    return InstructionReply()
                 self._on_forgotten(deployment)
                 await self._gateways.retire(deployment, before_generation=None, drain_s=0.0)
                 await self._ranks.stop(deployment, ())

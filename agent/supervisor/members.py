@@ -97,6 +97,11 @@ class MemberTable:
             return
         self._put(msgspec.structs.replace(record, pending_generation=0, lock_holder="", lock_expires_at_s=0.0))
 
+    def stands_at(self, deployment: str, generation: int) -> bool:
+        """At this generation or a later one; False for generation 0."""
+        record = self.get(deployment)
+        return record is not None and 0 < generation <= max(record.generation, record.pending_generation)
+
     def is_locked(self, deployment: str) -> bool:
         """An apply is under way, on this controller or another one."""
         record = self.get(deployment)

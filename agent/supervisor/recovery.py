@@ -56,7 +56,8 @@ class Recovery:
             self._watch(name)
             await commit_everywhere(self._reach, plan, pending.after_switch, controller=self._host)
             old_gateway_host = self._old_record.gateway_host if self._old_record else ""
-            await retire_old(self._reach, plan, pending, old_gateway_host)
+            left = await retire_old(self._reach, plan, pending, old_gateway_host)
+            self._state.leave_behind(name, left)
         else:
             await undo(self._reach, pending)
             if self._state.get(name) is not None:

@@ -18,6 +18,7 @@ from agent.healing.state import FaultKey
 from agent.journal import Journal
 from agent.planner.file import plan_from_toml
 from agent.supervisor.apply import Transaction
+from agent.supervisor.clean_up import tell_left_behind
 from agent.supervisor.controller import DeploymentWatch
 from agent.supervisor.deployment import Controlled, ControllerState
 from agent.supervisor.destroy import Demolition
@@ -66,6 +67,7 @@ CONTROLLER_SILENT_S = 1.5
 QUIET_WAIT_S = 60.0
 """How long an apply waits for a recovery or a rebuild of its deployment to end."""
 WATCH_RESTART_S = 1.0
+LEFT_BEHIND_INTERVAL_S = 3.0
 
 
 class Supervisor:
@@ -138,6 +140,7 @@ class Supervisor:
                 group.create_task(self._ranks.watch())
                 group.create_task(self._gateways.watch())
                 group.create_task(self._watch_controllers())
+                group.create_task(self._tell_left_behind())
                 on_ready()
         finally:
             self._processes.close()
@@ -183,6 +186,8 @@ class Supervisor:
             record = self._members.get(name)
             where = f"its controller is {record.controller}" if record else "nothing of that name runs here"
             raise FleetError("E701", f"deployment {name}: {where}", host=self._config.host)
+        if watch.plan.gateway_host == self._config.host:
+            await self._gateways.refresh(watch.plan.serving.listen)
         apply = self._applies.get(name)
         return msgspec.structs.replace(watch.status(), apply_phase=apply.phase if apply else None)
 
@@ -427,6 +432,16 @@ class Supervisor:
         """A commit named another controller: this agent decides no longer."""
         if record.controller != self._config.host and record.name in self._watches:
             self._drop_state(record.name)
+
+    async def _tell_left_behind(self) -> None:
+        """Hosts that missed the end of a layout learn of it when they are back."""
+        while True:
+            for name, left in self._state.left_behind().items():
+                if name not in self._applies:
+                    still_left = await tell_left_behind(self._reach, left)
+                    if name not in self._applies:
+                        self._state.leave_behind(name, still_left)
+            await asyncio.sleep(LEFT_BEHIND_INTERVAL_S)
 
     async def _watch_controllers(self) -> None:
         """Members watch their controllers too: when one falls silent, somebody must have seen it."""
