@@ -187,7 +187,7 @@ class Supervisor:
             where = f"its controller is {record.controller}" if record else "nothing of that name runs here"
             raise FleetError("E701", f"deployment {name}: {where}", host=self._config.host)
         if watch.plan.gateway_host == self._config.host:
-            await self._gateways.refresh(watch.plan.serving.listen)
+            await self._gateways.look()
         apply = self._applies.get(name)
         return msgspec.structs.replace(watch.status(), apply_phase=apply.phase if apply else None)
 

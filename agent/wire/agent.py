@@ -468,9 +468,13 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, tag="release"):
 
 
 class Forget(msgspec.Struct, frozen=True, kw_only=True, tag="forget"):
-    """Stop everything of the deployment on this host and drop its record."""
+    """Stop everything of the deployment on this host and drop its record.
+
+    `before_generation` (0: whatever it is): a host that has a newer record is a member again, and does nothing.
+    """
 
     deployment: str
+    before_generation: int = 0
 
 
 Instruction = (
