@@ -204,15 +204,18 @@ class Cluster:
 
     def restart_keeper(self, host: str) -> None:
         """A fresh keeper: the pause before it starts a dead agent again grows with each death in a minute."""
-        prefix = self.hosts[host].prefix
+        self.daemon(host, "restart")
+        self.wait_agent(host)
+
+    def daemon(self, host: str, verb: str) -> None:
+        """What bootstrap does with a detached agent: `stop`, `start`, `restart`."""
         subprocess.run(
-            ["sh", "-s", "--", "restart", str(prefix)],
+            ["sh", "-s", "--", verb, str(self.hosts[host].prefix)],
             input=script("daemon.sh"),
             capture_output=True,
             timeout=60,
             check=True,
         )
-        self.wait_agent(host)
 
     def kill_host(self, host: str) -> list[int]:
         """SIGKILL to all processes of a host at once, its keeper first: the machine loses its power."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from odctl.demo_model import DemoChoices, write_demo_model
 
 
-def write_endless_model(target: Path, *, layers: int = 6, hidden: int = 64, vocab: int = 512) -> Path:
+def write_endless_model(target: Path, *, layers: int = 6, hidden: int = 128, vocab: int = 512) -> Path:
     """`target`, once it holds the model."""
     documents = [inspect.getsource(module).split("\n\n") for module in (textwrap, email.message)]
     choices = DemoChoices(layers=layers, hidden=hidden, vocab=vocab, steps=0)
