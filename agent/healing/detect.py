@@ -49,6 +49,10 @@ class HostSeen(msgspec.Struct, frozen=True, kw_only=True):
     deaths: tuple[DeathSeen, ...]
     has_gateway: bool
     gateway_evidence: Evidence = {}
+    started_at_s: float = 0.0
+    """When its agent started, by its own clock."""
+    was_killed: bool = False
+    """The agent before that one ended without a word."""
     broken_replicas: dict[int, str] = {}
     """Replicas that the gateway calls broken under this generation, and why."""
 
@@ -73,6 +77,8 @@ class DetectState(msgspec.Struct, frozen=True, kw_only=True):
     heard_at: dict[str, float]
     handled_deaths: tuple[tuple[str, int], ...] = ()
     """(rank id, pid) of deaths that were already told."""
+    started_at_s: dict[str, float] = {}
+    """Each host's agent, by when it started."""
     suspects: tuple[str, ...] = ()
     """Ranks that looked unlinked in the last round: a status may be older than the links it speaks of."""
 
@@ -87,7 +93,14 @@ def detect(state: DetectState, health: HealState, observation: Observation) -> t
     if observation.was_stalled:
         heard_at = dict.fromkeys(heard_at, now)
     for host, seen in sorted(observation.hosts.items()):
+        silence = now - heard_at.get(host, now)
         heard_at[host] = now
+        if health.hosts.get(host) == "up" and _was_replaced(state, host, seen):
+            # Killed and started again so soon that its silence was none: it is a fault all the same.
+            evidence: Evidence = {"silence_s": round(silence, 3), "agent": "killed, and started again"}
+            events.append(AgentLost(host=host, silence_s=silence, evidence=evidence, at_s=now))
+            events.append(HostBack(host=host, live_ranks=tuple(sorted(seen.ranks)), at_s=now))
+            continue
         if health.hosts.get(host) != "up":
             live = tuple(sorted(rank_id for rank_id in seen.ranks))
             events.append(HostBack(host=host, live_ranks=live, at_s=now))
@@ -109,17 +122,24 @@ def detect(state: DetectState, health: HealState, observation: Observation) -> t
         known = health.hosts.get(host, "up")
         if silence < SILENT_S or known == "lost":
             continue
-        evidence: Evidence = {"silence_s": round(silence, 3), **silent.evidence}
+        evidence = {"silence_s": round(silence, 3), **silent.evidence}
         if not silent.ranks_answer:
             events.append(HostLost(host=host, silence_s=silence, evidence=evidence, at_s=now))
         elif known == "up":
             events.append(AgentLost(host=host, silence_s=silence, evidence=evidence, at_s=now))
     # Causes before symptoms: a death explains the links that it broke.
     events.sort(key=lambda event: isinstance(event, LinkLost | GatewayLost))
-    return (
-        DetectState(heard_at=heard_at, handled_deaths=tuple(sorted(handled)), suspects=tuple(sorted(suspects))),
-        events,
+    after = DetectState(
+        heard_at=heard_at,
+        handled_deaths=tuple(sorted(handled)),
+        started_at_s=state.started_at_s | {host: seen.started_at_s for host, seen in observation.hosts.items()},
+        suspects=tuple(sorted(suspects)),
     )
+    return after, events
+
+
+def _was_replaced(state: DetectState, host: str, seen: HostSeen) -> bool:
+    return seen.was_killed and state.started_at_s.get(host, seen.started_at_s) != seen.started_at_s
 
 
 def _of_ranks(

@@ -234,6 +234,8 @@ class DeploymentWatch:
             has_gateway=host != self.plan.gateway_host or self.plan.serving.listen in beat.gateways,
             gateway_evidence=beat.dead_gateways.get(self.plan.serving.listen, {}),
             broken_replicas=broken,
+            started_at_s=beat.started_at_s,
+            was_killed=beat.was_killed,
         )
 
     # --- deciding and doing -------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
@@ -67,6 +68,7 @@ CONTROLLER_SILENT_S = 1.5
 QUIET_WAIT_S = 60.0
 """How long an apply waits for a recovery or a rebuild of its deployment to end."""
 WATCH_RESTART_S = 1.0
+RUNNING_KEY = "agent/running"
 LEFT_BEHIND_INTERVAL_S = 3.0
 
 
@@ -113,6 +115,8 @@ class Supervisor:
         self._controllers_heard: dict[str, float] = {}
         self._started_at_s = time.time()
         self._group: asyncio.TaskGroup | None = None
+        self._was_killed = journal.get_state(RUNNING_KEY) is not None
+        """The agent before this one had no time to say that it ends."""
 
     @property
     def own_address(self) -> HostAddress:
@@ -121,6 +125,7 @@ class Supervisor:
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Adopt what an earlier agent left, then watch until cancelled. Ranks and gateways live on after it."""
+        self._journal.put_state(RUNNING_KEY, b"1")
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
@@ -141,9 +146,12 @@ class Supervisor:
                 group.create_task(self._gateways.watch())
                 group.create_task(self._watch_controllers())
                 group.create_task(self._tell_left_behind())
+                if self._was_killed:
+                    self._record_own_death()
                 on_ready()
         finally:
             self._processes.close()
+            self._journal.delete_state(RUNNING_KEY)
 
     def own_processes(self) -> Iterable[OwnProcess]:
         """For telemetry: ranks and gateways of this host."""
@@ -275,6 +283,7 @@ class Supervisor:
             gateways=self._gateways.running(),
             backends=self._gateways.backends(),
             dead_gateways=dict(self._gateways.died),
+            was_killed=self._was_killed,
         )
 
     def log_path(self, name: str) -> Path:
@@ -464,6 +473,25 @@ class Supervisor:
                         if record.controller == controller:
                             self._faults.close(record.name, (FaultKey("agent_lost", controller),))
             await asyncio.sleep(0.25)
+
+    def _record_own_death(self) -> None:
+        """Its deployments went unwatched meanwhile, and its members may have been too slow to see that."""
+        for name, watch in self._watches.items():
+            now = time.time()
+            fault = Fault(
+                fault_id=uuid.uuid4().hex[:12],
+                kind="agent_lost",
+                severity="warning",
+                observed_at_s=now,
+                observed_by=self._config.host,
+                host=self._config.host,
+                deployment=name,
+                generation=watch.controlled.generation,
+                message=f"the controller {self._config.host} was killed and started again; ranks served on",
+                evidence={"agent": "killed, and started again"},
+                healed_at_s=now,
+            )
+            self._faults.record(fault, plan_hash=watch.controlled.plan_hash)
 
     def _record_silent_controller(self, controller: str, silence_s: float) -> None:
         for record in self._members.all():

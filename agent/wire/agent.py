@@ -319,6 +319,8 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     """Addresses of the gateways that run here."""
     backends: tuple[BackendStatus, ...] = ()
     """What these gateways last said of their backends."""
+    was_killed: bool = False
+    """The agent before this one ended without a word."""
     dead_gateways: dict[str, dict[str, str | int | float]] = {}
     """Evidence of gateways that ended unasked and were not started again yet, by address."""
 

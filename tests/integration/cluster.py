@@ -5,6 +5,8 @@ Everything is real: agents, ranks and gateways are processes, kept by the keeper
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import secrets
@@ -18,11 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx
 import msgspec
 import pytest
 
-from agent.errors import ErrorDetail
 from agent.facts.fault import Fault
 from agent.supervisor.processes import ProcessRecord, process_state
 from agent.wire.agent import AbortRequest, DeploymentRecord, DeploymentStatus, Event, FaultReport
@@ -35,7 +35,23 @@ T = TypeVar("T")
 
 POLL_S = 0.05
 COMMAND_TIMEOUT_S = 120.0
+MSGPACK = "application/msgpack"
 MODULES = (b"agent", b"agent.engine", b"agent.api")
+
+
+class AgentSilent(Exception):
+    """An agent gives no answer, or none that was wanted."""
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("agent", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,19 +111,12 @@ class Cluster:
     # --- what agents say ----------------------------------------------------------------------------
 
     def get(self, host: str, route: str, kind: type[T], *, timeout_s: float = 5.0) -> T:
-        """Ask one agent over its unix socket. Raises httpx.HTTPError when it does not answer."""
-        with self._client(host, timeout_s) as client:
-            response = client.get(route, headers={"accept": "application/msgpack"})
-        response.raise_for_status()
-        return msgspec.msgpack.decode(response.content, type=kind)
+        """Ask one agent over its unix socket. Raises AgentSilent when it does not answer."""
+        return msgspec.msgpack.decode(self._ask(host, "GET", route, timeout_s=timeout_s), type=kind)
 
     def abort(self, host: str, deployment: str) -> None:
-        body = msgspec.msgpack.encode(AbortRequest(deployment=deployment, holder="the tests"))
-        with self._client(host, 5.0) as client:
-            headers = {"content-type": "application/msgpack", "accept": "application/msgpack"}
-            response = client.post("/v1/abort", content=body, headers=headers)
-        if response.status_code >= 400:
-            raise AssertionError(msgspec.msgpack.decode(response.content, type=ErrorDetail))
+        request = AbortRequest(deployment=deployment, holder="the tests")
+        self._ask(host, "POST", "/v1/abort", body=msgspec.msgpack.encode(request))
 
     def status(self, controller: str, deployment: str) -> DeploymentStatus:
         return self.get(controller, f"/v1/deployments/{deployment}", DeploymentStatus)
@@ -116,7 +125,7 @@ class Cluster:
         """None while the controller does not answer, or knows nothing of it."""
         try:
             return self.status(controller, deployment)
-        except httpx.HTTPError:
+        except AgentSilent:
             return None
 
     def records(self, host: str) -> tuple[DeploymentRecord, ...]:
@@ -127,10 +136,8 @@ class Cluster:
 
     def events(self, host: str, *, after: int = 0) -> list[Event]:
         """The journal of one agent, oldest first."""
-        with self._client(host, 5.0) as client:
-            response = client.get("/v1/events", params={"after": after, "limit": 10_000})
-        response.raise_for_status()
-        return [msgspec.msgpack.decode(body, type=Event) for body in FrameSplitter().feed(response.content)]
+        frames = self._ask(host, "GET", f"/v1/events?after={after}&limit=10000")
+        return [msgspec.msgpack.decode(body, type=Event) for body in FrameSplitter().feed(frames)]
 
     def diary(self) -> str:
         """All journals by time, for a failed test to show."""
@@ -147,12 +154,18 @@ class Cluster:
 
         return until(serving, timeout_s=timeout_s, what=lambda: self.try_status(controller, deployment))
 
-    def _client(self, host: str, timeout_s: float) -> httpx.Client:
-        socket_path = str(self.hosts[host].prefix / "run" / "agent.sock")
-        _knock(socket_path)
-        return httpx.Client(
-            transport=httpx.HTTPTransport(uds=socket_path), base_url="http://agent", timeout=timeout_s
-        )
+    def _ask(self, host: str, method: str, route: str, *, body: bytes = b"", timeout_s: float = 5.0) -> bytes:
+        connection = _UnixConnection(str(self.hosts[host].prefix / "run" / "agent.sock"), timeout_s)
+        with contextlib.closing(connection):
+            try:
+                connection.request(method, route, body, {"accept": MSGPACK, "content-type": MSGPACK})
+                response = connection.getresponse()
+                answer = response.read()
+            except (OSError, http.client.HTTPException) as error:
+                raise AgentSilent(f"{host}: {error!r}") from error
+        if response.status >= 400:
+            raise AgentSilent(f"{host}: {response.status} {answer!r}")
+        return answer
 
     # --- processes ----------------------------------------------------------------------------------
 
@@ -196,7 +209,7 @@ class Cluster:
                 return None
             try:
                 self.records(host)
-            except httpx.HTTPError:
+            except AgentSilent:
                 return None
             return pid
 
@@ -225,15 +238,6 @@ class Cluster:
             os.kill(pid, signal.SIGKILL)
         until(lambda: not any(is_running(pid) for pid, _ in pids), what=f"the end of {host}")
         return [pid for pid, _ in pids]
-
-
-def _knock(socket_path: str) -> None:
-    """Raises httpx.ConnectError when nobody listens: httpcore leaks its socket when it finds that out."""
-    with socket.socket(socket.AF_UNIX) as visitor:
-        try:
-            visitor.connect(socket_path)
-        except OSError as error:
-            raise httpx.ConnectError(str(error)) from error
 
 
 def _processes_of(prefix: str) -> Iterator[tuple[int, bool]]:

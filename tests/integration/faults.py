@@ -10,7 +10,7 @@ import msgspec
 
 from agent.facts.fault import Fault, FaultKind
 from tests.integration.clients import Stream, ask, streams
-from tests.integration.cluster import Cluster, until
+from tests.integration.cluster import AgentSilent, Cluster, until
 
 NUM_STREAMS = 8
 DETECT_LIMIT_S = 2.0
@@ -54,14 +54,15 @@ def strike(
     deployment: str,
     listen: str,
     controller: str,
-    observer: str = "",
+    observers: tuple[str, ...] = (),
     heals: bool = True,
+    bring_back: Callable[[], object] | None = None,
 ) -> Struck:
     """8 streams are under way; the blow falls; everything is watched until new requests succeed, and until the
-    deployment serves again when it `heals` by itself.
+    deployment serves again when it `heals` by itself. What cannot is brought back once the fault was seen.
     """
-    seen_by = observer or controller
-    known = {fault.fault_id for fault in cluster.faults(seen_by)}
+    seen_by = observers or (controller,)
+    known = {fault.fault_id for fault in _faults(cluster, seen_by)}
     with streams(listen, deployment, count=NUM_STREAMS) as running:
         struck_at = time.time()
         blow()
@@ -70,13 +71,15 @@ def strike(
             return next(
                 (
                     fault
-                    for fault in cluster.faults(seen_by)
+                    for fault in _faults(cluster, seen_by)
                     if fault.fault_id not in known and fault.kind == kind and fault.host == host
                 ),
                 None,
             )
 
-        fault = until(fresh_fault, timeout_s=LOOK_LIMIT_S, what=lambda: cluster.faults(seen_by))
+        fault = until(fresh_fault, timeout_s=LOOK_LIMIT_S, what=lambda: _faults(cluster, seen_by))
+        if bring_back is not None:
+            bring_back()
         until(lambda: _answers(listen, deployment), timeout_s=HEAL_LIMIT_S, what=cluster.diary)
         answer_s = time.time() - struck_at
         serving_s = -1.0
@@ -90,6 +93,17 @@ def strike(
         answer_s=answer_s,
         serving_s=serving_s,
     )
+
+
+def _faults(cluster: Cluster, hosts: tuple[str, ...]) -> list[Fault]:
+    """Of those that answer: the struck one may be among them."""
+    found: list[Fault] = []
+    for host in hosts:
+        try:
+            found += cluster.faults(host)
+        except AgentSilent:
+            continue
+    return found
 
 
 def _answers(listen: str, deployment: str) -> bool:

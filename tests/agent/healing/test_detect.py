@@ -187,6 +187,24 @@ def test_a_host_that_answers_again_is_back_with_what_lives_there() -> None:
     assert watch(known, look(9.0, alive)) == [[HostBack(host="h2", live_ranks=("r0s1t0",), at_s=9.0)]]
 
 
+def test_an_agent_that_was_killed_is_told_however_soon_it_is_back() -> None:
+    def beat(started_at_s: float, *, was_killed: bool) -> dict[str, HostSeen]:
+        return {"h2": seen({"r0s1t0": rank()}, started_at_s=started_at_s, was_killed=was_killed)}
+
+    first, second, third = watch(
+        health(),
+        look(0.4, beat(10.0, was_killed=False)),
+        look(1.2, beat(20.0, was_killed=True)),
+        look(1.6, beat(20.0, was_killed=True)),
+    )
+    assert (first, third) == ([], [])
+    assert [type(event) for event in second] == [AgentLost, HostBack]
+    assert isinstance(second[1], HostBack)
+    assert second[1].live_ranks == ("r0s1t0",)
+    asked, restarted = beat(10.0, was_killed=False), beat(20.0, was_killed=False)
+    assert watch(health(), look(0.4, asked), look(1.2, restarted)) == [[], []], "it was asked to end"
+
+
 def test_a_missing_gateway_is_lost_once() -> None:
     gone = {"h1": seen({"r0s0t0": rank()}, has_gateway=False)}
     assert [type(event) for event in watch(health(), look(0.4, gone))[0]] == [GatewayLost]
