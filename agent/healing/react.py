@@ -39,8 +39,8 @@ from agent.healing.state import (
 
 RESTART_WINDOW_S = 60.0
 MAX_FAILED_REBUILDS = 5
-SETTLE_S = 0.5
-"""A broken link is mostly the first sign of a death: wait for the next heartbeats before building it anew."""
+SETTLE_S = 1.6
+"""A broken link is mostly the first sign of a death: wait until a lost host would be known by its silence."""
 REBUILD_BACKOFF_S = 1.0
 """Doubles with each failure in a row."""
 
@@ -258,7 +258,10 @@ def _take_back(state: HealState, event: HostBack) -> HealState:
     if was_lost and state.gateway_host == event.host:
         state = msgspec.structs.replace(state, is_gateway_up=False)
     if was_lost:
-        state = msgspec.structs.replace(state, failed_rebuilds=0, phase="healing", reason=f"{event.host} is back")
+        state = msgspec.structs.replace(state, failed_rebuilds=0, reason=f"{event.host} is back")
+        if state.phase != "rebuilding":
+            # One that is under way has yet to report: two at once would call off each other's links.
+            state = msgspec.structs.replace(state, phase="healing")
     return state
 
 

@@ -25,7 +25,7 @@ import pytest
 
 from agent.facts.fault import Fault
 from agent.supervisor.processes import ProcessRecord, process_state
-from agent.wire.agent import AbortRequest, DeploymentRecord, DeploymentStatus, Event, FaultReport
+from agent.wire.agent import AbortRequest, DeploymentRecord, DeploymentState, DeploymentStatus, Event, FaultReport
 from odctl.bootstrap.run import script
 from odctl.fleet.frames import FrameSplitter
 from odctl.lab import Lab
@@ -148,11 +148,16 @@ class Cluster:
         )
 
     def wait_serving(self, controller: str, deployment: str, *, timeout_s: float = 60.0) -> DeploymentStatus:
-        def serving() -> DeploymentStatus | None:
-            status = self.try_status(controller, deployment)
-            return status if status is not None and status.state == "serving" else None
+        return self.wait_state(controller, deployment, "serving", timeout_s=timeout_s)
 
-        return until(serving, timeout_s=timeout_s, what=lambda: self.try_status(controller, deployment))
+    def wait_state(
+        self, controller: str, deployment: str, state: DeploymentState, *, timeout_s: float = 60.0
+    ) -> DeploymentStatus:
+        def reached() -> DeploymentStatus | None:
+            status = self.try_status(controller, deployment)
+            return status if status is not None and status.state == state else None
+
+        return until(reached, timeout_s=timeout_s, what=lambda: self.try_status(controller, deployment))
 
     def _ask(self, host: str, method: str, route: str, *, body: bytes = b"", timeout_s: float = 5.0) -> bytes:
         connection = _UnixConnection(str(self.hosts[host].prefix / "run" / "agent.sock"), timeout_s)

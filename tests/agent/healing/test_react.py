@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.healing.react import MAX_FAILED_REBUILDS, react
+from agent.healing.react import MAX_FAILED_REBUILDS, SETTLE_S, react
 from agent.healing.state import (
     AgentLost,
     CloseFaults,
@@ -93,7 +93,7 @@ def test_no_rebuild_while_a_rank_is_down() -> None:
 def test_a_broken_link_waits_for_its_cause_before_it_is_built_anew() -> None:
     state, told = play(serving(), LinkLost(rank_id="r0s0t0", message="reset by peer", at_s=10.0))
     assert not any(isinstance(order, Rebuild) for order in told)
-    _, told = play(state, TimePassed(at_s=10.6))
+    _, told = play(state, TimePassed(at_s=10.0 + SETTLE_S))
     assert Rebuild(generation=5, replicas=(0,), kept=()) in told
 
 
@@ -169,6 +169,20 @@ def test_a_replica_is_healed_while_another_waits_for_its_host() -> None:
     assert (state.phase, state.open_faults) == ("serving", ())
 
 
+def test_a_host_that_is_back_waits_for_the_rebuild_under_way() -> None:
+    """1. links break and are built anew  2. it was the host: lost, and soon back  3. the rebuild fails, as it must
+    4. only then the rank is started.
+    """
+    state, _ = play(serving(), LinkLost(rank_id="r0s0t0", message="reset", at_s=10.0), TimePassed(at_s=12.0))
+    assert state.phase == "rebuilding"
+    lost_host = HostLost(host="h3", silence_s=1.3, evidence={}, at_s=12.1)
+    state, told = play(state, lost_host, HostBack(host="h3", live_ranks=(), at_s=13.0))
+    assert state.phase == "rebuilding"
+    assert not any(isinstance(order, Rebuild | RestartDeadRank) for order in told)
+    state, told = play(state, RebuildFailed(generation=5, message="h3 is silent", at_s=13.5))
+    assert RestartDeadRank(host="h3", rank_id="r0s1t1") in told
+
+
 def test_a_lost_gateway_takes_every_replica_with_it() -> None:
     _, told = play(serving(placed=TWO_REPLICAS), GatewayLost(evidence={}, at_s=10.0))
     assert Rebuild(generation=5, replicas=(0, 1), kept=()) in told
@@ -225,16 +239,20 @@ def test_any_order_of_faults_ends_healed_or_degraded_with_a_reason(
 ) -> None:
     state, clock = serving(placed=SHARED_HOST), 0.0
     outcomes = list(rebuild_outcomes)
+    is_rebuilding = False
 
     def step(event: HealEvent) -> None:
-        nonlocal state
+        nonlocal state, is_rebuilding
+        if isinstance(event, Rebuilt | RebuildFailed):
+            is_rebuilding = False
         before = state
         state, told = react(state, event)
         assert state.generation >= before.generation
         rebuilds = [order for order in told if isinstance(order, Rebuild)]
         assert len(rebuilds) <= 1
         for order in rebuilds:
-            assert before.phase != "rebuilding" or isinstance(event, Rebuilt | RebuildFailed)
+            assert not is_rebuilding, "one at a time"
+            is_rebuilding = True
             assert order.generation > before.generation
             rebuilt = [rank for rank in state.ranks.values() if rank.replica in order.replicas]
             assert all(rank.health not in ("dead", "restarting") for rank in rebuilt)
