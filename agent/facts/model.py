@@ -14,6 +14,9 @@ import msgspec
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
+Quantisation = Literal["none", "int8", "int4", "fp8"]
+"""How a rank keeps the matrices of its layers and its head; embeddings, norms and biases stay in the dtype."""
+
 
 class RopeSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Rotary embedding. `kind` is `default`, `linear` or `llama3` (HF `rope_parameters.rope_type`)."""

@@ -75,6 +75,8 @@ class ServingTable(Serving, frozen=True, kw_only=True):
     batch: Positive = 8
     prefill_chunk: Positive = 256
     queue: Count = 512
+    max_drafts: Positive = 8
+    kv_cache_tokens: Count = 0
 
 
 class PlanTable(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,12 +9,15 @@ from typing import Literal
 
 import msgspec
 
-from agent.facts.model import Dtype
+from agent.facts.model import Dtype, Quantisation
 
 Range = tuple[int, int]
 ObjectiveKind = Literal["latency", "ttft", "throughput", "context", "energy"]
 StrategyKind = Literal["pipeline", "tensor", "hybrid", "adaptive", "manual"]
+SpeculationKind = Literal["none", "prompt_lookup"]
 PLAN_VERSION = 1
+BLOCK_TOKENS = 16
+"""Positions of one block of the paged KV cache, and rows of one block of exact mode's matrix products."""
 
 
 class ShardBytes(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,12 +87,26 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True):
     context: int = 2048
     batch: int = 8
     dtype: Dtype = "bfloat16"
-    quantisation: Literal["none"] = "none"
+    quantisation: Quantisation = "none"
+    exact: bool = False
+    """The same tokens whatever shares the batch, however the prompt is cut, and after a replay; slower."""
+    speculation: SpeculationKind = "none"
+    max_drafts: int = 8
+    """Most tokens that are guessed at once."""
+    kv_cache_tokens: int = 0
+    """Positions that the running sequences share, in whole blocks; 0: `batch x context`."""
     prefill_chunk: int = 256
     queue: int = 512
     listen: str = "127.0.0.1:11434"
     gateway: str = ""
     """Host that runs the gateway; the first controller when empty."""
+
+    @property
+    def kv_blocks(self) -> int:
+        """Blocks of the KV cache of each layer: `kv_cache_tokens`, or every sequence at its full context."""
+        if self.kv_cache_tokens:
+            return -(-self.kv_cache_tokens // BLOCK_TOKENS)
+        return self.batch * -(-self.context // BLOCK_TOKENS)
 
 
 class Healing(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,6 +22,11 @@ class HostPaths(msgspec.Struct, frozen=True):
         return self.prefix / "var" / "models"
 
     @property
+    def packed_shards(self) -> Path:
+        """Shards as kernels want them, by content hash: made once, mapped by later starts."""
+        return self.prefix / "packed"
+
+    @property
     def logs(self) -> Path:
         return self.prefix / "var" / "log"
 

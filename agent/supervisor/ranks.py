@@ -328,6 +328,10 @@ class RankTable:
             batch=order.serving.batch,
             prefill_chunk=order.serving.prefill_chunk,
             threads=self._config.threads,
+            quantisation=order.serving.quantisation,
+            is_exact=order.serving.exact,
+            kv_blocks=order.serving.kv_blocks,
+            cache_dir=str(self._paths.packed_shards),
         )
 
 

@@ -13,10 +13,10 @@ from typing import Literal
 import msgspec
 
 from agent.errors import ErrorDetail
-from agent.facts.model import Dtype, ModelSpec
+from agent.facts.model import Dtype, ModelSpec, Quantisation
 from agent.planner.shards import ShardExtent
 
-CarrierKind = Literal["gloo", "nccl"]
+CarrierKind = Literal["tls", "gloo", "nccl"]
 RankState = Literal["loading", "loaded", "linked", "failed"]
 
 
@@ -59,6 +59,12 @@ class RankConfig(msgspec.Struct, frozen=True, kw_only=True):
     batch: int
     prefill_chunk: int
     threads: int
+    quantisation: Quantisation = "none"
+    is_exact: bool = False
+    kv_blocks: int = 0
+    """Blocks of `planner.plan.BLOCK_TOKENS` positions in the KV cache of each layer; 0: `batch` full contexts."""
+    cache_dir: str = ""
+    """Where quantised and packed shards are kept for the next start; empty: nowhere."""
 
 
 # --- supervisor -> rank, over the unix socket ---------------------------------------------------------
@@ -180,6 +186,16 @@ class SequenceSlice(msgspec.Struct, frozen=True, array_like=True):
     `start` is the position of `tokens[0]`; the KV cache of `slot` holds everything before it. `start == 0`
     begins a new sequence in the slot and carries its sampling parameters. When `samples` is true the last
     stage draws the token at position `start + len(tokens)`.
+
+    A sequence that begins with a shared prefix starts at `len(history)`: `history` is then what its first blocks
+    hold already. A slice with `params` begins a sequence: it clears the slot's block table and what was sampled.
+    `new_blocks` are appended to the slot's block table before the slice is computed; position p of the sequence
+    lives in block `table[p // BLOCK_TOKENS]`. Empty tables everywhere mean the static layout of old: slot s owns
+    the blocks of its own full context.
+
+    The last `drafts` of `tokens` are guesses. The last stage then draws after each of the last `drafts + 1` tokens,
+    in order, as long as the guess before was what it drew: 1 to `drafts + 1` tokens come back, and the next slice
+    starts behind the last one that was right.
     """
 
     slot: int
@@ -187,6 +203,14 @@ class SequenceSlice(msgspec.Struct, frozen=True, array_like=True):
     tokens: list[int]
     samples: bool
     params: SamplingParams | None = None
+    new_blocks: list[int] = []
+    history: list[int] = []
+    drafts: int = 0
+    masks: bytes = b""
+    """Tokens that may be drawn: `drafts + 1` bit masks behind each other, each of ceil(vocabulary / 32)
+    little-endian 32-bit words, lowest bit first. Empty: all."""
+    embeds: bool = False
+    """Report the final hidden state of the slice's last token (after the final norm) instead of drawing one."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
@@ -223,11 +247,21 @@ class SampledToken(msgspec.Struct, frozen=True, array_like=True):
     logprobs: list[tuple[int, float]] = []
 
 
+class EmbeddedSlice(msgspec.Struct, frozen=True, array_like=True):
+    """The final hidden state of the last token of a slice: `hidden size` little-endian float32 values."""
+
+    slot: int
+    values: bytes
+
+
 class StepDone(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
-    """From the leader of the last stage: one token per slice that samples, in the step's order."""
+    """From the leader of the last stage: for each slice that samples, in the step's order, the token that was
+    drawn, or with drafts as many as were right and one more, positions ascending.
+    """
 
     step_id: int
     tokens: list[SampledToken]
+    embeddings: list[EmbeddedSlice] = []
 
 
 class StepFailed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
