@@ -5,30 +5,31 @@ Shapes: T tokens of the step, N tokens of a slice, G queries per KV head, L keys
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from agent.errors import FleetError
-from agent.wire.rank import SequenceSlice, Step
+from agent.wire.rank import Step
 
 
 @dataclass(frozen=True, kw_only=True)
 class SliceSpan:
-    """One slice: rows [row, row_end) of the step; its positions from `start`; its slot's keys [key_begin, end)."""
+    """One slice: rows [row, row_end) of the step, its positions [start, end) in its slot."""
 
     slot: int
     row: int
     row_end: int
     start: int
-    key_begin: int
-    mask: Tensor | None
-    """Added to the scores, (G x N) x L, group-major; None where every query sees every key."""
 
     @property
     def end(self) -> int:
         return self.start + self.row_end - self.row
+
+    def key_begin(self, window: int | None) -> int:
+        """First position that any of its queries sees."""
+        return max(0, self.start - window + 1) if window else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +41,33 @@ class Batch:
     spans: tuple[SliceSpan, ...]
     sampling_rows: tuple[int, ...]
     """Last row of each slice that samples, in the step's order."""
+    kind: torch.dtype
+    _masks: dict[tuple[int, int | None, int], Tensor] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
         return int(self.tokens.shape[0])
+
+    def mask(self, span: SliceSpan, window: int | None, group: int) -> Tensor | None:
+        """Added to the scores, (G x N) x L, group-major; None where every query sees every key.
+
+        Made when first asked for: layers of one model may differ in their window.
+        """
+        if span.row_end - span.row == 1:
+            return None  # its keys are cut to what it may see already
+        key = (span.row, window, group)
+        if key not in self._masks:
+            self._masks[key] = self._make_mask(span, window).repeat(group, 1)
+        return self._masks[key]
+
+    def _make_mask(self, span: SliceSpan, window: int | None) -> Tensor:
+        device = self.positions.device
+        queries_N1 = torch.arange(span.start, span.end, device=device)[:, None]
+        keys_1L = torch.arange(span.key_begin(window), span.end, device=device)[None]
+        is_hidden = keys_1L > queries_N1
+        if window is not None:
+            is_hidden |= keys_1L <= queries_N1 - window
+        return torch.zeros(is_hidden.shape, dtype=self.kind, device=device).masked_fill_(is_hidden, float("-inf"))
 
 
 def check_step(step: Step, *, lengths: list[int], context: int, vocab_size: int) -> None:
@@ -73,9 +97,7 @@ def check_step(step: Step, *, lengths: list[int], context: int, vocab_size: int)
             raise _broken(step, f"slot {piece.slot} has a token outside the vocabulary of {vocab_size}")
 
 
-def lay_out(
-    step: Step, *, sliding_window: int | None, queries_per_kv_head: int, kind: torch.dtype, device: torch.device
-) -> Batch:
+def lay_out(step: Step, *, kind: torch.dtype, device: torch.device) -> Batch:
     tokens: list[int] = []
     positions: list[int] = []
     spans: list[SliceSpan] = []
@@ -83,24 +105,7 @@ def lay_out(
         row = len(tokens)
         tokens.extend(piece.tokens)
         positions.extend(range(piece.start, piece.start + len(piece.tokens)))
-        key_begin = max(0, piece.start - sliding_window + 1) if sliding_window else 0
-        spans.append(
-            SliceSpan(
-                slot=piece.slot,
-                row=row,
-                row_end=len(tokens),
-                start=piece.start,
-                key_begin=key_begin,
-                mask=_mask(
-                    piece,
-                    key_begin,
-                    sliding_window=sliding_window,
-                    queries_per_kv_head=queries_per_kv_head,
-                    kind=kind,
-                    device=device,
-                ),
-            )
-        )
+        spans.append(SliceSpan(slot=piece.slot, row=row, row_end=len(tokens), start=piece.start))
     return Batch(
         tokens=torch.tensor(tokens, dtype=torch.int64, device=device),
         positions=torch.tensor(positions, dtype=torch.int64, device=device),
@@ -108,28 +113,8 @@ def lay_out(
         sampling_rows=tuple(
             span.row_end - 1 for span, piece in zip(spans, step.slices, strict=True) if piece.samples
         ),
+        kind=kind,
     )
-
-
-def _mask(
-    piece: SequenceSlice,
-    key_begin: int,
-    *,
-    sliding_window: int | None,
-    queries_per_kv_head: int,
-    kind: torch.dtype,
-    device: torch.device,
-) -> Tensor | None:
-    num_tokens = len(piece.tokens)
-    if num_tokens == 1:
-        return None  # its keys are cut to what it may see already
-    queries_N1 = torch.arange(piece.start, piece.start + num_tokens, device=device)[:, None]
-    keys_1L = torch.arange(key_begin, piece.start + num_tokens, device=device)[None]
-    is_hidden = keys_1L > queries_N1
-    if sliding_window is not None:
-        is_hidden |= keys_1L <= queries_N1 - sliding_window
-    mask_NL = torch.zeros(is_hidden.shape, dtype=kind, device=device).masked_fill_(is_hidden, float("-inf"))
-    return mask_NL.repeat(queries_per_kv_head, 1)
 
 
 def _broken(step: Step, why: str) -> FleetError:

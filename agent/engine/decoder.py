@@ -90,6 +90,7 @@ class DecoderLayer:
         self._head_size = spec.head_size
         self._num_heads = extent.heads[1] - extent.heads[0]
         self._num_kv_heads = extent.kv_heads[1] - extent.kv_heads[0]
+        self._window = spec.sliding_window
         self._input_norm_D = weights["input_norm", layer]
         self._post_norm_D = weights["post_norm", layer]
         self._qkv = Linear(weights.take("qkv", layer), weights.get("qkv_bias", layer))
@@ -118,10 +119,8 @@ class DecoderLayer:
             keys_TKS = rms_norm(keys_TKS, self._k_norm_S, self._eps)
         queries_THS = rotate(queries_THS, rotation)
         keys_TKS = rotate(keys_TKS, rotation)
-        for span in batch.spans:
-            rows = slice(span.row, span.row_end)
-            cache.write(self._index, span.slot, span.start, keys_TKS[rows], values_TKS[rows])
-        return self._o(attend(queries_THS, cache, self._index, batch.spans))
+        cache.store(self._index, batch, keys_TKS, values_TKS)
+        return self._o(attend(queries_THS, cache, self._index, batch, window=self._window))
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:

@@ -203,13 +203,7 @@ class Executor:
         if links.group is not None:
             links.group.agree_on(key)
             reduce = links.group.all_reduce
-        batch = lay_out(
-            step,
-            sliding_window=config.model.sliding_window,
-            queries_per_kv_head=config.model.queries_per_kv_head,
-            kind=self._kind,
-            device=self._device,
-        )
+        batch = lay_out(step, kind=self._kind, device=self._device)
         if links.receiver is None:
             hidden_TD = self._decoder.embed(batch.tokens, reduce)
         else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from agent.engine.batch import Batch
+
 
 class KvCache:
     """`batch` slots of `context` positions for each local layer and KV head.
@@ -35,11 +37,12 @@ class KvCache:
     def num_bytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 
-    def write(self, layer: int, slot: int, start: int, keys_NKS: Tensor, values_NKS: Tensor) -> None:
-        """Store the positions from `start` on of one slot."""
-        end = start + keys_NKS.shape[0]
-        self.keys[layer, slot, :, start:end] = keys_NKS.transpose(0, 1)
-        self.values[layer, slot, :, start:end] = values_NKS.transpose(0, 1)
+    def store(self, layer: int, batch: Batch, keys_TKS: Tensor, values_TKS: Tensor) -> None:
+        """Keep the keys and values of the step's rows, each at its position of its slot."""
+        for span in batch.spans:
+            rows, positions = slice(span.row, span.row_end), slice(span.start, span.end)
+            self.keys[layer, span.slot, :, positions] = keys_TKS[rows].transpose(0, 1)
+            self.values[layer, span.slot, :, positions] = values_TKS[rows].transpose(0, 1)
 
     def forget(self) -> None:
         self.lengths = [0] * len(self.lengths)
