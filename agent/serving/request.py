@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -43,6 +43,27 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
 RequestEvent = TextEmitted | Finished | Failed
 
 
+class GrammarBroken(Exception):
+    """A constrained request cannot go on; the text says why."""
+
+
+class Grammar(Protocol):
+    """What may be drawn next. A function of the accepted tokens alone: replaying them gives the same state."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing can follow what was accepted."""
+        ...
+
+    def mask(self) -> bytes:
+        """Tokens that may come next, as `SequenceSlice.masks` has them; an end token only where it may end."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Raises GrammarBroken when the token cannot follow; `Request.deliver` handles it."""
+        ...
+
+
 class Request:
     """Mutable record of one generation. The scheduler moves `state` and `generated`; the rest is told to it.
 
@@ -59,6 +80,7 @@ class Request:
         arrived_s: float,
         eos_token_ids: frozenset[int] = frozenset(),
         text: TextStream | None = None,
+        grammar: Grammar | None = None,
         is_probe: bool = False,
         on_event: Callable[[RequestEvent], None],
     ) -> None:
@@ -77,6 +99,8 @@ class Request:
         """When its first step was sent, in the same clock as `arrived_s`."""
         self.first_token_s: float | None = None
         self.last_token_s: float | None = None
+        self.grammar = grammar
+        """Constrains every token; such a request takes no drafts."""
         self._text = text
         self._on_event = on_event
         self._unsent: list[TokenDrawn] = []
@@ -85,12 +109,22 @@ class Request:
     def is_over(self) -> bool:
         return self.state in ("finished", "failed", "cancelled")
 
+    def next_mask(self) -> bytes:
+        """`SequenceSlice.masks` for the next draw; empty where any token may come."""
+        return b"" if self.grammar is None else self.grammar.mask()
+
     def deliver(self, sampled: SampledToken, finish: FinishReason | None, now_s: float) -> bool:
-        """Emit what a drawn token makes certain. True when a stop string ended the request here.
+        """Emit what a drawn token makes certain. True when a stop string or its grammar ended the request here.
 
         `finish` is the scheduler's verdict: `stop` for an end-of-sequence token, which has no text.
         """
         assert not self.is_over, f"a token for a {self.state} request"
+        if self.grammar is not None:
+            try:
+                self.grammar.accept(sampled.token)
+            except GrammarBroken as broken:
+                self.fail(ErrorDetail(code="E818", message=f"structured output: {broken}"))
+                return True
         if self.first_token_s is None:
             self.first_token_s = now_s
         self.last_token_s = now_s
@@ -101,6 +135,9 @@ class Request:
                 piece, is_stopped = self._text.push(sampled.token)
         if is_stopped:
             finish = "stop"
+        elif finish != "stop" and self.grammar is not None and self.grammar.is_complete:
+            is_stopped, finish = True, "stop"
+            piece += self._text.flush()[0] if self._text is not None else ""
         elif finish is not None and self._text is not None:
             tail, is_cut = self._text.flush()
             piece += tail

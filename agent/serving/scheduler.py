@@ -213,12 +213,14 @@ class Scheduler:
                 break
             budget -= len(tokens)
             start = sequence.computed
+            samples = start + len(tokens) == sequence.num_tokens
             part = SequenceSlice(
                 slot=sequence.slot,
                 start=start,
                 tokens=tokens,
-                samples=start + len(tokens) == sequence.num_tokens,
+                samples=samples,
                 params=sequence.request.params if start == 0 else None,
+                masks=sequence.request.next_mask() if samples else b"",
             )
             batch.append((sequence, part))
         return batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent.errors import ErrorDetail
-from agent.serving.request import Failed, Finished, Request, RequestEvent, TextEmitted
+from agent.serving.request import Failed, Finished, GrammarBroken, Request, RequestEvent, TextEmitted
 from agent.serving.tokens import ModelTokens
 from agent.wire.rank import SampledToken, SamplingParams
 from tests.agent.serving.tokenizer import EOS, small_tokenizer
@@ -11,13 +11,33 @@ from tests.agent.serving.tokenizer import EOS, small_tokenizer
 TOKENS = ModelTokens(small_tokenizer(), eos_token_ids=frozenset({EOS}))
 
 
-def start(events: list[RequestEvent], stop: tuple[str, ...] = ()) -> Request:
+class OneWord:
+    """A grammar of one text: its tokens in order, then the end."""
+
+    def __init__(self, text: str) -> None:
+        self._left = [*TOKENS.encode(text, adds_special=False)]
+
+    @property
+    def is_complete(self) -> bool:
+        return not self._left
+
+    def mask(self) -> bytes:
+        return bytes(64)
+
+    def accept(self, token: int) -> None:
+        if self._left[:1] != [token]:
+            raise GrammarBroken(f"token {token} cannot follow")
+        self._left.pop(0)
+
+
+def start(events: list[RequestEvent], stop: tuple[str, ...] = (), grammar: OneWord | None = None) -> Request:
     request = Request(
         prompt=(5,),
         params=SamplingParams(),
         max_tokens=100,
         arrived_s=1.0,
         text=TOKENS.stream((5,), stop=stop),
+        grammar=grammar,
         on_event=events.append,
     )
     request.state = "running"
@@ -72,3 +92,19 @@ def test_a_failure_is_told_once() -> None:
     request.fail(error, retry_after_s=2)
     request.fail(error)
     assert events == [Failed(error=error, retry_after_s=2)]
+
+
+def test_a_complete_grammar_ends_it_without_waiting_for_an_end_token() -> None:
+    events: list[RequestEvent] = []
+    request = start(events, stop=("}never",), grammar=OneWord('{"a": 1}'))
+    assert feed(request, '{"a": 1}')
+    assert text_of(events) == '{"a": 1}'
+    assert events[-1] == Finished(reason="stop")
+
+
+def test_a_token_against_the_grammar_is_a_failure() -> None:
+    events: list[RequestEvent] = []
+    request = start(events, grammar=OneWord("yes"))
+    assert feed(request, "no")
+    assert isinstance(events[-1], Failed)
+    assert events[-1].error.code == "E818"
