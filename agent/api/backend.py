@@ -15,7 +15,7 @@ from agent.errors import ErrorDetail, FleetError
 from agent.serving.chat import ChatTemplate
 from agent.serving.metrics import ServingMetrics
 from agent.serving.request import Request
-from agent.serving.scheduler import QueueFull, Scheduler
+from agent.serving.scheduler import Embedding, QueueFull, Scheduler
 from agent.serving.tokens import ModelTokens
 from agent.wire.framing import encode_frame
 from agent.wire.gateway import AttachBackend, BackendState, BackendStatus, RankEndpoint
@@ -276,6 +276,11 @@ class Backend:
         now_s = time.monotonic()
         for advance in replica.scheduler.complete(done):
             request = advance.request
+            if isinstance(advance, Embedding):
+                request.deliver_embedding(advance.values, now_s)
+                self.metrics.count_embedding(request)
+                self.metrics.count_end(request)
+                continue
             is_stopped = request.deliver(advance.sampled, advance.finish, now_s)
             self.metrics.count_token(request, now_s)
             if is_stopped:

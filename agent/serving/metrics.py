@@ -55,6 +55,11 @@ class ServingMetrics:
         self._token_times.append(now_s)
         self._forget_before(now_s - WINDOW_S)
 
+    def count_embedding(self, request: Request) -> None:
+        """One embedded prompt."""
+        if not request.is_probe:
+            self._prompt_tokens += len(request.prompt)
+
     def count_end(self, request: Request) -> None:
         """A request that ended, however it did."""
         if request.is_probe:

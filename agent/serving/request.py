@@ -40,7 +40,13 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_s: int | None = None
 
 
-RequestEvent = TextEmitted | Finished | Failed
+class Embedded(msgspec.Struct, frozen=True, kw_only=True):
+    """The only event of a request that embeds: the final hidden state of its last token, float32."""
+
+    values: bytes
+
+
+RequestEvent = TextEmitted | Embedded | Finished | Failed
 
 
 class GrammarBroken(Exception):
@@ -68,7 +74,7 @@ class Request:
     """Mutable record of one generation. The scheduler moves `state` and `generated`; the rest is told to it.
 
     `prompt` is never empty. `text` is None where nobody reads text (the canary). Ends with exactly one
-    `Finished` or `Failed`, or silently when cancelled.
+    `Finished`, `Embedded` or `Failed`, or silently when cancelled.
     """
 
     def __init__(
@@ -81,6 +87,7 @@ class Request:
         eos_token_ids: frozenset[int] = frozenset(),
         text: TextStream | None = None,
         grammar: Grammar | None = None,
+        embeds: bool = False,
         is_probe: bool = False,
         on_event: Callable[[RequestEvent], None],
     ) -> None:
@@ -90,6 +97,8 @@ class Request:
         self.params = params
         self.max_tokens = max_tokens
         self.eos_token_ids = eos_token_ids
+        self.embeds = embeds
+        """Asks for the embedding of its prompt; nothing is generated."""
         self.is_probe = is_probe
         """Ours, not a client's: left out of the metrics."""
         self.state: RequestState = "queued"
@@ -147,6 +156,14 @@ class Request:
             self.state = "finished"
             self._on_event(Finished(reason=finish))
         return is_stopped
+
+    def deliver_embedding(self, values: bytes, now_s: float) -> None:
+        """The end of a request that embeds."""
+        assert self.embeds, "only what was asked for is delivered"
+        assert not self.is_over, f"an embedding for a {self.state} request"
+        self.first_token_s = self.last_token_s = now_s
+        self.state = "finished"
+        self._on_event(Embedded(values=values))
 
     def fail(self, error: ErrorDetail, *, retry_after_s: int | None = None) -> None:
         """End with an error. Nothing happens when it is over already."""

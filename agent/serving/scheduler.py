@@ -29,6 +29,13 @@ class Advance(msgspec.Struct, frozen=True, kw_only=True):
     finish: FinishReason | None
 
 
+class Embedding(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that embeds is done."""
+
+    request: Request
+    values: bytes
+
+
 class _Running:
     """A sequence in a slot. `computed` counts positions that are in the KV cache or on their way there."""
 
@@ -127,7 +134,7 @@ class Scheduler:
         self._in_flight[step_id] = batch
         return Step(step_id=step_id, slices=[part for _, part in batch])
 
-    def complete(self, done: StepDone) -> list[Advance]:
+    def complete(self, done: StepDone) -> list[Advance | Embedding]:
         """Take a step's result. Raises FleetError E810 when it is not the answer to the oldest step."""
         oldest = next(iter(self._in_flight), None)
         if done.step_id != oldest:
@@ -136,14 +143,21 @@ class Scheduler:
         expected = [(part.slot, part.start + len(part.tokens)) for _, part in batch if part.samples]
         if [(token.slot, token.position) for token in done.tokens] != expected:
             raise FleetError("E810", f"step {done.step_id} drew {_places(done.tokens)}, expected {expected}")
+        embedding = [part.slot for _, part in batch if part.embeds]
+        if [each.slot for each in done.embeddings] != embedding:
+            raise FleetError("E810", f"step {done.step_id} did not embed slots {embedding}")
         del self._in_flight[done.step_id]
-        tokens = iter(done.tokens)
-        advances = []
+        tokens, embeddings = iter(done.tokens), iter(done.embeddings)
+        advances: list[Advance | Embedding] = []
         for sequence, part in batch:
             sequence.in_flight = None
             sampled = next(tokens) if part.samples else None
+            embedded = next(embeddings) if part.embeds else None
             if sequence.is_cancelled:
                 self._release(sequence)
+            elif embedded is not None:
+                self._release(sequence)
+                advances.append(Embedding(request=sequence.request, values=embedded.values))
             elif sampled is not None:
                 advances.append(self._advance(sequence, sampled))
         return advances
@@ -213,7 +227,8 @@ class Scheduler:
                 break
             budget -= len(tokens)
             start = sequence.computed
-            samples = start + len(tokens) == sequence.num_tokens
+            is_last = start + len(tokens) == sequence.num_tokens
+            samples = is_last and not sequence.request.embeds
             part = SequenceSlice(
                 slot=sequence.slot,
                 start=start,
@@ -221,6 +236,7 @@ class Scheduler:
                 samples=samples,
                 params=sequence.request.params if start == 0 else None,
                 masks=sequence.request.next_mask() if samples else b"",
+                embeds=is_last and sequence.request.embeds,
             )
             batch.append((sequence, part))
         return batch

@@ -11,14 +11,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from agent.errors import FleetError
 from agent.serving.request import Finished, Request, RequestEvent
-from agent.serving.scheduler import QueueFull, Scheduler
-from agent.wire.rank import SampledToken, SamplingParams, SequenceSlice, Step, StepDone
+from agent.serving.scheduler import Advance, Embedding, QueueFull, Scheduler
+from agent.wire.rank import EmbeddedSlice, SampledToken, SamplingParams, SequenceSlice, Step, StepDone
 
 EOS = 1
 
 
 def make_request(
-    prompt: int | tuple[int, ...], max_tokens: int = 4, events: list[RequestEvent] | None = None
+    prompt: int | tuple[int, ...],
+    max_tokens: int = 4,
+    events: list[RequestEvent] | None = None,
+    *,
+    embeds: bool = False,
 ) -> Request:
     tokens = tuple(range(100, 100 + prompt)) if isinstance(prompt, int) else prompt
     return Request(
@@ -27,6 +31,7 @@ def make_request(
         max_tokens=max_tokens,
         arrived_s=0.0,
         eos_token_ids=frozenset({EOS}),
+        embeds=embeds,
         on_event=(events if events is not None else []).append,
     )
 
@@ -45,6 +50,7 @@ def draw(step: Step, token: int = 7) -> StepDone:
             for part in step.slices
             if part.samples
         ],
+        embeddings=[EmbeddedSlice(slot=part.slot, values=b"done") for part in step.slices if part.embeds],
     )
 
 
@@ -155,6 +161,7 @@ def test_an_end_token_stops_at_once() -> None:
     request = make_request(3, max_tokens=100)
     scheduler.submit(request)
     [advance] = scheduler.complete(draw(next_step(scheduler), token=EOS))
+    assert isinstance(advance, Advance)
     assert advance.finish == "stop"
     assert scheduler.is_idle
 
@@ -172,6 +179,26 @@ def test_a_request_that_was_generating_elsewhere_is_continued_from_its_tokens() 
         [7],
     ]
     assert request.generated == [50, 51, 52, 7, 7]
+
+
+def test_a_request_that_embeds_draws_nothing_and_frees_its_slot() -> None:
+    scheduler = make_scheduler(slots=1, prefill_chunk=8)
+    request = make_request(12, embeds=True)
+    scheduler.submit(request)
+    first = next_step(scheduler)
+    assert [(len(part.tokens), part.samples, part.embeds) for part in first.slices] == [(8, False, False)]
+    assert scheduler.complete(draw(first)) == []
+    last = next_step(scheduler)
+    assert [(len(part.tokens), part.samples, part.embeds) for part in last.slices] == [(4, False, True)]
+    assert scheduler.complete(draw(last)) == [Embedding(request=request, values=b"done")]
+    assert scheduler.is_idle
+
+
+def test_an_embedding_that_is_missing_is_noticed() -> None:
+    scheduler = make_scheduler()
+    scheduler.submit(make_request(3, embeds=True))
+    with pytest.raises(FleetError, match="did not embed"):
+        scheduler.complete(StepDone(step_id=next_step(scheduler).step_id, tokens=[]))
 
 
 def test_a_cancelled_sequence_keeps_its_slot_until_its_step_is_back() -> None:
@@ -274,6 +301,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def finish_step(self, is_end: bool) -> None:
         step = self.in_flight.popleft()
         for advance in self.scheduler.complete(draw(step, token=EOS if is_end else 5)):
+            assert isinstance(advance, Advance)
             assert advance.request.state == "running", "a token for a request that is over"
             advance.request.deliver(advance.sampled, advance.finish, 1.0)
 
