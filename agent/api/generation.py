@@ -10,6 +10,7 @@ import msgspec
 
 from agent.api.deployment import Face
 from agent.api.gateway import Gateway
+from agent.serving.grammar import TokenGrammar
 from agent.serving.request import Failed, Finished, Request, RequestEvent
 from agent.wire.rank import SamplingParams
 
@@ -27,8 +28,11 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...]
     arrived_s: float
     """Monotonic."""
+    grammar: TokenGrammar | None = None
     context: int | None = None
     """The client's own, smaller limit on prompt and answer together."""
+    ignores_eos: bool = False
+    """Go on past the model's end tokens, for measurements of a known length."""
 
 
 class Generation:
@@ -45,8 +49,9 @@ class Generation:
             prompt=draft.prompt,
             params=draft.params,
             max_tokens=min(limits),
-            eos_token_ids=face.tokens.eos_token_ids,
+            eos_token_ids=frozenset() if draft.ignores_eos else face.tokens.eos_token_ids,
             text=face.tokens.stream(draft.prompt, stop=draft.stop),
+            grammar=draft.grammar,
             arrived_s=draft.arrived_s,
             on_event=self._events.put_nowait,
         )

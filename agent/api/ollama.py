@@ -21,6 +21,7 @@ from agent.api.gateway import Gateway
 from agent.api.generation import Draft, Generation, encode, monotonic_s
 from agent.api.logprobs import entry_of
 from agent.api.refusal import Refusal, bad_field, not_supported, sentence_of
+from agent.api.structured import ollama_format
 from agent.errors import ErrorDetail
 from agent.facts.model import DTYPE_BYTES
 from agent.serving.chat import TemplateRefused
@@ -100,7 +101,7 @@ async def generate(request: HttpRequest) -> Response:
     arrived_s = monotonic_s()
     fields = await read_fields(request)
     face = _find(request, fields)
-    _refuse_unsupported(fields, "suffix", "template", "images", "format", "think")
+    _refuse_unsupported(fields, "suffix", "template", "images", "think")
     prompt, context = fields.string("prompt"), fields.tokens("context", vocab_size=face.attach.model.vocab_size)
     if not prompt and not fields.has("context"):
         return _loaded(fields, {"response": ""})
@@ -115,7 +116,7 @@ async def generate(request: HttpRequest) -> Response:
         if fields.string("system"):
             messages.insert(0, {"role": "system", "content": fields.string("system")})
         tokens, stop = await encode(face, _render(face, messages), adds_special=False), face.chat.stop
-    return _answer(
+    return await _answer(
         request,
         fields,
         face,
@@ -130,7 +131,7 @@ async def chat(request: HttpRequest) -> Response:
     arrived_s = monotonic_s()
     fields = await read_fields(request)
     face = _find(request, fields)
-    _refuse_unsupported(fields, "tools", "format", "think")
+    _refuse_unsupported(fields, "tools", "think")
     messages = [_message(each, index) for index, each in enumerate(fields.objects("messages"))]
     if not messages:
         return _loaded(fields, {"message": {"role": "assistant", "content": ""}})
@@ -142,7 +143,9 @@ async def chat(request: HttpRequest) -> Response:
             break
         # As Ollama does: the oldest words go first, the system's and the last ones stay.
         del messages[droppable[0]]
-    return _answer(request, fields, face, prompt=tokens, stop=face.chat.stop, form=_ChatForm, arrived_s=arrived_s)
+    return await _answer(
+        request, fields, face, prompt=tokens, stop=face.chat.stop, form=_ChatForm, arrived_s=arrived_s
+    )
 
 
 async def not_implemented(request: HttpRequest) -> Response:
@@ -251,7 +254,7 @@ def _ns(seconds: float) -> int:
     return max(1, round(seconds * 1e9))
 
 
-def _answer(
+async def _answer(
     request: HttpRequest,
     fields: Fields,
     face: Face,
@@ -276,7 +279,9 @@ def _answer(
         max_tokens=num_predict if num_predict > 0 else None,
         stop=(*options.stop(at_most=MAX_STOP), *stop),
         arrived_s=arrived_s,
+        grammar=await ollama_format(fields, face),
         context=_context_limit(fields, face),
+        ignores_eos=options.boolean("ignore_eos", False),
     )
     generation = Generation(_gateway(request), face, draft)
     return GenerationAnswer(generation, form(fields.string("model"), face, num_top), streams=streams)
@@ -352,7 +357,6 @@ def _refuse_unsupported(fields: Fields, *names: str) -> None:
         "suffix": "the model has no fill-in-the-middle template",
         "template": "the model's own chat template is used; send `raw` for a prompt of your own",
         "images": "the model reads text only",
-        "format": "structured output is not built yet",
         "think": "the model does not separate its thinking",
         "tools": "tool calls are not built yet",
     }

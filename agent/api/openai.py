@@ -20,6 +20,7 @@ from agent.api.gateway import Gateway
 from agent.api.generation import Draft, Generation, encode, monotonic_s
 from agent.api.logprobs import completion_logprobs, entry_of
 from agent.api.refusal import Refusal, bad_field, not_supported, sentence_of
+from agent.api.structured import openai_format
 from agent.errors import ErrorDetail
 from agent.serving.chat import TemplateRefused
 from agent.serving.request import Finished, Request, TextEmitted, TokenDrawn
@@ -74,6 +75,8 @@ async def chat_completions(request: HttpRequest) -> Response:
         max_tokens=fields.integer(limit, 0, at_least=1) or None,
         stop=(*fields.stop(at_most=MAX_STOP), *face.chat.stop),
         arrived_s=arrived_s,
+        grammar=await openai_format(fields, face),
+        ignores_eos=fields.boolean("ignore_eos", False),
     )
     return _answer(
         request,
@@ -97,6 +100,8 @@ async def completions(request: HttpRequest) -> Response:
         max_tokens=fields.integer("max_tokens", COMPLETION_MAX_TOKENS, at_least=1),
         stop=fields.stop(at_most=MAX_STOP),
         arrived_s=arrived_s,
+        grammar=await openai_format(fields, face),
+        ignores_eos=fields.boolean("ignore_eos", False),
     )
     return _answer(
         request,
@@ -334,10 +339,6 @@ def _refuse_unsupported(fields: Fields) -> None:
     for name in ("n", "best_of"):
         if fields.integer(name, 1, at_least=1) != 1:
             raise bad_field(name, fields.raw(name), "1: send a request for each choice")
-    if fields.raw("response_format") is not None:
-        kind = fields.fields("response_format").string("type", "text")
-        if kind != "text":
-            raise bad_field("response_format.type", kind, "`text`: structured output is not built yet")
     if fields.raw("tools") and fields.raw("tool_choice") != "none":
         raise not_supported("tools", "tool calls are not built yet")
     for name in ("functions", "logit_bias", "suffix"):

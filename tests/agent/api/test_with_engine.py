@@ -156,6 +156,19 @@ def test_a_seed_gives_the_same_answer_in_any_company(served: Served) -> None:
     assert len(set(answers)) == 4
 
 
+def test_an_answer_that_ignores_the_end_has_the_length_that_was_asked_for(served: Served) -> None:
+    settings: Any = {"model": "demo", "prompt": "Once", "max_tokens": 100, "temperature": 2}
+    with openai.OpenAI(base_url=f"{served.rig.base_url}/v1", api_key="unused") as client:
+        ended = [client.completions.create(**settings, seed=seed).choices[0].finish_reason for seed in range(8)]
+        seed = ended.index("stop")
+        answer = client.completions.create(**settings, seed=seed, extra_body={"ignore_eos": True})
+    assert answer.usage is not None
+    assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (100, "length")
+    with ollama.Client(served.rig.base_url) as client:
+        options: Any = {"temperature": 2, "seed": seed, "num_predict": 100, "ignore_eos": True}
+        assert client.generate("demo", "Once", raw=True, options=options).eval_count == 100
+
+
 def test_log_probabilities_are_transformers_own(served: Served) -> None:
     import torch
 
