@@ -92,7 +92,7 @@ class DecoderLayer:
         self._num_kv_heads = extent.kv_heads[1] - extent.kv_heads[0]
         self._window = spec.sliding_window
         self._input_norm_D = weights["input_norm", layer]
-        self._post_norm_D = weights["post_norm", layer]
+        self._mlp_norm_D = weights["mlp_norm", layer]
         self._qkv = Linear(weights.take("qkv", layer), weights.get("qkv_bias", layer))
         self._o = Linear(weights.take("o_proj", layer))
         self._gate_up = Linear(weights.take("gate_up", layer))
@@ -105,7 +105,7 @@ class DecoderLayer:
     ) -> Tensor:
         normed_TD = rms_norm(hidden_TD, self._input_norm_D, self._eps)
         hidden_TD = hidden_TD + reduce(self._attend(normed_TD, batch, cache, rotation))
-        normed_TD = rms_norm(hidden_TD, self._post_norm_D, self._eps)
+        normed_TD = rms_norm(hidden_TD, self._mlp_norm_D, self._eps)
         gate_TC, up_TC = self._gate_up(normed_TD).chunk(2, dim=-1)
         return hidden_TD + reduce(self._down(functional.silu(gate_TC) * up_TC))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,10 +13,15 @@ import msgspec
 from agent.errors import FleetError
 from agent.facts.families import FAMILIES, family_of, rules_of
 from agent.facts.model import Dtype, FamilySpec, ModelSpec, RopeSpec, TensorEntry
+from agent.models.files import gguf_weight_files, is_gguf_model
+from agent.models.gguf_types import QUANTISED_TYPES
+from agent.models.ollama_store import name_of_manifest, store_of
 from agent.models.safetensors_index import read_index
-from agent.planner.shards import full_shape
+from agent.planner.shards import full_shape, rules_of_layer
 
-STORED_DTYPES: dict[str, Dtype] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+PLAIN_DTYPES: dict[str, Dtype] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+STORED_DTYPES: dict[str, Dtype] = {**PLAIN_DTYPES, **dict.fromkeys(QUANTISED_TYPES, "bfloat16")}
+"""What a tensor may be stored as, and what it is served in unless the plan says otherwise."""
 MAX_PROBLEMS_SHOWN = 6
 _DEFAULT_ROPE_THETA = 10_000.0  # of all our families in transformers
 _DEFAULT_RMS_NORM_EPS = 1e-6
@@ -52,10 +58,14 @@ class _Problems:
 
 
 def read_spec(path: Path, *, name: str = "") -> ModelSpec:
-    """Spec of the model in this directory, its digest left empty. Reads headers, never weights.
+    """Spec of the model at this path, its digest left empty. Reads headers, never weights.
 
     Raises FleetError E701 to E705, with every problem of its kind in one message.
     """
+    if is_gguf_model(path):
+        from agent.models.gguf_index import read_gguf_spec  # it takes configs apart with what is below
+
+        return read_gguf_spec(gguf_weight_files(path), name=name or name_of(path), where=str(path))
     config = read_config(path)
     spec = spec_of_config(config, where=str(path / "config.json"), name=name or name_of(path))
     generation = _read_json(path / "generation_config.json") if (path / "generation_config.json").is_file() else {}
@@ -77,8 +87,12 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def name_of(path: Path) -> str:
-    """What people call the model in this directory; the hub cache's `models--org--NAME/snapshots/HASH` is known."""
+    """What people call the model at this path; the hub cache's `models--org--NAME/snapshots/HASH` is known."""
+    if store_of(path) is not None:
+        return name_of_manifest(path)
     path = path.resolve()
+    if path.suffix == ".gguf":
+        return path.stem
     if path.parent.name == "snapshots":
         return path.parent.parent.name.rsplit("--", 1)[-1]
     return path.name
@@ -130,18 +144,28 @@ def add_tensors(spec: ModelSpec, index: tuple[TensorEntry, ...], *, where: str) 
 
     A tensor that our families do not know would mean that the model computes something else: refused, too.
     """
-    entries = {entry.name: entry for entry in index}
     problems = _Problems(where, "E705")
+    rules = rules_of(spec.family, is_tied=spec.tie_word_embeddings)
     wanted: dict[str, tuple[int, ...]] = {}
-    for rule in rules_of(spec.family, is_tied=spec.tie_word_embeddings):
-        layers = range(spec.num_layers) if rule.scope == "layer" else range(1)
-        for layer in layers:
-            wanted[rule.name.format(layer=layer)] = full_shape(spec, rule)
+    fused: dict[str, dict[str, tuple[int, ...]]] = {}
+    for rule in rules:
+        if rule.scope in ("embedding", "final_norm", "head"):
+            wanted[rule.name] = full_shape(spec, rule)
+    for layer in range(spec.num_layers):
+        for rule, expert in rules_of_layer(spec, rules, layer):
+            name = rule.name.format(layer=layer, expert=expert)
+            wanted[name] = full_shape(spec, rule)
+            if rule.stored_in:
+                fused.setdefault(rule.stored_in.format(layer=layer), {})[name] = wanted[name]
+    entries = {entry.name: entry for entry in _split_fused(index, fused, problems)}
+    stored_in = {part: name for name, parts in fused.items() for part in parts}
+    for name in dict.fromkeys(stored_in.get(name, name) for name in wanted if name not in entries):
+        problems.add(f"tensor {name} is missing")
     for name, shape in wanted.items():
         entry = entries.get(name)
         if entry is None:
-            problems.add(f"tensor {name} is missing")
-        elif entry.shape != shape:
+            continue
+        if entry.shape != shape:
             problems.add(f"{name} has shape {list(entry.shape)}, {list(shape)} expected from config.json")
         elif entry.dtype not in STORED_DTYPES:
             problems.add(f"{name} is {entry.dtype}; only {', '.join(STORED_DTYPES)} can be run")
@@ -159,6 +183,32 @@ def add_tensors(spec: ModelSpec, index: tuple[TensorEntry, ...], *, where: str) 
         dtype=_main_dtype(used),
         num_parameters=sum(math.prod(entry.shape) for entry in used),
     )
+
+
+def _split_fused(
+    index: tuple[TensorEntry, ...], fused: dict[str, dict[str, tuple[int, ...]]], problems: _Problems
+) -> Iterator[TensorEntry]:
+    """The index with an entry for each part of a fused tensor: its rows are where the parts before it end."""
+    for entry in index:
+        parts = fused.get(entry.name)
+        if parts is None:
+            yield entry
+            continue
+        rows = sum(shape[0] for shape in parts.values())
+        columns = next(iter(parts.values()))[1:]
+        if entry.shape != (rows, *columns):
+            expected = [rows, *columns]
+            problems.add(f"{entry.name} has shape {list(entry.shape)}, {expected} expected from config.json")
+        row_bytes, begin = entry.length // entry.shape[0], 0
+        for name, shape in parts.items():
+            yield msgspec.structs.replace(
+                entry,
+                name=name,
+                shape=shape,
+                offset=entry.offset + begin * row_bytes,
+                length=shape[0] * row_bytes,
+            )
+            begin += shape[0]
 
 
 def _family(config: dict[str, Any], where: str) -> FamilySpec:

@@ -6,10 +6,11 @@ One function decides, so that planned bytes, fetched bytes and resident bytes ca
 from __future__ import annotations
 
 import math
+from typing import assert_never
 
 import msgspec
 
-from agent.facts.families import Sharding, TensorRule, rules_of
+from agent.facts.families import TensorRule, rules_of
 from agent.facts.model import DTYPE_BYTES, Dtype, ModelSpec
 from agent.planner.plan import Range
 
@@ -35,6 +36,7 @@ class TensorSlice(msgspec.Struct, frozen=True, kw_only=True):
     role: str
     name: str
     layer: int | None
+    expert: int | None = None
     shape: tuple[int, ...]
     dim: int | None
     begin: int
@@ -54,19 +56,23 @@ class TensorSlice(msgspec.Struct, frozen=True, kw_only=True):
 def full_shape(spec: ModelSpec, rule: TensorRule) -> tuple[int, ...]:
     """Shape of a rule's tensor in the unsharded model, as HF stores it (output dimension first)."""
     hidden, head = spec.hidden_size, spec.head_size
+    columns = spec.expert_size if rule.scope == "expert" else spec.intermediate_size
     shapes: dict[str, tuple[int, ...]] = {
         "embedding": (spec.vocab_size, hidden),
         "head": (spec.vocab_size, hidden),
         "final_norm": (hidden,),
         "input_norm": (hidden,),
-        "post_norm": (hidden,),
+        "attention_out_norm": (hidden,),
+        "mlp_norm": (hidden,),
+        "mlp_out_norm": (hidden,),
         "q_proj": (spec.num_heads * head, hidden),
         "k_proj": (spec.num_kv_heads * head, hidden),
         "v_proj": (spec.num_kv_heads * head, hidden),
         "o_proj": (hidden, spec.num_heads * head),
-        "gate_proj": (spec.intermediate_size, hidden),
-        "up_proj": (spec.intermediate_size, hidden),
-        "down_proj": (hidden, spec.intermediate_size),
+        "router": (spec.num_experts, hidden),
+        "gate_proj": (columns, hidden),
+        "up_proj": (columns, hidden),
+        "down_proj": (hidden, columns),
         "q_bias": (spec.num_heads * head,),
         "k_bias": (spec.num_kv_heads * head,),
         "v_bias": (spec.num_kv_heads * head,),
@@ -76,6 +82,19 @@ def full_shape(spec: ModelSpec, rule: TensorRule) -> tuple[int, ...]:
     return shapes[rule.role]
 
 
+def rules_of_layer(
+    spec: ModelSpec, rules: tuple[TensorRule, ...], layer: int
+) -> tuple[tuple[TensorRule, int | None], ...]:
+    """The rules that hold in a layer, those of experts once for each, expert by expert."""
+    is_sparse = spec.is_sparse(layer)
+    scopes = ("layer", "sparse" if is_sparse else "dense")
+    held: list[tuple[TensorRule, int | None]] = [(rule, None) for rule in rules if rule.scope in scopes]
+    if is_sparse:
+        of_experts = [rule for rule in rules if rule.scope == "expert"]
+        held += [(rule, expert) for expert in range(spec.num_experts) for rule in of_experts]
+    return tuple(held)
+
+
 def slice_shard(spec: ModelSpec, extent: ShardExtent) -> tuple[TensorSlice, ...]:
     """Every tensor slice that a rank with this extent holds, each once, in a stable order.
 
@@ -83,18 +102,17 @@ def slice_shard(spec: ModelSpec, extent: ShardExtent) -> tuple[TensorSlice, ...]
     """
     rules = rules_of(spec.family, is_tied=spec.tie_word_embeddings)
     slices: list[TensorSlice] = []
+    is_needed = {
+        "embedding": extent.is_first_stage or (extent.is_last_stage and spec.tie_word_embeddings),
+        "final_norm": extent.is_last_stage,
+        "head": extent.is_last_stage,
+    }
     for rule in rules:
-        if rule.scope == "layer":
-            continue
-        is_needed = {
-            "embedding": extent.is_first_stage or (extent.is_last_stage and spec.tie_word_embeddings),
-            "final_norm": extent.is_last_stage,
-            "head": extent.is_last_stage,
-        }[rule.scope]
-        if is_needed:
-            slices.append(_slice(spec, rule, extent, layer=None))
+        if is_needed.get(rule.scope):
+            slices.append(_slice(spec, rule, extent, layer=None, expert=None))
     for layer in range(*extent.layers):
-        slices.extend(_slice(spec, rule, extent, layer=layer) for rule in rules if rule.scope == "layer")
+        for rule, expert in rules_of_layer(spec, rules, layer):
+            slices.append(_slice(spec, rule, extent, layer=layer, expert=expert))
     return tuple(slices)
 
 
@@ -103,28 +121,49 @@ def shard_weight_bytes(spec: ModelSpec, extent: ShardExtent, dtype: Dtype) -> in
     return sum(piece.num_elements for piece in slice_shard(spec, extent)) * DTYPE_BYTES[dtype]
 
 
-def _slice(spec: ModelSpec, rule: TensorRule, extent: ShardExtent, *, layer: int | None) -> TensorSlice:
+def _slice(
+    spec: ModelSpec, rule: TensorRule, extent: ShardExtent, *, layer: int | None, expert: int | None
+) -> TensorSlice:
     shape = full_shape(spec, rule)
-    dim, (begin, end) = _cut(rule.sharding, spec.head_size, extent)
+    dim, (begin, end) = _cut(rule, spec, extent)
     if dim is None:
         begin, end = 0, shape[0]
-    name = rule.name.format(layer=layer) if layer is not None else rule.name
-    return TensorSlice(role=rule.role, name=name, layer=layer, shape=shape, dim=dim, begin=begin, end=end)
+    return TensorSlice(
+        role=rule.role,
+        name=rule.name.format(layer=layer, expert=expert),
+        layer=layer,
+        expert=expert,
+        shape=shape,
+        dim=dim,
+        begin=begin,
+        end=end,
+    )
 
 
-def _cut(sharding: Sharding, head_size: int, extent: ShardExtent) -> tuple[int | None, Range]:
-    match sharding:
+def _cut(rule: TensorRule, spec: ModelSpec, extent: ShardExtent) -> tuple[int | None, Range]:
+    match rule.sharding:
         case "heads" | "heads_in":
             first, end = extent.heads
-            return (0 if sharding == "heads" else 1), (first * head_size, end * head_size)
+            return (0 if rule.sharding == "heads" else 1), (first * spec.head_size, end * spec.head_size)
         case "kv_heads":
             first, end = extent.kv_heads
-            return 0, (first * head_size, end * head_size)
-        case "columns":
-            return 0, extent.columns
-        case "columns_in":
-            return 1, extent.columns
+            return 0, (first * spec.head_size, end * spec.head_size)
+        case "columns" | "columns_in":
+            dim = 0 if rule.sharding == "columns" else 1
+            return dim, extent.columns if rule.scope == "expert" else dense_columns(spec, extent.columns)
         case "vocab":
             return 0, extent.vocab
         case "whole":
             return None, (0, 0)
+        case _:
+            assert_never(rule.sharding)
+
+
+def dense_columns(spec: ModelSpec, columns: Range) -> Range:
+    """The share of a dense layer's MLP: `columns` itself, or as large a part of it in a model of experts.
+
+    Boundaries are rounded to the nearest column, so that neighbours always meet.
+    """
+    of, total = spec.mlp_columns, spec.intermediate_size
+    begin, end = ((2 * total * edge + of) // (2 * of) for edge in columns)
+    return begin, end

@@ -19,6 +19,8 @@ from odctl.demo_model.corpus import read_documents
 from odctl.demo_model.look_back import PAIR_STRENGTH, ROPE_THETA, query_and_key
 from odctl.demo_model.network import CONSTANT, NORM_EPS, Array, Sizes, Training, train
 
+DEMO_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Those whose first layer computes what the training assumes: plain norms, one gated SiLU MLP, no experts."""
 HEAD_SIZE = 32
 MAX_CONTEXT = 4096
 BOS, EOS = "<|begin|>", "<|end|>"
@@ -92,8 +94,8 @@ def _stay_silent(_what: str, _done: int, _total: int) -> None:
 
 def _check(choices: DemoChoices) -> FamilySpec:
     family = next((family for family in FAMILIES if family.name == choices.family), None)
-    if family is None:
-        known = ", ".join(family.name for family in FAMILIES)
+    if family is None or family.name not in DEMO_FAMILIES:
+        known = ", ".join(DEMO_FAMILIES)
         raise FleetError("E101", f"no family {choices.family!r}", hint=f"choose one of {known}")
     if choices.hidden % (2 * HEAD_SIZE) or not 64 <= choices.hidden <= 1024:
         raise FleetError("E101", f"hidden size {choices.hidden} is no multiple of 64 from 64 to 1024")
@@ -142,12 +144,12 @@ def _tensors(family: FamilySpec, choices: DemoChoices, sizes: Sizes, learnt: dic
     rms = float(np.sqrt(np.square(learnt["embedding"]).mean()))
     tensors: dict[str, Array] = {}
     for rule in rules_of(family, is_tied=False):
-        if rule.scope != "layer":
+        if rule.scope not in ("layer", "dense"):
             tensors[rule.name] = learnt[rule.role] if rule.role in learnt else np.ones(sizes.hidden, np.float32)
     for layer in range(choices.layers):
         made = _first_layer(sizes, learnt, family) if layer == 0 else _further_layer(sizes, rms, random)
         for rule in rules_of(family, is_tied=False):
-            if rule.scope == "layer":
+            if rule.scope in ("layer", "dense"):
                 tensors[rule.name.format(layer=layer)] = made[rule.role]
     return tensors
 
@@ -196,7 +198,7 @@ def _plain(sizes: Sizes) -> dict[str, Array]:
     ones = np.ones(sizes.hidden, np.float32)
     return {
         "input_norm": ones,
-        "post_norm": ones,
+        "mlp_norm": ones,
         "q_bias": np.zeros(sizes.heads * HEAD_SIZE, np.float32),
         "k_bias": np.zeros(sizes.kv_heads * HEAD_SIZE, np.float32),
         "v_bias": np.zeros(sizes.kv_heads * HEAD_SIZE, np.float32),
