@@ -12,6 +12,7 @@ from agent.api.backend import RETRY_AFTER_S, Backend
 from agent.api.refusal import BUSY_RETRY_S, Refusal
 from agent.errors import ErrorDetail, FleetError
 from agent.serving.chat import ChatTemplate
+from agent.serving.grammar import GrammarCompiler
 from agent.serving.request import Request
 from agent.serving.scheduler import QueueFull
 from agent.serving.tokens import ModelTokens
@@ -26,6 +27,7 @@ class Face(msgspec.Struct, frozen=True, kw_only=True):
     attach: AttachBackend
     tokens: ModelTokens
     chat: ChatTemplate
+    grammars: GrammarCompiler
     since_s: float
     """Wall clock."""
 
@@ -126,7 +128,15 @@ class Deployment:
                 moved = previous.take_queued()
         is_same_model = self.face is None or self.face.attach.model.digest == backend.attach.model.digest
         self.face = Face(
-            attach=backend.attach, tokens=backend.tokens, chat=backend.chat, since_s=backend.attached_at_s
+            attach=backend.attach,
+            tokens=backend.tokens,
+            chat=backend.chat,
+            grammars=(
+                self.face.grammars
+                if self.face is not None and is_same_model
+                else GrammarCompiler(backend.tokens, vocab_size=backend.attach.model.vocab_size)
+            ),
+            since_s=backend.attached_at_s,
         )
         for request, timer in list(self._waiting.items()):
             timer.cancel()

@@ -44,6 +44,10 @@ class ModelTokens:
             raise FleetError("E710", f"{path} cannot be read: {error}") from error
         return cls(tokenizer, eos_token_ids=frozenset(eos_token_ids) | _eos_of_generation_config(model_dir))
 
+    def serialised(self) -> str:
+        """The tokenizer as the text of a tokenizer.json."""
+        return str(self._tokenizer.to_str())
+
     def encode(self, text: str, *, adds_special: bool) -> tuple[int, ...]:
         """Token ids. `adds_special` puts the model's own start tokens in front; chat templates bring theirs."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=adds_special).ids)

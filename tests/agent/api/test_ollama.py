@@ -226,7 +226,16 @@ def test_a_bad_option_is_named_with_what_is_allowed(http: httpx.Client, options:
         ("/api/generate", b"{}", "`model` is required"),
         ("/api/generate", b'{"model":"demo","prompt":5}', "`prompt` must be a string, got 5"),
         ("/api/generate", b'{"model":"demo","prompt":"x","context":[99999]}', "`context` must be a list of token"),
-        ("/api/generate", b'{"model":"demo","prompt":"x","format":"json"}', "`format` is not supported"),
+        (
+            "/api/generate",
+            b'{"model":"demo","prompt":"x","format":"xml"}',
+            'expected "json" or a valid JSON Schema',
+        ),
+        (
+            "/api/generate",
+            b'{"model":"demo","prompt":"x","format":{"type":"strin"}}',
+            "`format` cannot be compiled",
+        ),
         ("/api/generate", b'{"model":"demo","prompt":"x","images":["aa"]}', "`images` is not supported"),
         ("/api/generate", b'{"model":"demo","prompt":"x","keep_alive":[]}', "`keep_alive` must be"),
         ("/api/chat", b'{"model":"demo","messages":[{"role":"judge"}]}', "`messages[0].role` must be one of"),

@@ -27,6 +27,10 @@ def http(serving_rig: Rig) -> Iterator[httpx.Client]:
         yield http
 
 
+def json_schema(schema: Any, **more: Any) -> Any:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, **more}}
+
+
 def chat_prompt(content: str) -> list[int]:
     text = f"<|begin|><|user|>\n{content}<|end|>\n<|assistant|>\n"
     return [int(token) for token in small_tokenizer().encode(text, add_special_tokens=False).ids]
@@ -166,7 +170,19 @@ def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
         ({"stop": 7}, "stop"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema.schema",
+        ),
+        (
+            {"response_format": json_schema({"type": "object", "properties": {"a": {"type": "strin"}}})},
+            "response_format.json_schema.schema.properties.a",
+        ),
+        (
+            {"response_format": json_schema({"type": "array", "uniqueItems": True}, strict=True)},
+            "response_format.json_schema.schema",
+        ),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"messages": []}, "messages"),
