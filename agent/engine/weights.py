@@ -36,6 +36,11 @@ _FUSED_ROLES = {
 """Tensors that are multiplied with the same input lie in one, in the order in which `slice_shard` names them."""
 
 
+def expert_role(role: str, expert: int) -> str:
+    """The role of one expert's tensor: it is multiplied by itself, and only when a token asks for it."""
+    return f"experts.{expert}.{role}"
+
+
 class ShardWeights:
     """Tensors by role and layer (None outside the layers), fused ones under their fused role."""
 
@@ -95,7 +100,8 @@ def load_weights(
 
 
 def _key(piece: TensorSlice) -> tuple[str, int | None]:
-    return _FUSED_ROLES.get(piece.role, piece.role), piece.layer
+    role = _FUSED_ROLES.get(piece.role, piece.role)
+    return (role if piece.expert is None else expert_role(role, piece.expert)), piece.layer
 
 
 def _in_shard_file(path: Path, pieces: tuple[TensorSlice, ...]) -> tuple[_Source, ...]:
