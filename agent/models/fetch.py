@@ -3,7 +3,7 @@
 A model's directory is `var/models/DIGEST/` under the prefix:
 
     manifest.json           written first
-    config.json …           the small files
+    config.json …           the small files; of a GGUF model its header, `header.gguf`
     shards/KEY.safetensors  one file for each extent that a rank here owns
     shards/KEY.part         a shard under way, with KEY.journal: what of it is on disk, and its hash
 """
@@ -26,6 +26,8 @@ import msgspec
 
 from agent.errors import FleetError
 from agent.facts.model import ModelSpec
+from agent.models.files import CONFIG_FILE, HEADER_FILE
+from agent.models.gguf_types import stored_slice
 from agent.models.manifest import MANIFEST_FILE, check_manifest, hash_stream, is_small_file
 from agent.models.ranges import ranges_of, split_ranges
 from agent.models.safetensors_index import DTYPE_SIZES, encode_header
@@ -52,8 +54,11 @@ class _JournalLine(msgspec.Struct, frozen=True, array_like=True):
 
 
 def shard_slices(spec: ModelSpec, extent: ShardExtent) -> tuple[TensorSlice, ...]:
-    """The extent's slices in the order of the shard file: wide dtypes first, so that every tensor is aligned."""
-    sizes = {entry.name: DTYPE_SIZES[entry.dtype] for entry in spec.tensors}
+    """The extent's slices in the order of the shard file: wide dtypes first, so that every tensor is aligned.
+
+    Quantised blocks are bytes and come last.
+    """
+    sizes = {entry.name: DTYPE_SIZES.get(entry.dtype, 1) for entry in spec.tensors}
     return tuple(sorted(slice_shard(spec, extent), key=lambda piece: -sizes[piece.name]))
 
 
@@ -65,11 +70,26 @@ def shard_path(target_dir: Path, spec: ModelSpec, extent: ShardExtent) -> Path:
 
 
 def shard_header(spec: ModelSpec, slices: Sequence[TensorSlice], digest: str) -> bytes:
-    """Header of a shard file. Its metadata says which model it is of, and how each tensor was cut."""
-    dtypes = {entry.name: entry.dtype for entry in spec.tensors}
+    """Header of a shard file. Its metadata says which model it is of, and how each tensor was cut.
+
+    Quantised blocks stay as they are: rows of bytes, whose GGUF type, first column and columns are in the metadata.
+    """
+    entries = {entry.name: entry for entry in spec.tensors}
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    blocks: dict[str, tuple[str, int, int]] = {}
+    for piece in slices:
+        entry = entries[piece.name]
+        if entry.dtype in DTYPE_SIZES:
+            tensors[piece.name] = (entry.dtype, piece.sliced_shape)
+            continue
+        stored = stored_slice(entry, piece)
+        tensors[piece.name] = ("U8", (stored.length * stored.count // stored.row_bytes, stored.row_bytes))
+        blocks[piece.name] = (entry.dtype, stored.skip, stored.columns)
     cuts = {piece.name: (piece.dim, piece.begin, piece.end) for piece in slices if piece.dim is not None}
     metadata = {"format": "pt", "digest": digest, "cuts": msgspec.json.encode(cuts).decode()}
-    return encode_header({piece.name: (dtypes[piece.name], piece.sliced_shape) for piece in slices}, metadata)
+    if blocks:
+        metadata["blocks"] = msgspec.json.encode(blocks).decode()
+    return encode_header(tensors, metadata)
 
 
 async def fetch_shard(
@@ -126,8 +146,8 @@ async def fetch_small_files(
     async with locked(target_dir):
         write_whole(target_dir / MANIFEST_FILE, msgspec.json.encode(manifest))
         small = [file for file in manifest.files if is_small_file(file.name)]
-        # config.json comes last: where it is, all the others are
-        for file in sorted(small, key=lambda file: file.name == "config.json"):
+        # config.json (of GGUF: the header) comes last: where it is, all the others are
+        for file in sorted(small, key=lambda file: file.name in (CONFIG_FILE, HEADER_FILE)):
             path = target_dir / file.name
             if path.is_file() and await asyncio.to_thread(hash_stream, path) == file.sha256:
                 continue

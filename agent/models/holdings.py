@@ -7,14 +7,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from agent.errors import FleetError
+from agent.models.files import CONFIG_FILE, HEADER_FILE, gguf_models_in, is_model
+from agent.models.gguf_types import stored_quantisation
 from agent.models.manifest import (
     MANIFEST_FILE,
     cached_digest,
     hashed_paths,
     load_manifest,
-    model_files,
+    model_parts,
     read_manifest,
 )
+from agent.models.ollama_store import is_store, models_in
 from agent.models.spec import name_of, read_spec
 from agent.wire.agent import ModelHolding, ModelManifest
 
@@ -25,14 +28,14 @@ log = logging.getLogger(__name__)
 
 
 def find_model(search_dirs: Sequence[Path], *, cache_dir: Path, digest: str = "", path: str = "") -> Path | None:
-    """Complete model directory with this digest, or at this path, or None. Blocks.
+    """Path of a complete model with this digest, or this path itself, or None. Blocks.
 
     With both, what is at the path is hashed if need be. With the digest alone nothing is: a directory is found
     when `read_manifest` was called for it before, or when it was fetched or uploaded here whole.
     """
     if path:
         given = Path(path)
-        if not (given / "config.json").is_file():
+        if not is_model(given):
             return None
         if not digest or _has_digest(given, digest, cache_dir=cache_dir):
             return given
@@ -57,7 +60,7 @@ def list_holdings(search_dirs: Sequence[Path], *, host: str, cache_dir: Path) ->
     """
     holdings: dict[str, ModelHolding] = {}
     for search_dir in search_dirs:
-        for path in _model_dirs(search_dir):
+        for path in _models_below(search_dir):
             key = str(path.resolve())
             if key not in holdings:
                 holdings[key] = _holding(path, host=host, cache_dir=cache_dir)
@@ -70,7 +73,7 @@ def _holding(path: Path, *, host: str, cache_dir: Path) -> ModelHolding:
         if manifest is not None:
             return _managed_holding(path, manifest, host=host)
         spec = read_spec(path)
-        size = sum((path / name).stat().st_size for name in model_files(path))
+        size = sum(part.length for name, part in model_parts(path).items() if name != HEADER_FILE)
         return ModelHolding(
             host=host,
             name=spec.name,
@@ -81,6 +84,7 @@ def _holding(path: Path, *, host: str, cache_dir: Path) -> ModelHolding:
             size_bytes=size,
             is_complete=True,
             held_bytes=size,
+            quantisation=stored_quantisation(spec),
         )
     except FleetError as error:
         return ModelHolding(
@@ -111,6 +115,7 @@ def _managed_holding(path: Path, manifest: ModelManifest, *, host: str) -> Model
         size_bytes=sum(file.size for file in manifest.files),
         is_complete=not _missing(path, manifest),
         held_bytes=whole + shards,
+        quantisation=stored_quantisation(manifest.spec),
     )
 
 
@@ -137,8 +142,11 @@ def _digest_if_model(path: Path, *, cache_dir: Path) -> str:
         return ""  # it was there when it was hashed, and is gone or broken since
 
 
-def _model_dirs(search_dir: Path) -> Iterator[Path]:
-    """Directories with a `config.json` or a manifest, breadth first, nothing hidden, none inside another."""
+def _models_below(search_dir: Path) -> Iterator[Path]:
+    """Directories with a `config.json` or a manifest, GGUF files, and what Ollama's stores have, breadth first.
+
+    Nothing hidden, no model inside another.
+    """
     level = [search_dir]
     seen = 0
     for _ in range(MAX_DEPTH + 1):
@@ -147,10 +155,14 @@ def _model_dirs(search_dir: Path) -> Iterator[Path]:
             seen += 1
             if seen > MAX_DIRECTORIES or not path.is_dir():
                 continue
-            if (path / "config.json").is_file() or (path / MANIFEST_FILE).is_file():
+            if (path / CONFIG_FILE).is_file() or (path / MANIFEST_FILE).is_file():
                 yield path
                 continue
+            if is_store(path):
+                yield from models_in(path)
+                continue
             try:
+                yield from gguf_models_in(path)
                 below += sorted(
                     child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")
                 )

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from agent.errors import FleetError
+from agent.models.files import HEADER_FILE, OLLAMA_FILES, FilePart, gguf_files, is_gguf_model
 from agent.models.safetensors_index import INDEX_FILE, SINGLE_FILE, weight_files
 from agent.models.spec import read_spec
 from agent.wire.agent import ManifestFile, ModelManifest
@@ -27,6 +28,8 @@ SMALL_FILE_PATTERNS = (
     "tokenizer*.json",
     "special_tokens_map.json",
     "chat_template*",
+    HEADER_FILE,
+    *OLLAMA_FILES.values(),
 )
 HASH_PIECE_BYTES = 4 * 1024 * 1024
 _CACHE_FILE = "hashes.sqlite"
@@ -40,11 +43,23 @@ CREATE TABLE IF NOT EXISTS models (path TEXT PRIMARY KEY, digest TEXT);
 
 def model_files(path: Path) -> tuple[str, ...]:
     """Names of the files that make up a model, sorted; READMEs, pickles and second copies do not count."""
+    return tuple(sorted(model_parts(path)))
+
+
+def model_parts(path: Path) -> dict[str, FilePart]:
+    """The same files, and where on this host their bytes are. Raises E701, E702 or E704 when there is no model."""
+    if is_gguf_model(path):
+        return gguf_files(path)
     weights = weight_files(path)
     small = {file.name for pattern in SMALL_FILE_PATTERNS for file in path.glob(pattern) if file.is_file()}
     # an index beside model.safetensors belongs to a second, sharded copy
     index = () if weights == (SINGLE_FILE,) else (INDEX_FILE,)
-    return tuple(sorted({*small, *weights, *index}))
+    return {
+        name: FilePart(
+            path=path / name, offset=0, length=(path / name).stat().st_size if (path / name).is_file() else 0
+        )
+        for name in {*small, *weights, *index}
+    }
 
 
 def is_small_file(name: str) -> bool:
@@ -55,7 +70,7 @@ def is_small_file(name: str) -> bool:
 def is_model_file(name: str) -> bool:
     """True of names that a manifest may have. All are plain names: nothing leads out of the directory."""
     is_plain = name == Path(name).name and not name.startswith(".")
-    return is_plain and (is_small_file(name) or name == INDEX_FILE or name.endswith(".safetensors"))
+    return is_plain and (is_small_file(name) or name == INDEX_FILE or name.endswith((".safetensors", ".gguf")))
 
 
 def read_manifest(path: Path, *, cache_dir: Path, name: str = "") -> ModelManifest:
@@ -67,11 +82,9 @@ def read_manifest(path: Path, *, cache_dir: Path, name: str = "") -> ModelManife
     spec = read_spec(path, name=name or (written.spec.name if written is not None else ""))
     files = []
     with closing(_open_cache(cache_dir)) as cache:
-        for file in model_files(path):
-            entry = _cached(path / file, cache)
-            if entry is None:
-                entry = _hash_file(path / file, cache)
-            files.append(entry)
+        for file, part in sorted(model_parts(path).items()):
+            sha256 = _cached(part, cache) or _hash_part(part, cache)
+            files.append(ManifestFile(name=file, size=part.length, sha256=sha256))
         digest = digest_of(files)
         with cache:
             cache.execute("INSERT OR REPLACE INTO models VALUES (?, ?)", (str(path.resolve()), digest))
@@ -85,11 +98,11 @@ def cached_digest(path: Path, *, cache_dir: Path) -> str:
     """
     files = []
     with closing(_open_cache(cache_dir)) as cache:
-        for file in model_files(path):
-            entry = _cached(path / file, cache)
-            if entry is None:
+        for file, part in model_parts(path).items():
+            sha256 = _cached(part, cache)
+            if not sha256:
                 return ""
-            files.append(entry)
+            files.append(ManifestFile(name=file, size=part.length, sha256=sha256))
     return digest_of(files)
 
 
@@ -129,37 +142,49 @@ def load_manifest(path: Path) -> ModelManifest | None:
         raise FleetError("E706", f"{file} is not a manifest: {error}", hint="delete the directory") from error
 
 
-def hash_stream(path: Path) -> str:
-    """sha256 of a file in hex, read in pieces."""
+def hash_stream(path: Path, length: int | None = None) -> str:
+    """sha256 of a file in hex, read in pieces; of its first `length` bytes if that is given."""
     digest = hashlib.sha256()
+    missing = path.stat().st_size if length is None else length
     with path.open("rb") as file:
-        while piece := file.read(HASH_PIECE_BYTES):
+        while piece := file.read(min(HASH_PIECE_BYTES, missing) if length is not None else HASH_PIECE_BYTES):
             digest.update(piece)
+            missing -= len(piece)
     return digest.hexdigest()
 
 
-def _hash_file(path: Path, cache: sqlite3.Connection) -> ManifestFile:
-    before = _identity(path)
-    sha256 = hash_stream(path)
-    if _identity(path) != before:
+def _hash_part(part: FilePart, cache: sqlite3.Connection) -> str:
+    before = _identity(part.path)
+    sha256 = hash_stream(part.path, part.length)
+    if _identity(part.path) != before:
         raise FleetError(
-            "E706", f"{path} changed while it was read", hint="wait until it is written, then ask again"
+            "E706", f"{part.path} changed while it was read", hint="wait until it is written, then ask again"
+        )
+    if part.sha256 and sha256 != part.sha256:
+        raise FleetError(
+            "E706",
+            f"{part.path} has the hash {sha256[:12]}, its name promises {part.sha256[:12]}",
+            hint="pull the model again",
         )
     with cache:
-        row = (str(path.resolve()), *before, sha256)
-        cache.execute("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?, ?)", row)
-    return ManifestFile(name=path.name, size=before[0], sha256=sha256)
+        cache.execute("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?, ?)", (_key(part), *before, sha256))
+    return sha256
 
 
-def _cached(path: Path, cache: sqlite3.Connection) -> ManifestFile | None:
-    if not path.is_file():
-        return None
-    identity = _identity(path)
+def _cached(part: FilePart, cache: sqlite3.Connection) -> str:
+    """The hash that is known of these bytes, or "" when there is none or the file is another now."""
+    if not part.path.is_file():
+        return ""
     row = cache.execute(
         "SELECT sha256 FROM hashes WHERE path = ? AND size = ? AND mtime_ns = ? AND inode = ?",
-        (str(path.resolve()), *identity),
+        (_key(part), *_identity(part.path)),
     ).fetchone()
-    return None if row is None else ManifestFile(name=path.name, size=identity[0], sha256=row[0])
+    return "" if row is None else str(row[0])
+
+
+def _key(part: FilePart) -> str:
+    path = part.path.resolve()
+    return str(path) if part.length == path.stat().st_size else f"{path}\0{part.length}"
 
 
 def _identity(path: Path) -> tuple[int, int, int]:

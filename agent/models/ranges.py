@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from agent.errors import FleetError
 from agent.facts.model import ModelSpec, TensorEntry
+from agent.models.files import FilePart, locate
+from agent.models.gguf_types import stored_slice
 from agent.models.manifest import is_model_file
-from agent.models.safetensors_index import DTYPE_SIZES
 from agent.planner.shards import TensorSlice
 from agent.wire.agent import ByteRange
 
@@ -27,19 +27,13 @@ def ranges_of(spec: ModelSpec, slices: Iterable[TensorSlice]) -> list[ByteRange]
 
 
 def range_of(entry: TensorEntry, piece: TensorSlice) -> ByteRange:
-    """Where a slice's bytes are. `count` pieces of `length`, `stride` apart; row-major, any number of dims."""
-    assert entry.shape == piece.shape, f"{entry.name}: {entry.shape} on disk, {piece.shape} planned"
-    if piece.dim is None:
-        return ByteRange(file=entry.file, offset=entry.offset, length=entry.length, stride=entry.length, count=1)
-    inner = math.prod(piece.shape[piece.dim + 1 :]) * DTYPE_SIZES[entry.dtype]
-    length = (piece.end - piece.begin) * inner
-    stride = piece.shape[piece.dim] * inner
+    """Where a slice's bytes are. `count` pieces of `length`, `stride` apart; row-major, any number of dims.
+
+    Of a quantised tensor they are whole blocks: those at the ends of a cut may have more than the slice.
+    """
+    found = stored_slice(entry, piece)
     return ByteRange(
-        file=entry.file,
-        offset=entry.offset + piece.begin * inner,
-        length=length,
-        stride=stride,
-        count=math.prod(piece.shape[: piece.dim]),
+        file=entry.file, offset=found.offset, length=found.length, stride=found.stride, count=found.count
     )
 
 
@@ -61,13 +55,13 @@ def split_ranges(ranges: Iterable[ByteRange], limit: int = MAX_REQUEST_BYTES) ->
 def check_ranges(model_dir: Path, ranges: Iterable[ByteRange], *, limit: int = MAX_REQUEST_BYTES) -> int:
     """Bytes that the ranges have. Raises E709 for a name, a place or an amount that cannot be served."""
     total = 0
+    sizes: dict[str, int] = {}
     for piece in ranges:
         if not is_model_file(piece.file):
             raise FleetError("E709", f"{piece.file!r} is no model file")
-        try:
-            size = (model_dir / piece.file).stat().st_size
-        except FileNotFoundError as error:
-            raise FleetError("E709", f"{model_dir} has no {piece.file}") from error
+        if piece.file not in sizes:
+            sizes[piece.file] = locate(model_dir, piece.file).length
+        size = sizes[piece.file]
         if min(piece.offset, piece.length, piece.count) < 0 or (piece.count > 1 and piece.stride < piece.length):
             raise FleetError("E709", f"{piece.file}: a range with negative or overlapping pieces: {piece}")
         end = piece.offset + max(piece.count - 1, 0) * piece.stride + piece.length
@@ -119,19 +113,23 @@ def _split(whole: ByteRange, limit: int) -> Iterator[ByteRange]:
 
 
 def _read(model_dir: Path, ranges: list[ByteRange]) -> Iterator[bytes]:
+    parts: dict[str, FilePart] = {}
     for piece in ranges:
         if not piece.num_bytes:
             continue
-        with (model_dir / piece.file).open("rb") as file:
+        if piece.file not in parts:
+            parts[piece.file] = locate(model_dir, piece.file)
+        part = parts[piece.file]
+        with part.path.open("rb") as file:
             # Rows of a narrow cut are a few KiB: gathered, they make pieces worth sending
             gathered = bytearray()
             for index in range(piece.count):
-                file.seek(piece.offset + index * piece.stride)
+                file.seek(part.offset + piece.offset + index * piece.stride)
                 missing = piece.length
                 while missing:
                     data = file.read(min(missing, READ_PIECE_BYTES - len(gathered)))
                     if not data:
-                        raise FleetError("E704", f"{model_dir / piece.file} was cut off while it was read")
+                        raise FleetError("E704", f"{part.path} was cut off while it was read")
                     gathered += data
                     missing -= len(data)
                     if len(gathered) == READ_PIECE_BYTES:

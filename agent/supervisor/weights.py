@@ -12,8 +12,10 @@ from agent.api.cluster_client import ClusterClient
 from agent.errors import FleetError
 from agent.facts.model import ModelSpec
 from agent.models.fetch import fetch_shard, fetch_small_files, shard_path
+from agent.models.files import has_small_files
 from agent.models.holdings import find_model, list_holdings
 from agent.models.manifest import load_manifest, read_manifest
+from agent.models.ollama_store import known_stores
 from agent.models.ranges import hash_ranges, read_ranges
 from agent.models.sources import RangeAnswer, RangeSource
 from agent.models.upload import receive_upload
@@ -62,7 +64,7 @@ class WeightStore:
         self._config = config
         self._paths = paths
         self._client = client
-        self._search_dirs = (paths.models, *(Path(path) for path in config.model_dirs))
+        self._search_dirs = (paths.models, *(Path(path) for path in config.model_dirs), *known_stores())
         self._cache_dir = paths.models
 
     async def holdings(self) -> tuple[ModelHolding, ...]:
@@ -97,7 +99,7 @@ class WeightStore:
         sources = [AgentSource(self._client, address) for address in order.sources]
         target = self._paths.models / digest
         fetched = 0
-        if load_manifest(target) is None or not (target / "config.json").is_file():
+        if load_manifest(target) is None or not has_small_files(target):
             manifest = await self._fetch_manifest(order)
             fetched += await fetch_small_files(manifest, target_dir=target, sources=_as_sources(sources))
         for extent in order.extents.values():
@@ -126,7 +128,7 @@ class WeightStore:
         """Directory with the model's small files. Raises E701 when it is not here."""
         whole = await self._find_own(model)
         target = self._paths.models / model.digest
-        if whole is None and not (target / "config.json").is_file():
+        if whole is None and not has_small_files(target):
             raise FleetError("E701", f"the tokenizer of {model.name} is not here", host=self._config.host)
         return whole or target
 

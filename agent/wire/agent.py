@@ -132,7 +132,9 @@ class ModelHolding(msgspec.Struct, frozen=True, kw_only=True):
     is_complete: bool
     held_bytes: int
     trouble: str = ""
-    """Why it cannot be run: a broken or unsupported model directory."""
+    """Why it cannot be run: a broken or unsupported model."""
+    quantisation: str = ""
+    """GGUF's name of what most of its weights are stored as (`Q4_K`); empty: they are not quantised."""
 
 
 class ModelQuery(msgspec.Struct, frozen=True, kw_only=True):

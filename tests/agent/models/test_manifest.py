@@ -68,9 +68,9 @@ def test_a_restart_reads_no_file_again(models: Models, tmp_path: Path, monkeypat
     hashed: list[str] = []
     original = manifest_module.hash_stream
 
-    def counting(file: Path) -> str:
+    def counting(file: Path, length: int) -> str:
         hashed.append(file.name)
-        return original(file)
+        return original(file, length)
 
     monkeypatch.setattr(manifest_module, "hash_stream", counting)
     assert cached_digest(path, cache_dir=tmp_path / "cache") == ""
