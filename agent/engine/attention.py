@@ -1,6 +1,7 @@
-"""Attention of one step against the KV cache, slice by slice.
+"""Attention of one step against the KV cache.
 
-Shapes: T tokens of the step, N of a slice, H local query heads, K local KV heads, G = H / K, S head size, L keys.
+Shapes: T tokens of the step, N of a slice, H local query heads, K local KV heads, G = H / K, S head size, L keys,
+P places of the cache.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agent.engine.batch import Batch
+from agent.engine.batch import Batch, Reads
 from agent.engine.kv_cache import KvCache
+from agent.planner.plan import Range
 
 
 def attend(
@@ -31,35 +33,89 @@ def attend(
     The queries that share a KV head stand behind each other as one long query, so that keys and values are read
     in place and never repeated.
     """
-    _, num_heads, head_size = queries_THS.shape
-    num_kv_heads = cache.keys.shape[2]
-    group = num_heads // num_kv_heads
-    attended = queries_THS.new_empty((queries_THS.shape[0], num_heads * head_size))
-    for span in batch.spans:
-        num_tokens = span.row_end - span.row
-        queries_KgS = (
-            queries_THS[span.row : span.row_end]
-            .view(num_tokens, num_kv_heads, group, head_size)
-            .permute(1, 2, 0, 3)
-            .reshape(1, num_kv_heads, group * num_tokens, head_size)
+    keys_1KPS, values_1KPS = cache.layer(layer)
+    num_tokens, num_heads, head_size = queries_THS.shape
+    num_kv_heads = keys_1KPS.shape[1]
+    queries_TKGS = queries_THS.view(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_size)
+    may_split = softcap is None and queries_THS.device.type == "cpu"
+    reads = batch.reads(window, may_split=may_split)
+    pieces: list[Tensor] = []
+    for span in reads.whole:
+        queries_NKGS = queries_TKGS.narrow(0, span.row, span.num_rows)
+        stretches = span.stretches(window)
+        keys_1KLS, values_1KLS = _gather(keys_1KPS, stretches), _gather(values_1KPS, stretches)
+        mask = batch.mask(span, window, queries_TKGS.shape[2])
+        pieces.append(_mix(queries_NKGS, keys_1KLS, values_1KLS, mask=mask, scale=scale, softcap=softcap))
+    if not reads.parts:
+        attended_TKGS = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    elif not pieces:
+        attended_TKGS = _mix_parts(queries_TKGS, cache.layer(layer), reads, scale=scale)
+    else:
+        assert reads.split_rows is not None
+        attended_TKGS = torch.empty_like(queries_TKGS)
+        for span, piece in zip(reads.whole, pieces, strict=True):
+            attended_TKGS.narrow(0, span.row, span.num_rows).copy_(piece)
+        split_TKGS = queries_TKGS.index_select(0, reads.split_rows)
+        mixed_TKGS = _mix_parts(split_TKGS, cache.layer(layer), reads, scale=scale)
+        attended_TKGS.index_copy_(0, reads.split_rows, mixed_TKGS)
+    return attended_TKGS.reshape(num_tokens, num_heads * head_size)
+
+
+def _gather(layer_1KPS: Tensor, stretches: list[Range]) -> Tensor:
+    """The keys of a sequence, 1 x K x L x S: a view when they lie in one stretch."""
+    views = [layer_1KPS.narrow(2, begin, end - begin) for begin, end in stretches]
+    return views[0] if len(views) == 1 else torch.cat(views, dim=2)
+
+
+def _mix(
+    queries_NKGS: Tensor,
+    keys_1KLS: Tensor,
+    values_1KLS: Tensor,
+    *,
+    mask: Tensor | None,
+    scale: float | None,
+    softcap: float | None,
+) -> Tensor:
+    """The values that N queries of one sequence see, mixed: N x K x G x S."""
+    num_tokens, num_kv_heads, group, head_size = queries_NKGS.shape
+    if num_tokens == 1:
+        queries_1KQS = queries_NKGS
+    else:
+        queries_1KQS = queries_NKGS.transpose(0, 1).reshape(1, num_kv_heads, num_tokens * group, head_size)
+    if softcap is None:
+        mixed_1KQS = functional.scaled_dot_product_attention(
+            queries_1KQS, keys_1KLS, values_1KLS, attn_mask=mask, scale=scale
         )
-        keys = slice(span.key_begin(window), span.end)
-        keys_KLS = cache.keys[layer, span.slot, :, keys].unsqueeze(0)
-        values_KLS = cache.values[layer, span.slot, :, keys].unsqueeze(0)
-        mask = batch.mask(span, window, group)
-        if softcap is None:
-            mixed = functional.scaled_dot_product_attention(
-                queries_KgS, keys_KLS, values_KLS, attn_mask=mask, scale=scale
-            )
-        else:
-            scores = torch.matmul(queries_KgS, keys_KLS.transpose(2, 3)).float()
-            scores.mul_((head_size**-0.5 if scale is None else scale) / softcap).tanh_().mul_(softcap)
-            if mask is not None:
-                scores.add_(mask)
-            mixed = torch.matmul(scores.softmax(dim=-1).to(values_KLS.dtype), values_KLS)
-        attended[span.row : span.row_end] = (
-            mixed.view(num_kv_heads, group, num_tokens, head_size)
-            .permute(2, 0, 1, 3)
-            .reshape(num_tokens, num_heads * head_size)
+    else:
+        scores = torch.matmul(queries_1KQS, keys_1KLS.transpose(2, 3)).float()
+        scores.mul_((head_size**-0.5 if scale is None else scale) / softcap).tanh_().mul_(softcap)
+        if mask is not None:
+            scores.add_(mask)
+        mixed_1KQS = torch.matmul(scores.softmax(dim=-1).to(values_1KLS.dtype), values_1KLS)
+    if num_tokens == 1:
+        return mixed_1KQS
+    return mixed_1KQS.view(num_kv_heads, num_tokens, group, head_size).transpose(0, 1)
+
+
+def _mix_parts(queries_TKGS: Tensor, stored: tuple[Tensor, Tensor], reads: Reads, *, scale: float | None) -> Tensor:
+    """Attention over each part by itself, weighed by its share of the softmax's sum (FlashDecoding's reduction)."""
+    keys_1KPS, values_1KPS = stored
+    num_tokens, num_kv_heads, group, head_size = queries_TKGS.shape
+    shape = (reads.num_levels, num_tokens, num_kv_heads, group)
+    mixed = queries_TKGS.new_zeros((*shape, head_size), dtype=torch.float32)
+    sums = queries_TKGS.new_full(shape, float("-inf"), dtype=torch.float32)
+    for part in reads.parts:
+        num_rows = part.rows.shape[0]
+        queries_KNGS = queries_TKGS.index_select(0, part.rows).transpose(0, 1)
+        begin, end = part.places
+        mixed_1KQS, sums_1KQ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            queries_KNGS.reshape(1, num_kv_heads, num_rows * group, head_size),
+            keys_1KPS.narrow(2, begin, end - begin),
+            values_1KPS.narrow(2, begin, end - begin),
+            scale=scale,
         )
-    return attended
+        mixed_KNGS = mixed_1KQS.view(num_kv_heads, num_rows, group, head_size)
+        mixed[part.level].index_copy_(0, part.rows, mixed_KNGS.transpose(0, 1).float())
+        sums_KNG = sums_1KQ.reshape(num_kv_heads, num_rows, group)
+        sums[part.level].index_copy_(0, part.rows, sums_KNG.transpose(0, 1))
+    return mixed.mul_(sums.softmax(dim=0).unsqueeze(-1)).sum(dim=0).to(queries_TKGS.dtype)

@@ -1,16 +1,19 @@
-"""A step as tensors: tokens of all slices behind each other, and where each slice's rows and keys are.
+"""A step as tensors: tokens of all slices behind each other, where their keys go, and which keys each one reads.
 
 Shapes: T tokens of the step, N tokens of a slice, G queries per KV head, L keys that a slice may look at.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from agent.errors import FleetError
+from agent.engine.block_table import BlockTable
+from agent.planner.memory import MAX_PARTS
+from agent.planner.plan import Range
 from agent.wire.rank import Step
 
 
@@ -22,6 +25,11 @@ class SliceSpan:
     row: int
     row_end: int
     start: int
+    table: BlockTable
+
+    @property
+    def num_rows(self) -> int:
+        return self.row_end - self.row
 
     @property
     def end(self) -> int:
@@ -30,6 +38,30 @@ class SliceSpan:
     def key_begin(self, window: int | None) -> int:
         """First position that any of its queries sees."""
         return max(0, self.start - window + 1) if window else 0
+
+    def stretches(self, window: int | None) -> list[Range]:
+        """Places of the keys that its queries see."""
+        return self.table.stretches(self.key_begin(window), self.end)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A stretch of keys that is only some of what its rows see. `level` tells the parts of a row apart."""
+
+    places: Range
+    rows: Tensor
+    level: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reads:
+    """Which keys each row reads: either all in one piece, or part by part."""
+
+    whole: tuple[SliceSpan, ...]
+    parts: tuple[Part, ...] = ()
+    split_rows: Tensor | None = None
+    """Rows of the step that are read in parts; `Part.rows` counts among them. None: no row is, or every row."""
+    num_levels: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,25 +72,66 @@ class Batch:
     """T."""
     spans: tuple[SliceSpan, ...]
     sampling_rows: tuple[int, ...]
-    """Last row of each slice that samples, in the step's order."""
+    """Rows to draw after, in the step's order: the last one of each slice that samples, and one more per draft."""
     kind: torch.dtype
+    single_rows: Tensor | None
+    """Rows of slices of one token; None when every row is one."""
+    single_places: Tensor | None
+    """Where their keys go; None when there are none."""
+    stretches: tuple[tuple[int, int, int], ...]
+    """(row, place, length) of the others."""
     _masks: dict[tuple[int, int | None, int], Tensor] = field(default_factory=dict)
+    _reads: dict[tuple[int | None, bool], Reads] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
         return int(self.tokens.shape[0])
 
     def mask(self, span: SliceSpan, window: int | None, group: int) -> Tensor | None:
-        """Added to the scores, (G x N) x L, group-major; None where every query sees every key.
+        """Added to the scores, (N x G) x L, token-major; None where every query sees every key.
 
         Made when first asked for: layers of one model may differ in their window.
         """
-        if span.row_end - span.row == 1:
+        if span.num_rows == 1:
             return None  # its keys are cut to what it may see already
         key = (span.row, window, group)
         if key not in self._masks:
-            self._masks[key] = self._make_mask(span, window).repeat(group, 1)
+            self._masks[key] = self._make_mask(span, window).repeat_interleave(group, dim=0)
         return self._masks[key]
+
+    def reads(self, window: int | None, *, may_split: bool) -> Reads:
+        """What attention with this window reads, planned once for all layers that have it."""
+        key = (window, may_split)
+        if key not in self._reads:
+            self._reads[key] = self._split_reads(window) if may_split else Reads(whole=self.spans)
+        return self._reads[key]
+
+    def _split_reads(self, window: int | None) -> Reads:
+        """Rows whose keys lie in a few runs are read run by run, and those that share a run read it together."""
+        whole: list[SliceSpan] = []
+        split: list[int] = []
+        shared: dict[tuple[int, Range], list[int]] = {}
+        for span in self.spans:
+            stretches = span.stretches(window) if span.num_rows == 1 else []
+            if not 1 < len(stretches) <= MAX_PARTS:
+                whole.append(span)
+                continue
+            for level, places in enumerate(stretches):
+                shared.setdefault((level, places), []).append(len(split))
+            split.append(span.row)
+        if not split:
+            return Reads(whole=self.spans)
+        return Reads(
+            whole=tuple(whole),
+            parts=tuple(
+                Part(places=places, rows=self._index(rows), level=level) for (level, places), rows in shared.items()
+            ),
+            split_rows=self._index(split) if whole else None,
+            num_levels=1 + max(level for level, _ in shared),
+        )
+
+    def _index(self, rows: list[int]) -> Tensor:
+        return torch.tensor(rows, dtype=torch.int64, device=self.tokens.device)
 
     def _make_mask(self, span: SliceSpan, window: int | None) -> Tensor:
         device = self.positions.device
@@ -70,52 +143,41 @@ class Batch:
         return torch.zeros(is_hidden.shape, dtype=self.kind, device=device).masked_fill_(is_hidden, float("-inf"))
 
 
-def check_step(step: Step, *, lengths: list[int], context: int, vocab_size: int) -> None:
-    """Raise E806 when a step cannot be executed on a cache with these valid lengths.
-
-    Going back to an earlier position of a slot is allowed; leaving a gap is not.
-    """
-    if not step.slices:
-        raise _broken(step, "it has no slices")
-    slots = [piece.slot for piece in step.slices]
-    if len(set(slots)) != len(slots):
-        raise _broken(step, f"a slot appears twice in {slots}")
-    for piece in step.slices:
-        if not 0 <= piece.slot < len(lengths):
-            raise _broken(step, f"slot {piece.slot} of {len(lengths)}")
-        if not piece.tokens:
-            raise _broken(step, f"slot {piece.slot} has no tokens")
-        if not 0 <= piece.start <= lengths[piece.slot]:
-            raise _broken(
-                step, f"slot {piece.slot} goes on at {piece.start}, its cache holds {lengths[piece.slot]} positions"
-            )
-        if piece.start + len(piece.tokens) > context:
-            raise _broken(
-                step, f"slot {piece.slot} would hold {piece.start + len(piece.tokens)} of {context} positions"
-            )
-        if min(piece.tokens) < 0 or max(piece.tokens) >= vocab_size:
-            raise _broken(step, f"slot {piece.slot} has a token outside the vocabulary of {vocab_size}")
-
-
-def lay_out(step: Step, *, kind: torch.dtype, device: torch.device) -> Batch:
+def lay_out(step: Step, tables: Sequence[BlockTable], *, kind: torch.dtype, device: torch.device) -> Batch:
+    """`tables` are those of the slots, which hold the blocks of this step's slices already."""
     tokens: list[int] = []
     positions: list[int] = []
     spans: list[SliceSpan] = []
+    sampling_rows: list[int] = []
+    single_rows: list[int] = []
+    single_places: list[int] = []
+    stretches: list[tuple[int, int, int]] = []
     for piece in step.slices:
-        row = len(tokens)
+        row, table = len(tokens), tables[piece.slot]
         tokens.extend(piece.tokens)
-        positions.extend(range(piece.start, piece.start + len(piece.tokens)))
-        spans.append(SliceSpan(slot=piece.slot, row=row, row_end=len(tokens), start=piece.start))
+        end = piece.start + len(piece.tokens)
+        positions.extend(range(piece.start, end))
+        spans.append(SliceSpan(slot=piece.slot, row=row, row_end=len(tokens), start=piece.start, table=table))
+        if piece.samples:
+            sampling_rows.extend(range(len(tokens) - 1 - piece.drafts, len(tokens)))
+        if len(piece.tokens) == 1:
+            single_rows.append(row)
+            single_places.append(table.place(piece.start))
+            continue
+        for begin, place_end in table.stretches(piece.start, end):
+            stretches.append((row, begin, place_end - begin))
+            row += place_end - begin
+
+    def index(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
     return Batch(
-        tokens=torch.tensor(tokens, dtype=torch.int64, device=device),
-        positions=torch.tensor(positions, dtype=torch.int64, device=device),
+        tokens=index(tokens),
+        positions=index(positions),
         spans=tuple(spans),
-        sampling_rows=tuple(
-            span.row_end - 1 for span, piece in zip(spans, step.slices, strict=True) if piece.samples
-        ),
+        sampling_rows=tuple(sampling_rows),
         kind=kind,
+        single_rows=index(single_rows) if single_rows and stretches else None,
+        single_places=index(single_places) if single_rows else None,
+        stretches=tuple(stretches),
     )
-
-
-def _broken(step: Step, why: str) -> FleetError:
-    return FleetError("E806", f"step {step.step_id} cannot be executed: {why}", hint="a fault of the gateway")

@@ -9,7 +9,7 @@ import time
 import torch
 from torch import Tensor
 
-from agent.engine.batch import Batch, check_step, lay_out
+from agent.engine.batch import Batch, lay_out
 from agent.engine.decoder import Decoder
 from agent.engine.inbox import Inbox, LinkOrder, StepOrder
 from agent.engine.kv_cache import KvCache
@@ -17,9 +17,11 @@ from agent.engine.links.build import Links, RankPosition
 from agent.engine.memory import check_memory
 from agent.engine.sampling import Sampler
 from agent.engine.status_board import StatusBoard
+from agent.engine.step_check import check_step
 from agent.engine.weights import load_weights
 from agent.errors import FleetError
 from agent.facts.model import DTYPE_BYTES
+from agent.planner.plan import BLOCK_TOKENS
 from agent.planner.shards import shard_weight_bytes
 from agent.wire.rank import LinkRank, RankConfig, SampledToken, StepDone, StepFailed
 
@@ -109,6 +111,7 @@ class Executor:
                 num_layers=config.extent.layers[1] - config.extent.layers[0],
                 batch=config.batch,
                 context=config.context,
+                num_blocks=kv_blocks(config),
                 num_kv_heads=config.extent.kv_heads[1] - config.extent.kv_heads[0],
                 head_size=config.model.head_size,
                 kind=self._kind,
@@ -195,15 +198,14 @@ class Executor:
 
     def _run_step(self, order: StepOrder, links: Links) -> StepDone | None:
         config, step = self._config, order.step
-        check_step(
-            step, lengths=self._cache.lengths, context=self._cache.context, vocab_size=config.model.vocab_size
-        )
+        check_step(step, self._cache, vocab_size=config.model.vocab_size)
         key = (step.step_id, order.checksum)
         reduce = _unreduced
         if links.group is not None:
             links.group.agree_on(key)
             reduce = links.group.all_reduce
-        batch = lay_out(step, kind=self._kind, device=self._device)
+        self._cache.admit(step.slices)
+        batch = lay_out(step, self._cache.tables, kind=self._kind, device=self._device)
         if links.receiver is None:
             hidden_TD = self._decoder.embed(batch.tokens, reduce)
         else:
@@ -245,11 +247,16 @@ class Executor:
         order.replies.post(StepFailed(step_id=order.step.step_id, error=detail))
 
 
+def kv_blocks(config: RankConfig) -> int:
+    """Blocks of the KV cache of each layer: as many as the plan says, or every slot at its full context."""
+    return config.kv_blocks or config.batch * -(-config.context // BLOCK_TOKENS)
+
+
 def kv_cache_bytes(config: RankConfig) -> int:
-    """2 x layers x batch x context x KV heads x head size x bytes of the dtype."""
+    """2 x layers x blocks x positions of a block x KV heads x head size x bytes of the dtype."""
     layers = config.extent.layers[1] - config.extent.layers[0]
     kv_heads = config.extent.kv_heads[1] - config.extent.kv_heads[0]
-    positions = config.batch * config.context
+    positions = kv_blocks(config) * BLOCK_TOKENS
     return 2 * layers * positions * kv_heads * config.model.head_size * DTYPE_BYTES[config.dtype]
 
 

@@ -1,18 +1,24 @@
-"""Keys and values of every slot: allocated once, to the planned byte, and never grown."""
+"""Keys and values of every sequence, in blocks: allocated once, to the planned byte, and never grown."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from agent.engine.batch import Batch
+from agent.engine.block_table import BlockTable
+from agent.planner.plan import BLOCK_TOKENS
+from agent.wire.rank import SequenceSlice
 
 
 class KvCache:
-    """`batch` slots of `context` positions for each local layer and KV head.
+    """`num_blocks` blocks of `BLOCK_TOKENS` positions for each local layer and KV head; slots share them.
 
-    `lengths[slot]` positions of a slot are valid. Bytes: 2 x layers x batch x KV heads x context x head size x
-    bytes of the dtype.
+    `keys` and `values` are layers x 1 x KV heads x places x head size: what attention reads of a layer is a view.
+    `lengths[slot]` positions of a slot are valid. Bytes: 2 x layers x places x KV heads x head size x bytes of the
+    dtype.
     """
 
     def __init__(
@@ -21,28 +27,64 @@ class KvCache:
         num_layers: int,
         batch: int,
         context: int,
+        num_blocks: int,
         num_kv_heads: int,
         head_size: int,
         kind: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (num_layers, batch, num_kv_heads, context, head_size)
+        shape = (num_layers, 1, num_kv_heads, num_blocks * BLOCK_TOKENS, head_size)
         # written through now: memory that is not there must show while loading, not in the middle of a stream
         self.keys = torch.empty(shape, dtype=kind, device=device).fill_(0)
         self.values = torch.empty(shape, dtype=kind, device=device).fill_(0)
         self.context = context
+        self.num_blocks = num_blocks
         self.lengths = [0] * batch
+        self.tables = [BlockTable() for _ in range(batch)]
+        self._layers = tuple(zip(self.keys, self.values, strict=True))
+        self._blocks_per_slot = -(-context // BLOCK_TOKENS)
 
     @property
     def num_bytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 
+    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values, each 1 x KV heads x places x head size."""
+        return self._layers[layer]
+
+    def own_blocks(self, piece: SequenceSlice) -> Sequence[int]:
+        """Blocks that a slice adds to its slot's table: those it names, or at the start the slot's own context."""
+        if not piece.new_blocks and begins(piece) and self.num_blocks >= len(self.lengths) * self._blocks_per_slot:
+            return range(piece.slot * self._blocks_per_slot, (piece.slot + 1) * self._blocks_per_slot)
+        return piece.new_blocks
+
+    def admit(self, slices: list[SequenceSlice]) -> None:
+        """Begin sequences and take their blocks in, before a step that `check_step` has passed."""
+        for piece in slices:
+            table = self.tables[piece.slot]
+            if begins(piece):
+                table.clear()
+                self.lengths[piece.slot] = len(piece.history)
+            table.extend(self.own_blocks(piece))
+
     def store(self, layer: int, batch: Batch, keys_TKS: Tensor, values_TKS: Tensor) -> None:
-        """Keep the keys and values of the step's rows, each at its position of its slot."""
-        for span in batch.spans:
-            rows, positions = slice(span.row, span.row_end), slice(span.start, span.end)
-            self.keys[layer, span.slot, :, positions] = keys_TKS[rows].transpose(0, 1)
-            self.values[layer, span.slot, :, positions] = values_TKS[rows].transpose(0, 1)
+        """Keep the keys and values of the step's rows at their places."""
+        for stored, rows_TKS in zip(self._layers[layer], (keys_TKS, values_TKS), strict=True):
+            rows_KTS = rows_TKS.transpose(0, 1)
+            stored_KPS = stored[0]
+            if batch.single_places is not None:
+                single = batch.single_rows
+                single_KTS = rows_KTS if single is None else rows_KTS.index_select(1, single)
+                stored_KPS.index_copy_(1, batch.single_places, single_KTS)
+            for row, place, length in batch.stretches:
+                stored_KPS.narrow(1, place, length).copy_(rows_KTS.narrow(1, row, length))
 
     def forget(self) -> None:
         self.lengths = [0] * len(self.lengths)
+        for table in self.tables:
+            table.clear()
+
+
+def begins(piece: SequenceSlice) -> bool:
+    """Whether a slice is the first of a sequence."""
+    return piece.params is not None or piece.start == 0

@@ -10,7 +10,7 @@ import msgspec
 from agent.facts.cluster import DeviceKind
 from agent.facts.model import DTYPE_BYTES, ModelSpec
 from agent.planner.layout import Layout, Share, StageLayout, cut_shares, extent_of, stage_extents
-from agent.planner.plan import Serving, ShardBytes
+from agent.planner.plan import BLOCK_TOKENS, Serving, ShardBytes
 from agent.planner.shards import ShardExtent, shard_weight_bytes
 
 MIB = 1 << 20
@@ -30,6 +30,9 @@ CUDA_RUNTIME_BYTES = 1024 * MIB
 About 0.5 GB of CUDA context plus 0.35 to 0.4 GB of NCCL per rank (AIConfigurator's table), the rest is the caching
 allocator's fragmentation.
 """
+
+MAX_PARTS = 4
+"""Most runs of blocks that a decoding row reads one by one; the keys of more of them are gathered first."""
 
 
 class StageMemory(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,8 +58,8 @@ def shard_bytes(spec: ModelSpec, extent: ShardExtent, serving: Serving, kind: De
 
 
 def kv_layer_bytes(spec: ModelSpec, num_kv_heads: int, serving: Serving) -> int:
-    """Static KV cache of one layer: keys and values for `batch` slots of `context` positions."""
-    positions = serving.batch * serving.context
+    """KV cache of one layer: keys and values of every position in the plan's blocks."""
+    positions = serving.kv_blocks * BLOCK_TOKENS
     return 2 * positions * num_kv_heads * spec.head_size * DTYPE_BYTES[serving.dtype]
 
 
@@ -70,8 +73,10 @@ def activation_bytes(spec: ModelSpec, extent: ShardExtent, serving: Serving) -> 
     - `3*T*columns*b`: gate, up, and their product;
     - `(g + 1)*N*context*b + 2*N*context` for the attention mask of a chunk of N = min(T, context) rows: positions
       compared as bytes, the mask, and its copy for each of g query heads that share a KV head;
-    - on the last stage `2*batch*vocabulary*4`: float32 logits of every sampled row, gathered from the whole group,
-      and one sorted or filtered copy of them.
+    - `2*context*kv_heads*head_size*b`: keys and values of one sequence gathered from scattered blocks, and
+      `2*P*batch*heads*head_size*4` for decoding rows that read their keys in P parts;
+    - on the last stage `2*R*vocabulary*4`: float32 logits of every sampled row, gathered from the whole group, and
+      one sorted or filtered copy of them; R is `batch`, times `max_drafts + 1` where drafts are verified.
 
     Attention and MLP count together although they follow each other: the allocator keeps both.
     """
@@ -85,8 +90,11 @@ def activation_bytes(spec: ModelSpec, extent: ShardExtent, serving: Serving) -> 
     mlp = 3 * rows * columns
     visible = min(rows, serving.context) * serving.context
     mask = visible * ((spec.queries_per_kv_head + 1) * element + 2)
-    logits = 2 * serving.batch * spec.vocab_size * 4 if extent.is_last_stage else 0
-    return (hidden + attention + mlp) * element + mask + logits
+    gathered = 2 * serving.context * kv_heads * spec.head_size
+    parts = 2 * MAX_PARTS * serving.batch * heads * spec.head_size * 4
+    sampled = serving.batch * (1 if serving.speculation == "none" else serving.max_drafts + 1)
+    logits = 2 * sampled * spec.vocab_size * 4 if extent.is_last_stage else 0
+    return (hidden + attention + mlp + gathered) * element + mask + parts + logits
 
 
 def runtime_bytes(kind: DeviceKind) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -9,14 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, Queue
 
+import msgspec
 import torch
 from torch import Tensor
 
-from agent.engine.executor import Executor
+from agent.engine.executor import Executor, kv_blocks
 from agent.engine.inbox import Inbox, LinkOrder, StepOrder
+from agent.engine.kv_cache import begins
 from agent.engine.sampling import Sampler
 from agent.engine.status_board import StatusBoard
 from agent.facts.model import Dtype, ModelSpec
+from agent.planner.plan import BLOCK_TOKENS
 from agent.planner.shards import ShardExtent
 from agent.wire.rank import (
     LinkRank,
@@ -84,6 +88,8 @@ def rank_config(
     dtype: Dtype = "float32",
     context: int = 128,
     batch: int = 4,
+    kv_blocks: int = 0,
+    is_exact: bool = False,
 ) -> RankConfig:
     rank_id = rank_name(stage, tensor_index)
     return RankConfig(
@@ -108,6 +114,8 @@ def rank_config(
         batch=batch,
         prefill_chunk=32,
         threads=1,
+        kv_blocks=kv_blocks,
+        is_exact=is_exact,
     )
 
 
@@ -141,11 +149,33 @@ class Answers:
         return message
 
 
+class Blocks:
+    """Gives slots their blocks, as a gateway would: as few as they need, and consecutive ones only by chance."""
+
+    def __init__(self, count: int) -> None:
+        self._free = random.Random(count).sample(range(count), count)
+        self._held: dict[int, list[int]] = {}
+
+    def fill(self, piece: SequenceSlice) -> SequenceSlice:
+        """The slice with the blocks that its slot lacks; one that names its own is left as it is."""
+        held = self._held.setdefault(piece.slot, [])
+        if piece.new_blocks:
+            return piece
+        if begins(piece):
+            self._free.extend(held)
+            held.clear()
+        lacking = -(-(piece.start + len(piece.tokens)) // BLOCK_TOKENS) - len(held)
+        fresh = [self._free.pop() for _ in range(min(lacking, len(self._free)))]
+        held.extend(fresh)
+        return msgspec.structs.replace(piece, new_blocks=fresh)
+
+
 class ThreadReplica:
     """One replica whose ranks are threads. Steps go to all of them, as a gateway would send them."""
 
     def __init__(self, configs: Sequence[RankConfig]) -> None:
         self.configs = configs
+        self.blocks = Blocks(kv_blocks(configs[0]))
         self.answers = Answers()
         self.sampler = RecordingSampler(configs[0].batch)
         self.boards: dict[str, StatusBoard] = {}
@@ -174,7 +204,7 @@ class ThreadReplica:
             assert board.state == "linked", board.error
 
     def put(self, slices: list[SequenceSlice]) -> None:
-        step = Step(step_id=self._next_step, slices=slices)
+        step = Step(step_id=self._next_step, slices=[self.blocks.fill(piece) for piece in slices])
         self._next_step += 1
         for inbox in self._inboxes.values():
             assert inbox.put_step(StepOrder(step=step, checksum=0, replies=self.answers))
@@ -239,6 +269,8 @@ def run_threads(
     dtype: Dtype = "float32",
     batch: int = 4,
     context: int = 128,
+    kv_blocks: int = 0,
+    is_exact: bool = False,
 ) -> Iterator[ThreadReplica]:
     configs = [
         rank_config(
@@ -251,6 +283,8 @@ def run_threads(
             dtype=dtype,
             batch=batch,
             context=context,
+            kv_blocks=kv_blocks,
+            is_exact=is_exact,
         )
         for stage, shards in enumerate(stages)
         for index, extent in enumerate(shards)

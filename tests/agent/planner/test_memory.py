@@ -12,7 +12,7 @@ from agent.planner.memory import (
     shard_bytes,
     stage_bytes,
 )
-from agent.planner.plan import Serving
+from agent.planner.plan import BLOCK_TOKENS, Serving
 from tests.agent.planner.clusters import LLAMA_1B, LLAMA_70B, THREE_CPUS, model, places_of
 
 SERVING = Serving(context=1000, batch=3, dtype="bfloat16", prefill_chunk=100)
@@ -20,7 +20,22 @@ SERVING = Serving(context=1000, batch=3, dtype="bfloat16", prefill_chunk=100)
 
 def test_llama_70b_takes_320_kib_of_cache_per_token() -> None:
     one = Serving(context=1, batch=1, dtype="bfloat16")
-    assert LLAMA_70B.num_layers * kv_layer_bytes(LLAMA_70B, LLAMA_70B.num_kv_heads, one) == 327_680
+    block = LLAMA_70B.num_layers * kv_layer_bytes(LLAMA_70B, LLAMA_70B.num_kv_heads, one)
+    assert block == BLOCK_TOKENS * 327_680
+
+
+def test_the_cache_is_what_the_running_sequences_share() -> None:
+    shared = msgspec.structs.replace(SERVING, kv_cache_tokens=500)
+    layer = kv_layer_bytes(LLAMA_1B, 8, shared)
+    assert layer == 2 * 32 * BLOCK_TOKENS * 8 * LLAMA_1B.head_size * 2
+    assert layer < kv_layer_bytes(LLAMA_1B, 8, SERVING)
+
+
+def test_verifying_drafts_takes_logits_for_each_of_them() -> None:
+    extent = extent_of(LLAMA_1B, (8, 16), cut_shares(LLAMA_1B, (8,))[0])
+    drafting = msgspec.structs.replace(SERVING, speculation="prompt_lookup", max_drafts=4)
+    held = [shard_bytes(LLAMA_1B, extent, serving, "cpu").activations for serving in (SERVING, drafting)]
+    assert held[1] - held[0] == 2 * 4 * SERVING.batch * LLAMA_1B.vocab_size * 4
 
 
 def test_a_whole_models_weights_are_its_parameters() -> None:
