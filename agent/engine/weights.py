@@ -15,13 +15,18 @@ import msgspec
 import torch
 from torch import Tensor
 
+from agent.engine.gguf_blocks import dequantise, unpair_rows
 from agent.errors import FleetError
-from agent.facts.model import ModelSpec, TensorEntry
+from agent.facts.model import DTYPE_BYTES, ModelSpec, StoredForm, TensorEntry
+from agent.models.files import locate
+from agent.models.gguf_types import QUANTISED_TYPES, StoredSlice, stored_slice
 from agent.models.safetensors_index import read_header
 from agent.planner.shards import ShardExtent, TensorSlice, slice_shard
 
 BLOCK_BYTES = 32 * 1024 * 1024
 """Most that is read before it is converted."""
+QUANTISED_BYTES = 1024 * 1024
+"""Likewise of quantised blocks: their float32 values and what comes between take sixteen times as much."""
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _FUSED_ROLES = {
     "q_proj": "qkv",
@@ -61,12 +66,18 @@ class ShardWeights:
 
 
 class _Source(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one slice's bytes lie: of `entry` in `path`, cut as the slice says or already cut."""
+    """Where one slice's bytes lie: of `entry` in `path`, cut as the slice says or already cut.
+
+    `blocks` are the rows of a quantised tensor of type `dtype`, wherever they lie.
+    """
 
     piece: TensorSlice
     path: Path
     entry: TensorEntry
     is_cut: bool
+    dtype: str
+    form: StoredForm
+    blocks: StoredSlice | None
 
 
 def load_weights(
@@ -84,17 +95,22 @@ def load_weights(
     Raises FleetError E704 naming the tensor: missing, cut off, or of another dtype or shape than planned.
     """
     pieces = slice_shard(spec, extent)
-    sources = _in_shard_file(Path(shard_file), pieces) if shard_file else _in_model(spec, Path(model_dir), pieces)
+    if shard_file:
+        sources = _in_shard_file(spec, Path(shard_file), pieces)
+    else:
+        sources = _in_model(spec, Path(model_dir), pieces)
     _check(sources)
     tensors = _allocate(pieces, kind=kind, device=device)
-    largest = max(source.piece.num_elements * STORED_DTYPES[source.entry.dtype].itemsize for source in sources)
-    buffer = bytearray(min(BLOCK_BYTES, largest))
+    buffer = bytearray(min(BLOCK_BYTES, max(_num_bytes(source) for source in sources)))
     filled: dict[tuple[str, int | None], int] = {}
     for source in sources:
         key = _key(source.piece)
         begin = filled.get(key, 0)
         end = begin + source.piece.sliced_shape[0]
-        _read(source, tensors[key][begin:end], buffer, on_read)
+        target = tensors[key][begin:end]
+        _read(source, target, buffer, on_read)
+        if source.form == "paired_rows":
+            target.copy_(unpair_rows(target, spec.head_size))
         filled[key] = end
     return ShardWeights(tensors)
 
@@ -104,20 +120,61 @@ def _key(piece: TensorSlice) -> tuple[str, int | None]:
     return (role if piece.expert is None else expert_role(role, piece.expert)), piece.layer
 
 
-def _in_shard_file(path: Path, pieces: tuple[TensorSlice, ...]) -> tuple[_Source, ...]:
-    entries = {entry.name: entry for entry in _header(path)}
-    return tuple(
-        _Source(piece=piece, path=path, entry=_find(entries, piece, path), is_cut=True) for piece in pieces
-    )
+def _in_shard_file(spec: ModelSpec, path: Path, pieces: tuple[TensorSlice, ...]) -> tuple[_Source, ...]:
+    held = {entry.name: entry for entry in _header(path)}
+    originals = {entry.name: entry for entry in spec.tensors}
+    sources = []
+    for piece in pieces:
+        entry, original = _find(held, piece, path), originals.get(piece.name)
+        blocks = None
+        if original is not None and original.dtype in QUANTISED_TYPES:
+            cut = stored_slice(original, piece)
+            blocks = msgspec.structs.replace(cut, offset=entry.offset, stride=cut.row_bytes)
+        sources.append(_source(piece, path, entry, original, is_cut=True, blocks=blocks))
+    return tuple(sources)
 
 
 def _in_model(spec: ModelSpec, model_dir: Path, pieces: tuple[TensorSlice, ...]) -> tuple[_Source, ...]:
     entries = {entry.name: entry for entry in spec.tensors}
-    found = [_find(entries, piece, model_dir) for piece in pieces]
-    return tuple(
-        _Source(piece=piece, path=model_dir / entry.file, entry=entry, is_cut=False)
-        for piece, entry in zip(pieces, found, strict=True)
-    )
+    paths: dict[str, Path] = {}
+    sources = []
+    for piece in pieces:
+        entry = _find(entries, piece, model_dir)
+        if entry.file not in paths:
+            paths[entry.file] = _locate(model_dir, entry.file)
+        blocks = None
+        if entry.dtype in QUANTISED_TYPES and entry.shape == piece.shape:
+            blocks = stored_slice(entry, piece)
+        sources.append(_source(piece, paths[entry.file], entry, entry, is_cut=False, blocks=blocks))
+    return tuple(sources)
+
+
+def _source(
+    piece: TensorSlice,
+    path: Path,
+    entry: TensorEntry,
+    original: TensorEntry | None,
+    *,
+    is_cut: bool,
+    blocks: StoredSlice | None,
+) -> _Source:
+    """`entry` is the tensor in the file at `path`, `original` the model's own that it was cut from."""
+    dtype = original.dtype if original is not None and blocks is not None else entry.dtype
+    form: StoredForm = original.form if original is not None else "plain"
+    return _Source(piece=piece, path=path, entry=entry, is_cut=is_cut, dtype=dtype, form=form, blocks=blocks)
+
+
+def _locate(model_dir: Path, file: str) -> Path:
+    try:
+        return locate(model_dir, file).path
+    except (OSError, FleetError) as error:
+        raise FleetError("E704", f"{model_dir / file} cannot be read: {error}") from error
+
+
+def _num_bytes(source: _Source) -> int:
+    if source.blocks is not None:
+        return min(QUANTISED_BYTES, source.blocks.row_bytes * source.piece.sliced_shape[0])
+    return source.piece.num_elements * STORED_DTYPES[source.dtype].itemsize
 
 
 def _header(path: Path) -> tuple[TensorEntry, ...]:
@@ -141,13 +198,15 @@ def _check(sources: tuple[_Source, ...]) -> None:
     for source in sources:
         piece, entry, path = source.piece, source.entry, source.path
         want = piece.sliced_shape if source.is_cut else piece.shape
-        if entry.dtype not in STORED_DTYPES:
-            raise FleetError(
-                "E704", f"tensor {piece.name} in {path} has dtype {entry.dtype}; F32, BF16 and F16 can be served"
-            )
+        if source.blocks is not None and source.is_cut:
+            want = (piece.sliced_shape[0], source.blocks.row_bytes)
         if tuple(entry.shape) != want:
             raise FleetError(
                 "E704", f"tensor {piece.name} in {path} has shape {list(entry.shape)}, planned was {list(want)}"
+            )
+        if source.blocks is None and source.dtype not in STORED_DTYPES:
+            raise FleetError(
+                "E704", f"tensor {piece.name} in {path} has dtype {entry.dtype}; F32, BF16 and F16 can be served"
             )
         if path not in sizes:
             try:
@@ -176,15 +235,9 @@ def _allocate(
 
 def _read(source: _Source, target: Tensor, buffer: bytearray, on_read: Callable[[int], None]) -> None:
     """Fill `target` with the slice, as many rows at a time as the buffer holds."""
-    piece, stored = source.piece, STORED_DTYPES[source.entry.dtype]
-    row_shape = target.shape[1:]
-    row_bytes = math.prod(row_shape) * stored.itemsize
-    offset, stride = source.entry.offset, row_bytes
-    if not source.is_cut and piece.dim is not None:
-        full_row_bytes = math.prod(piece.shape[1:]) * stored.itemsize
-        begin_bytes = piece.begin * (full_row_bytes if piece.dim == 0 else stored.itemsize)
-        offset, stride = offset + begin_bytes, full_row_bytes
-    rows_per_block = max(1, len(buffer) // row_bytes)
+    offset, row_bytes, stride = _rows(source, target)
+    room = len(buffer) if source.blocks is None else min(len(buffer), QUANTISED_BYTES)
+    rows_per_block = max(1, room // row_bytes)
     if row_bytes > len(buffer):
         buffer = bytearray(row_bytes)
     view = memoryview(buffer)
@@ -195,13 +248,39 @@ def _read(source: _Source, target: Tensor, buffer: bytearray, on_read: Callable[
             _read_rows(
                 fd, view, source, offset=offset + row * stride, row_bytes=row_bytes, stride=stride, rows=rows
             )
-            block = torch.frombuffer(buffer, dtype=stored, count=rows * math.prod(row_shape))
-            target[row : row + rows].copy_(block.view(rows, *row_shape))
-            on_read(rows * row_bytes)
+            values = _values(source, buffer, rows=rows, row_shape=target.shape[1:])
+            target[row : row + rows].copy_(values)
+            on_read(rows * row_bytes if source.blocks is None else values.numel() * DTYPE_BYTES["bfloat16"])
     except OSError as error:
         raise FleetError("E704", f"{source.path} cannot be read: {error.strerror}") from error
     finally:
         os.close(fd)
+
+
+def _rows(source: _Source, target: Tensor) -> tuple[int, int, int]:
+    """Where the first of the target's rows begins, the bytes of each, and how far apart they are."""
+    if source.blocks is not None:
+        blocks = source.blocks
+        return blocks.offset, blocks.row_bytes, blocks.row_bytes if blocks.count == 1 else blocks.stride
+    piece, itemsize = source.piece, STORED_DTYPES[source.dtype].itemsize
+    row_bytes = math.prod(target.shape[1:]) * itemsize
+    if source.is_cut or piece.dim is None:
+        return source.entry.offset, row_bytes, row_bytes
+    full_row_bytes = math.prod(piece.shape[1:]) * itemsize
+    begin_bytes = piece.begin * (full_row_bytes if piece.dim == 0 else itemsize)
+    return source.entry.offset + begin_bytes, row_bytes, full_row_bytes
+
+
+def _values(source: _Source, buffer: bytearray, *, rows: int, row_shape: torch.Size) -> Tensor:
+    """What the first `rows` rows in the buffer stand for."""
+    blocks = source.blocks
+    if blocks is not None:
+        raw = torch.frombuffer(buffer, dtype=torch.uint8, count=rows * blocks.row_bytes)
+        values = dequantise(raw.view(rows, blocks.row_bytes), source.dtype)
+        return values[:, blocks.skip : blocks.skip + row_shape[0]]
+    kind = STORED_DTYPES[source.dtype]
+    plain = torch.frombuffer(buffer, dtype=kind, count=rows * math.prod(row_shape)).view(rows, *row_shape)
+    return plain.float() - 1 if source.form == "plus_one" else plain
 
 
 def _read_rows(
