@@ -17,8 +17,9 @@ import msgspec
 
 from agent.errors import FleetError
 from agent.facts.model import ModelSpec, RopeSpec, StoredForm, TensorEntry
+from agent.models.config import spec_of_config
 from agent.models.gguf_header import GgufHeader, GgufTensor, read_gguf_header
-from agent.models.spec import add_tensors, spec_of_config
+from agent.models.spec import add_tensors
 
 ARCHITECTURES: dict[str, str] = {
     "llama": "LlamaForCausalLM",

@@ -6,55 +6,26 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import msgspec
 
 from agent.errors import FleetError
-from agent.facts.families import FAMILIES, family_of, rules_of
-from agent.facts.model import Dtype, FamilySpec, ModelSpec, RopeSpec, TensorEntry
+from agent.facts.families import rules_of
+from agent.facts.model import Dtype, ModelSpec, TensorEntry
+from agent.models.config import spec_of_config
 from agent.models.files import gguf_weight_files, is_gguf_model
 from agent.models.gguf_types import QUANTISED_TYPES
 from agent.models.ollama_store import name_of_manifest, store_of
+from agent.models.problems import Problems
 from agent.models.safetensors_index import read_index
 from agent.planner.shards import full_shape, rules_of_layer
 
 PLAIN_DTYPES: dict[str, Dtype] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 STORED_DTYPES: dict[str, Dtype] = {**PLAIN_DTYPES, **dict.fromkeys(QUANTISED_TYPES, "bfloat16")}
 """What a tensor may be stored as, and what it is served in unless the plan says otherwise."""
-MAX_PROBLEMS_SHOWN = 6
-_DEFAULT_ROPE_THETA = 10_000.0  # of all our families in transformers
-_DEFAULT_RMS_NORM_EPS = 1e-6
-_QWEN3_HEAD_SIZE = 128
-_MISTRAL_SLIDING_WINDOW = 4096
-RopeKind = Literal["default", "linear", "llama3"]
-_ROPE_KEYS: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
 _HARMLESS = re.compile(r"rotary_emb\.inv_freq$")
 """Buffers that old checkpoints carry along; they follow from the config."""
-
-
-class _Problems:
-    """Collects all that is wrong, so that it is told at once."""
-
-    def __init__(self, where: str, code: str) -> None:
-        self.where = where
-        self.code = code
-        self.found: list[str] = []
-
-    def add(self, text: str) -> None:
-        self.found.append(text)
-
-    def raise_if_any(self, *, hint: str = "") -> None:
-        if not self.found:
-            return
-        shown = "; ".join(self.found[:MAX_PROBLEMS_SHOWN])
-        more = len(self.found) - MAX_PROBLEMS_SHOWN
-        tail = f"; and {more} more" if more > 0 else ""
-        raise FleetError(self.code, f"{self.where}: {shown}{tail}", hint=hint)
 
 
 def read_spec(path: Path, *, name: str = "") -> ModelSpec:
@@ -98,53 +69,12 @@ def name_of(path: Path) -> str:
     return path.name
 
 
-def spec_of_config(config: dict[str, Any], *, where: str, name: str) -> ModelSpec:
-    """The structural part of a spec. Raises E702 for an unknown architecture, E703 for all other problems."""
-    family = _family(config, where)
-    problems = _Problems(where, "E703")
-    _refuse_unsupported(config, family, problems)
-    required = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-    sizes = {key: _positive(config, key, problems) for key in (*required, "max_position_embeddings")}
-    hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
-    kv_heads = (
-        heads if config.get("num_key_value_heads") is None else _positive(config, "num_key_value_heads", problems)
-    )
-    problems.raise_if_any()
-    head_size = _head_size(config, family, hidden, heads, problems)
-    if heads % kv_heads:
-        problems.add(f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
-    window = _sliding_window(config, family, sizes["max_position_embeddings"], problems)
-    rope = _rope(config, problems)
-    eps = config.get("rms_norm_eps", _DEFAULT_RMS_NORM_EPS)
-    if not _is_positive(eps):
-        problems.add(f"rms_norm_eps is {eps!r}, a positive number expected")
-    problems.raise_if_any()
-    return ModelSpec(
-        name=name,
-        family=family,
-        num_layers=sizes["num_hidden_layers"],
-        hidden_size=hidden,
-        intermediate_size=sizes["intermediate_size"],
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_size=head_size,
-        vocab_size=sizes["vocab_size"],
-        max_context=sizes["max_position_embeddings"],
-        rms_norm_eps=float(eps),
-        rope=rope,
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        dtype="float32",
-        num_parameters=0,
-        sliding_window=window,
-    )
-
-
 def add_tensors(spec: ModelSpec, index: tuple[TensorEntry, ...], *, where: str) -> ModelSpec:
     """The spec with those tensors of the index that its family uses. Raises E705 with all that is wrong.
 
     A tensor that our families do not know would mean that the model computes something else: refused, too.
     """
-    problems = _Problems(where, "E705")
+    problems = Problems(where, "E705")
     rules = rules_of(spec.family, is_tied=spec.tie_word_embeddings)
     wanted: dict[str, tuple[int, ...]] = {}
     fused: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -186,7 +116,7 @@ def add_tensors(spec: ModelSpec, index: tuple[TensorEntry, ...], *, where: str) 
 
 
 def _split_fused(
-    index: tuple[TensorEntry, ...], fused: dict[str, dict[str, tuple[int, ...]]], problems: _Problems
+    index: tuple[TensorEntry, ...], fused: dict[str, dict[str, tuple[int, ...]]], problems: Problems
 ) -> Iterator[TensorEntry]:
     """The index with an entry for each part of a fused tensor: its rows are where the parts before it end."""
     for entry in index:
@@ -209,124 +139,6 @@ def _split_fused(
                 length=shape[0] * row_bytes,
             )
             begin += shape[0]
-
-
-def _family(config: dict[str, Any], where: str) -> FamilySpec:
-    named = config.get("architectures")
-    architecture = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
-    family = family_of(architecture)
-    if family is None:
-        known = ", ".join(family.architecture for family in FAMILIES)
-        what = f"architecture {architecture} cannot be run" if architecture else "it names no architecture"
-        raise FleetError("E702", f"{where}: {what}", hint=f"known architectures: {known}")
-    return family
-
-
-def _refuse_unsupported(config: dict[str, Any], family: FamilySpec, problems: _Problems) -> None:
-    activation = config.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):  # two names for one function
-        problems.add(f"hidden_act {activation!r} is not supported, only 'silu'")
-    for key in ("mlp_bias", "attention_bias"):
-        # Qwen 2 always has its biases and says so nowhere; a config that says it agrees
-        if config.get(key) and not (key == "attention_bias" and family.qkv_bias):
-            problems.add(f"{key} is not supported for {family.architecture}")
-    if config.get("quantization_config"):
-        method = config["quantization_config"]
-        method = method.get("quant_method", "unknown") if isinstance(method, dict) else method
-        problems.add(f"quantised weights ({method}) are not supported, only float32, bfloat16 and float16")
-
-
-def _positive(config: dict[str, Any], key: str, problems: _Problems) -> int:
-    value = config.get(key)
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    problems.add(f"{key} is missing" if value is None else f"{key} is {value!r}, a positive whole number expected")
-    return 1  # never used: the problem raises once all others are found
-
-
-def _head_size(config: dict[str, Any], family: FamilySpec, hidden: int, heads: int, problems: _Problems) -> int:
-    if config.get("head_dim") is not None:
-        size = _positive(config, "head_dim", problems)
-    elif family.name == "qwen3":
-        size = _QWEN3_HEAD_SIZE
-    else:
-        if hidden % heads:
-            problems.add(
-                f"hidden_size {hidden} is no multiple of num_attention_heads {heads}, and head_dim is missing"
-            )
-        size = hidden // heads
-    if size % 2:
-        problems.add(f"head_dim {size} is odd, which rotary embeddings cannot be")
-    return size
-
-
-def _sliding_window(
-    config: dict[str, Any], family: FamilySpec, max_context: int, problems: _Problems
-) -> int | None:
-    """Positions that attention looks back, or None for all. Mistral has one window for all layers, or none."""
-    if family.uses_sliding_window:
-        window = config.get("sliding_window", _MISTRAL_SLIDING_WINDOW)
-        if window is None:
-            return None
-        return _positive({"sliding_window": window}, "sliding_window", problems)
-    layer_types = config.get("layer_types") or []
-    if not isinstance(layer_types, list):
-        problems.add(f"layer_types is {layer_types!r}, a list expected")
-        return None
-    is_used = any(kind != "full_attention" for kind in layer_types)
-    if not layer_types and config.get("use_sliding_window"):
-        first_windowed = config.get("max_window_layers")
-        num_layers = config.get("num_hidden_layers")
-        is_used = not (
-            isinstance(first_windowed, int) and isinstance(num_layers, int) and first_windowed >= num_layers
-        )
-    window = config.get("sliding_window")
-    if is_used and isinstance(window, int) and window >= max_context:
-        return None
-    if is_used:
-        problems.add(
-            f"attention that differs between layers (sliding_window {window}) is not supported for {family.name}"
-        )
-    return None
-
-
-def _rope(config: dict[str, Any], problems: _Problems) -> RopeSpec:
-    """From `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
-    unread = RopeSpec(theta=_DEFAULT_ROPE_THETA)
-    merged: dict[str, Any] = {}
-    for key in ("rope_scaling", "rope_parameters"):
-        if not isinstance(config.get(key), dict | None):
-            problems.add(f"{key} is {config[key]!r}, an object expected")
-            return unread
-        merged |= config.get(key) or {}
-    share = merged.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    if share not in (None, 1, 1.0):
-        problems.add(f"partial_rotary_factor {share} is not supported, only 1")
-    if any(isinstance(value, dict) for value in merged.values()):
-        problems.add("rotary embeddings that differ between layers are not supported")
-        return unread
-    kind: str = merged.get("rope_type") or merged.get("type") or "default"
-    if kind not in _ROPE_KEYS:
-        problems.add(f"rope type {kind!r} is not supported, only {', '.join(_ROPE_KEYS)}")
-        return unread
-    theta = merged.get("rope_theta") or config.get("rope_theta") or _DEFAULT_ROPE_THETA
-    values = {key: merged.get(key) for key in _ROPE_KEYS[kind]} | {"rope_theta": theta}
-    for key, value in values.items():
-        if not _is_positive(value):
-            problems.add(f"{key} of the {kind} rope is {value!r}, a positive number expected")
-            return unread
-    return RopeSpec(
-        theta=float(theta),
-        kind=cast(RopeKind, kind),
-        factor=float(values.get("factor") or 1.0),
-        low_freq_factor=float(values.get("low_freq_factor") or 1.0),
-        high_freq_factor=float(values.get("high_freq_factor") or 4.0),
-        original_context=int(values.get("original_max_position_embeddings") or 8192),
-    )
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _first_id(config: dict[str, Any], generation: dict[str, Any], key: str) -> int | None:

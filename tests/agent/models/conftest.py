@@ -24,6 +24,8 @@ SIZES: dict[str, Any] = {
     "vocab_size": 256,
     "max_position_embeddings": 512,
 }
+PLAIN = ("llama", "llama-sharded", "mistral", "qwen2", "qwen3")
+QWEN3_MOE = {"moe_intermediate_size": 40, "decoder_sparse_step": 2}
 
 
 def save_model(target: Path, family: str, *, dtype: str, shard_bytes: int | None = None, **choices: Any) -> None:
@@ -46,6 +48,19 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pa
     save_model(root / "mistral", "mistral", dtype="float16", sliding_window=128)
     save_model(root / "qwen2", "qwen2", dtype="bfloat16", eos_token_id=[3, 4])
     save_model(root / "qwen3", "qwen3", dtype="float32", head_dim=32)
+    save_model(root / "phi3", "phi3", dtype="bfloat16", eos_token_id=3, pad_token_id=0)
+    save_model(root / "gemma2", "gemma2", dtype="float32", head_dim=16, sliding_window=64)
+    save_model(root / "gemma3", "gemma3_text", dtype="bfloat16", head_dim=16, sliding_window=64)
+    save_model(root / "mixtral", "mixtral", dtype="bfloat16", num_local_experts=4)
+    save_model(
+        root / "qwen3moe",
+        "qwen3_moe",
+        dtype="float32",
+        **QWEN3_MOE,
+        head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
     yield {path.name: path for path in root.iterdir()}
     shutil.rmtree(root)
 
@@ -85,7 +100,7 @@ def extent_of(
         layers=layers,
         heads=cut(spec.num_heads),
         kv_heads=cut(spec.num_kv_heads),
-        columns=cut(spec.intermediate_size),
+        columns=cut(spec.mlp_columns),
         vocab=cut(spec.vocab_size),
         is_first_stage=stages[0],
         is_last_stage=stages[1],
@@ -104,10 +119,26 @@ def reference_slices(path: Path, spec: ModelSpec, extent: ShardExtent) -> dict[s
 
     tensors: dict[str, Any] = {}
     for file in path.glob("*.safetensors"):
-        tensors |= load_file(file)
+        tensors |= split_fused(load_file(file), spec)
     return {
         piece.name: tensors[piece.name]
         if piece.dim is None
         else tensors[piece.name].narrow(piece.dim, piece.begin, piece.end - piece.begin).contiguous()
         for piece in slice_shard(spec, extent)
     }
+
+
+def split_fused(tensors: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    """Phi's queries, keys, values, gate and up as tensors of their own, cut as transformers cuts activations."""
+    heads, kv_heads = spec.num_heads * spec.head_size, spec.num_kv_heads * spec.head_size
+    split: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if name.endswith("qkv_proj.weight"):
+            for part, rows in zip("qkv", tensor.split([heads, kv_heads, kv_heads]), strict=True):
+                split[name.replace("qkv_proj", f"{part}_proj")] = rows
+        elif name.endswith("gate_up_proj.weight"):
+            for part, rows in zip(("gate", "up"), tensor.chunk(2), strict=True):
+                split[name.replace("gate_up_proj", f"{part}_proj")] = rows
+        else:
+            split[name] = tensor
+    return split

@@ -20,7 +20,7 @@ from agent.models.sources import DirectorySource, RangeAnswer, RangeSource
 from agent.models.spec import read_spec
 from agent.planner.shards import ShardExtent
 from agent.wire.agent import RangeRequest
-from tests.agent.models.conftest import extent_of, reference_slices, stored_bytes
+from tests.agent.models.conftest import PLAIN, extent_of, reference_slices, stored_bytes
 
 Models = Callable[[str], Path]
 DIGEST = "d" * 64
@@ -84,7 +84,7 @@ def _assert_holds(file: Path, path: Path, spec: ModelSpec, extent: ShardExtent) 
         assert torch.equal(tensor, reference[name]), name
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-sharded", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", [*PLAIN, "phi3", "qwen3moe"])
 async def test_a_shard_holds_exactly_its_slices(originals: dict[str, Path], tmp_path: Path, name: str) -> None:
     spec = read_spec(originals[name])
     seen: list[tuple[int, int]] = []

@@ -22,6 +22,11 @@ Models = Callable[[str], Path]
         ("mistral", "mistral", "float16", 16, 128),
         ("qwen2", "qwen2", "bfloat16", 16, None),
         ("qwen3", "qwen3", "float32", 32, None),
+        ("gemma2", "gemma2", "float32", 16, 64),
+        ("gemma3", "gemma3", "bfloat16", 16, 64),
+        ("phi3", "phi3", "bfloat16", 16, None),
+        ("mixtral", "mixtral", "bfloat16", 16, None),
+        ("qwen3moe", "qwen3moe", "float32", 16, None),
     ],
 )
 def test_every_family_is_read(
@@ -34,7 +39,7 @@ def test_every_family_is_read(
     assert (spec.name, spec.family.name, spec.dtype) == (name, family, dtype)
     assert (spec.head_size, spec.sliding_window, spec.num_layers) == (head_size, window, 3)
     assert spec.num_parameters == reference.num_parameters()
-    assert spec.tie_word_embeddings == (name == "llama-sharded")
+    assert spec.tie_word_embeddings == (name in ("llama-sharded", "gemma2", "gemma3"))
     assert spec.digest == ""
 
 
@@ -87,14 +92,16 @@ def test_qwen2_without_its_window_in_use_has_none(models: Models) -> None:
     assert read_spec(path).sliding_window is None
 
 
-def test_qwen2_with_its_window_in_use_is_refused(models: Models) -> None:
+def test_qwen2_with_its_window_in_use_has_it_in_its_later_layers(models: Models) -> None:
     path = models("qwen2")
     edit_json(
         path / "config.json", sliding_window=128, use_sliding_window=True, max_window_layers=1, layer_types=...
     )
-    with pytest.raises(FleetError, match="attention that differs between layers") as caught:
-        read_spec(path)
-    assert caught.value.code == "E703"
+    spec = read_spec(path)
+    assert [spec.window_of(layer) for layer in range(3)] == [None, 128, 128]
+    types = ["sliding_attention", "full_attention", "sliding_attention"]
+    edit_json(path / "config.json", layer_types=types)
+    assert read_spec(path).full_layers == (1,)
 
 
 def test_an_unknown_architecture_names_the_known_ones(models: Models) -> None:
@@ -104,6 +111,7 @@ def test_an_unknown_architecture_names_the_known_ones(models: Models) -> None:
         read_spec(path)
     assert caught.value.code == "E702"
     assert "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM" in caught.value.hint
+    assert "Gemma2ForCausalLM, Gemma3ForCausalLM, Phi3ForCausalLM, MixtralForCausalLM" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -112,7 +120,8 @@ def test_an_unknown_architecture_names_the_known_ones(models: Models) -> None:
         ({"attention_bias": True}, "attention_bias is not supported"),
         ({"mlp_bias": True}, "mlp_bias is not supported"),
         ({"hidden_act": "gelu"}, "'gelu' is not supported"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "'yarn' is not supported"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": "2"}}, "factor is '2'"),
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "factor of the linear rope is None"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "differ between layers"),
@@ -123,6 +132,7 @@ def test_an_unknown_architecture_names_the_known_ones(models: Models) -> None:
         ({"num_key_value_heads": 3}, "4 is no multiple of num_key_value_heads 3"),
         ({"head_dim": 15}, "head_dim 15 is odd"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps is 'small'"),
+        ({"layer_types": ["sliding_attention"] * 3}, "no window of llama is in use"),
     ],
 )
 def test_what_we_do_not_do_is_refused(models: Models, changes: dict[str, Any], said: str) -> None:
