@@ -14,6 +14,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from agent.errors import FleetError
+from agent.serving.tools import THINK_CLOSES, format_of
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n\n{% endfor %}"
@@ -37,10 +38,17 @@ class ChatTemplate:
         *,
         special_tokens: Mapping[str, str],
         now: Callable[[], datetime],
+        tool_source: str | None = None,
     ) -> None:
+        """`tool_source`: the template for requests with tools, where the model has one of its own for them."""
         self.is_plain = source is None
         self.source = PLAIN_TEMPLATE if source is None else source
         self.stop = PLAIN_STOP if source is None else ()
+        self.tool_format = format_of(tool_source or self.source)
+        """How it calls tools; None: its template knows of none, or of none that we can read."""
+        self.thinks = THINK_CLOSES in self.source
+        """It may think before it answers."""
+        self.can_skip_thinking = "enable_thinking" in self.source
         self._special_tokens = dict(special_tokens)
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True,
@@ -52,6 +60,7 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda form: now().strftime(form)
         try:
             self._template = environment.from_string(self.source)
+            self._tool_template = environment.from_string(tool_source) if tool_source else self._template
         except TemplateError as error:
             raise FleetError("E710", f"the model's chat template cannot be read: {error}") from error
 
@@ -70,13 +79,29 @@ class ChatTemplate:
         except FileNotFoundError:
             source = _default_template(config.get("chat_template"))
         special = {name: _token_text(config[name]) for name in _SPECIAL_TOKENS if config.get(name)}
-        return cls(source, special_tokens=special, now=now)
+        tool_source = _named_template(config.get("chat_template"), "tool_use")
+        return cls(source, special_tokens=special, now=now, tool_source=tool_source)
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt, up to where the assistant speaks. Raises TemplateRefused."""
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        thinks: bool | None = None,
+    ) -> str:
+        """The prompt, up to where the assistant speaks. Raises TemplateRefused.
+
+        `tools` as OpenAI's API has them, which is how templates want them. `thinks` None: as the template likes.
+        """
+        switch = {} if thinks is None else {"enable_thinking": thinks}
+        template = self._tool_template if tools else self._template
         try:
-            return self._template.render(
-                messages=list(messages), tools=None, add_generation_prompt=True, **self._special_tokens
+            return template.render(
+                messages=list(messages),
+                tools=list(tools) or None,
+                add_generation_prompt=True,
+                **switch,
+                **self._special_tokens,
             )
         # A template is a program of the model's author: what it raises over odd messages is not ours to list.
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
@@ -99,6 +124,12 @@ def _default_template(entry: str | Sequence[Mapping[str, str]] | None) -> str | 
         return entry
     by_name = {item["name"]: item["template"] for item in entry}
     return by_name.get("default", next(iter(by_name.values()), None))
+
+
+def _named_template(entry: str | Sequence[Mapping[str, str]] | None, name: str) -> str | None:
+    if entry is None or isinstance(entry, str):
+        return None
+    return next((item["template"] for item in entry if item["name"] == name), None)
 
 
 def _token_text(entry: str | Mapping[str, Any]) -> str:

@@ -81,7 +81,8 @@ class TokenGrammar:
 
     def accept(self, token: int) -> None:
         if self._is_dead_end or not self._matcher.consume_token(token):
-            raise GrammarBroken(self._matcher.get_error() or "no token of this model can follow")
+            reason = self._matcher.get_error().partition("\n")[0]
+            raise GrammarBroken(reason or "no token of this model can follow")
         self._mask = None
 
     def fork(self) -> TokenGrammar:

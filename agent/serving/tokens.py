@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,22 @@ class ModelTokens:
             return bytes(_BYTE_OF[character] for character in name)
         return self.text_of(token).encode()
 
-    def stream(self, prompt: tuple[int, ...], *, stop: tuple[str, ...] = ()) -> TextStream:
-        return TextStream(Detokenizer(self, prompt), StopScanner(stop))
+    def special_id(self, text: str) -> int | None:
+        """The special token that is written so; None when it is no token, or an ordinary one."""
+        token = self._tokenizer.token_to_id(text)
+        return int(token) if token is not None and not self.decode([token]) else None
+
+    def added_id(self, text: str) -> int | None:
+        """The token that was added to the vocabulary for exactly this text, special or not."""
+        token = self._tokenizer.token_to_id(text)
+        return int(token) if token in self._tokenizer.get_added_tokens_decoder() else None
+
+    def stream(
+        self, prompt: tuple[int, ...], *, stop: tuple[str, ...] = (), shown: tuple[str, ...] = ()
+    ) -> TextStream:
+        """`shown`: special tokens that are text here, because a reader of the answer looks for them."""
+        ids = {token: text for text in shown if (token := self.special_id(text)) is not None}
+        return TextStream(Detokenizer(self, prompt, shown=ids), StopScanner(stop))
 
 
 class Detokenizer:
@@ -78,8 +93,11 @@ class Detokenizer:
     character to come, so it is held until the next tokens tell.
     """
 
-    def __init__(self, tokens: ModelTokens, prompt: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, tokens: ModelTokens, prompt: tuple[int, ...] = (), *, shown: Mapping[int, str] | None = None
+    ) -> None:
         self._tokens = tokens
+        self._shown = shown or {}
         self._window = list(prompt[-PROMPT_TAIL_TOKENS:])
         self._num_settled = len(self._window)
         """Tokens of the window whose text is out."""
@@ -88,6 +106,10 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """Text that became certain with this token; often none."""
+        if token in self._shown:
+            piece = self.flush() + self._shown[token]
+            self._window, self._num_settled, self._num_emitted = [], 0, 0
+            return piece
         self._window.append(token)
         text = self._tokens.decode(self._window)
         if not text.endswith(_BROKEN):
@@ -135,7 +157,7 @@ class StopScanner:
         if found:
             self._held = ""
             return text[: min(found)], True
-        held = max((_overlap(text, stop) for stop in self._stop), default=0)
+        held = max((overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held], False
 
@@ -162,7 +184,7 @@ class TextStream:
         return piece + self._scanner.flush(), is_stopped
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a proper beginning of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
