@@ -11,8 +11,15 @@ from typing import assert_never
 import msgspec
 
 from agent.facts.families import TensorRule, rules_of
-from agent.facts.model import DTYPE_BYTES, Dtype, ModelSpec
+from agent.facts.model import DTYPE_BYTES, Dtype, ModelSpec, Quantisation
 from agent.planner.plan import Range
+
+INT4_GROUP = 32
+"""Weights of a row that share a scale and a zero in int4. Rows that cannot be divided by it are kept in int8."""
+SCALE_BYTES = 4
+"""Of the float32 scale of each row, one output, in int8 and fp8."""
+_MATRIX_ROLES = ("head", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""What quantisation is about. A router decides between experts: it is small, and keeps the dtype."""
 
 
 class ShardExtent(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,9 +123,38 @@ def slice_shard(spec: ModelSpec, extent: ShardExtent) -> tuple[TensorSlice, ...]
     return tuple(slices)
 
 
-def shard_weight_bytes(spec: ModelSpec, extent: ShardExtent, dtype: Dtype) -> int:
-    """Bytes of weights that the rank keeps resident when it serves in `dtype`."""
-    return sum(piece.num_elements for piece in slice_shard(spec, extent)) * DTYPE_BYTES[dtype]
+def shard_weight_bytes(
+    spec: ModelSpec, extent: ShardExtent, dtype: Dtype, quantisation: Quantisation = "none"
+) -> int:
+    """Bytes of weights that the rank keeps resident when it serves in `dtype`, its matrices quantised.
+
+    A quantised head that is tied to the embedding is a copy, next to the embedding where that is held too.
+    """
+    pieces = slice_shard(spec, extent)
+    if quantisation == "none":
+        return sum(piece.num_elements for piece in pieces) * DTYPE_BYTES[dtype]
+    total = 0
+    for piece in pieces:
+        is_tied_head = piece.role == "embedding" and spec.tie_word_embeddings and extent.is_last_stage
+        if piece.role in _MATRIX_ROLES or is_tied_head:
+            rows, columns = piece.sliced_shape
+            total += matrix_bytes(rows, columns, dtype, quantisation)
+        if piece.role not in _MATRIX_ROLES and (extent.is_first_stage or not is_tied_head):
+            total += piece.num_elements * DTYPE_BYTES[dtype]
+    return total
+
+
+def matrix_bytes(rows: int, columns: int, dtype: Dtype, quantisation: Quantisation) -> int:
+    """Bytes of one matrix of `rows` outputs and `columns` inputs with its scales."""
+    match quantisation:
+        case "none":
+            return rows * columns * DTYPE_BYTES[dtype]
+        case "int4" if columns % INT4_GROUP == 0:
+            return rows * (columns // 2 + columns // INT4_GROUP * 2 * DTYPE_BYTES[dtype])
+        case "int8" | "fp8" | "int4":
+            return rows * (columns + SCALE_BYTES)
+        case _:
+            assert_never(quantisation)
 
 
 def _slice(

@@ -1,0 +1,44 @@
+"""bfloat16 on a CPU: oneDNN's own layout of the weight. As many bytes, but one row is multiplied in half the time.
+
+The operators are private to torch: `is_sound` tries them before anything relies on them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from agent.engine.linear.kernel import KernelShape
+
+_PACK_ROWS = 1
+"""Rows that the layout is chosen for. Decoding is bound by reading the weight; more rows lose nothing."""
+
+
+class PackedKernel:
+    """`packed_NK` is opaque: only its shape and its bytes can be read."""
+
+    def __init__(self, packed_NK: Tensor, bias_N: Tensor | None) -> None:
+        self.packed_NK = packed_NK
+        self.bias_N = bias_N
+        self.shape = KernelShape(
+            kernel="packed",
+            outputs=packed_NK.shape[0],
+            inputs=packed_NK.shape[1],
+            dtype=torch.bfloat16,
+            device=torch.device("cpu"),
+        )
+        self._multiply = torch.ops.mkldnn._linear_pointwise.default
+
+    @classmethod
+    def pack(cls, weight_NK: Tensor, bias_N: Tensor | None) -> PackedKernel:
+        return cls(torch.ops.mkldnn._reorder_linear_weight(weight_NK, _PACK_ROWS), bias_N)
+
+    @staticmethod
+    def supports(device: torch.device, dtype: torch.dtype) -> bool:
+        return (
+            device.type == "cpu" and dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        )
+
+    def __call__(self, rows_RK: Tensor) -> Tensor:
+        product_RN: Tensor = self._multiply(rows_RK, self.packed_NK, self.bias_N, "none", [], "")
+        return product_RN
