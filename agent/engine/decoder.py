@@ -72,11 +72,15 @@ class Decoder:
             self._on_layer()
         return hidden_TD
 
+    def normalise(self, hidden_RD: Tensor) -> Tensor:
+        """These rows behind the final norm: what the head reads, and what an embedding is. Last stage only."""
+        assert self._final_norm_D is not None, "not the last stage"
+        return rms_norm(hidden_RD, self._final_norm_D, self._spec.rms_norm_eps)
+
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Logits of these rows for the rank's own share of the vocabulary, R x V. Last stage only."""
         assert self._head is not None, "not the last stage"
-        assert self._final_norm_D is not None
-        return self._head(rms_norm(hidden_RD, self._final_norm_D, self._spec.rms_norm_eps))
+        return self._head(self.normalise(hidden_RD))
 
 
 class DecoderLayer:

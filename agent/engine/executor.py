@@ -23,7 +23,7 @@ from agent.errors import FleetError
 from agent.facts.model import DTYPE_BYTES
 from agent.planner.plan import BLOCK_TOKENS
 from agent.planner.shards import shard_weight_bytes
-from agent.wire.rank import LinkRank, RankConfig, SampledToken, StepDone, StepFailed
+from agent.wire.rank import EmbeddedSlice, LinkRank, RankConfig, SampledToken, Step, StepDone, StepFailed
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +154,9 @@ class Executor:
                 hidden_size=config.model.hidden_size,
                 kind=self._kind,
                 vocab=config.extent.vocab,
+                cluster=config.cluster,
+                host=config.host,
+                tls=config.tls,
                 step_port=self._board.step_port,
             ),
             deadline=deadline,
@@ -218,15 +221,19 @@ class Executor:
         if not config.extent.is_last_stage:
             return None
         tokens = self._sample(order, batch, hidden_TD, links)
-        return StepDone(step_id=step.step_id, tokens=tokens) if config.tensor_index == 0 else None
+        if config.tensor_index != 0:
+            return None
+        return StepDone(step_id=step.step_id, tokens=tokens, embeddings=self._embed(step, batch, hidden_TD))
 
     def _sample(self, order: StepOrder, batch: Batch, hidden_TD: Tensor, links: Links) -> list[SampledToken]:
         is_leader = self._config.tensor_index == 0
         if is_leader:
             self._sampler.extend(order.step.slices)
-        if not batch.sampling_rows:
+        rows = batch.sampling_rows
+        if not rows:
             return []
-        logits_RV: Tensor | None = self._decoder.logits(hidden_TD[list(batch.sampling_rows)])
+        hidden_RD = hidden_TD if len(rows) == batch.num_tokens else hidden_TD[list(rows)]
+        logits_RV: Tensor | None = self._decoder.logits(hidden_RD)
         if links.group is not None:
             assert logits_RV is not None
             logits_RV = links.group.gather_logits(logits_RV)
@@ -234,6 +241,21 @@ class Executor:
             return []
         assert logits_RV is not None
         return self._sampler.sample([piece for piece in order.step.slices if piece.samples], logits_RV)
+
+    def _embed(self, step: Step, batch: Batch, hidden_TD: Tensor) -> list[EmbeddedSlice]:
+        """Every member of a stage holds the whole hidden state: the reductions are behind it."""
+        slots, rows = [], []
+        for piece, span in zip(step.slices, batch.spans, strict=True):
+            if piece.embeds:
+                slots.append(piece.slot)
+                rows.append(span.row_end - 1)
+        if not rows:
+            return []
+        values_RD = self._decoder.normalise(hidden_TD[rows]).to(device="cpu", dtype=torch.float32).numpy()
+        return [
+            EmbeddedSlice(slot=slot, values=values_D.astype("<f4").tobytes())
+            for slot, values_D in zip(slots, values_RD, strict=True)
+        ]
 
     def _fail(self, order: StepOrder, error: FleetError) -> None:
         """This generation is over for this rank: tell the gateway, take the links down, stay for the next one."""

@@ -1,9 +1,9 @@
-"""Logits -> the next token. Runs on the leader of the last stage, on one row at a time.
+"""Logits -> the next token, or the next ones where drafts are verified. Runs on the leader of the last stage.
 
-Order of the filters, as in llama.cpp's default chain (and so in Ollama): penalties, top_k, top_p, min_p,
-temperature, draw. Temperature 0 takes the most probable token after the penalties. The draw is a function of the
-request's seed and the token's position alone (Philox, counter-based), so a replay on other shards goes on with the
-same tokens.
+Order of the filters: the slice's mask, then as in llama.cpp's default chain (and so in Ollama) penalties, top_k,
+top_p, min_p, temperature, draw. Temperature 0 takes the most probable token after the penalties. The draw is a
+function of the request's seed and the token's position alone (Philox, counter-based), so a replay on other shards
+goes on with the same tokens.
 
 Shapes: V vocabulary, C candidates left.
 """
@@ -17,11 +17,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from agent.engine.kv_cache import begins
 from agent.errors import FleetError
 from agent.wire.rank import SampledToken, SamplingParams, SequenceSlice
 
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
+Booleans = npt.NDArray[np.bool_]
 _WORD = (1 << 64) - 1
 
 
@@ -34,10 +36,9 @@ class SlotHistory:
 
     def extend(self, piece: SequenceSlice) -> None:
         """Take a slice in; going back to an earlier position drops what stood there."""
-        if piece.params is not None:
-            self.params = piece.params
-        elif piece.start == 0:
-            self.params = SamplingParams()
+        if begins(piece):
+            self.params = piece.params or SamplingParams()
+            self.tokens[:] = piece.history
         del self.tokens[piece.start :]
         self.tokens.extend(piece.tokens)
 
@@ -56,38 +57,101 @@ class Sampler:
         self._histories = [SlotHistory() for _ in self._histories]
 
     def sample(self, slices: list[SequenceSlice], logits_RV: Tensor) -> list[SampledToken]:
-        """One token per slice, `logits_RV` being their rows in order. Raises E803 when a logit is not finite."""
-        finite_R = torch.isfinite(logits_RV).all(dim=-1).tolist()
-        if not all(finite_R):
-            slots = [piece.slot for piece, is_finite in zip(slices, finite_R, strict=True) if not is_finite]
-            raise FleetError(
-                "E803",
-                f"logits are not finite in slots {slots}",
-                hint="the weights are damaged, or overflow in this dtype; bfloat16 overflows less than float16",
-            )
-        most_likely_R = logits_RV.argmax(dim=-1).tolist()
-        return [self._sample_row(piece, logits_RV[row], most_likely_R[row]) for row, piece in enumerate(slices)]
+        """What is drawn after each slice: one token, or as many as its drafts were right, and one.
 
-    def _sample_row(self, piece: SequenceSlice, logits_V: Tensor, most_likely: int) -> SampledToken:
+        `logits_RV` are the rows of the slices in order, `drafts + 1` of each. Histories end behind the last token
+        that was right. Raises E803 when a logit is not finite, E806 when a mask allows no token.
+        """
+        likeliest, is_finite = _survey(logits_RV)
+        _check_finite(slices, is_finite)
+        drawn: list[SampledToken] = []
+        row = 0
+        for piece in slices:
+            end = row + piece.drafts + 1
+            drawn.extend(self._sample_slice(piece, logits_RV[row:end], likeliest[row:end]))
+            row = end
+        return drawn
+
+    def _sample_slice(self, piece: SequenceSlice, logits_NV: Tensor, likeliest: list[int]) -> list[SampledToken]:
+        """A draw knows nothing of the guesses behind it, so these are the tokens that come without any."""
         history = self._histories[piece.slot]
-        params = history.params
-        position = piece.start + len(piece.tokens)
-        if params.temperature <= 0 and not _has_penalties(params) and params.logprobs < 0:
-            return SampledToken(slot=piece.slot, position=position, token=most_likely)
-        raw_V = logits_V.to(device="cpu", dtype=torch.float64).numpy()
-        token = draw_token(raw_V, params, history.tokens, position)
-        logprobs = report_logprobs(raw_V, token, params.logprobs) if params.logprobs >= 0 else []
-        return SampledToken(slot=piece.slot, position=position, token=token, logprobs=logprobs)
+        guesses = piece.tokens[len(piece.tokens) - piece.drafts :]
+        first = piece.start + len(piece.tokens) - piece.drafts
+        allowed_NV = _unpack_masks(piece, logits_NV.shape[1]) if piece.masks else None
+        drawn: list[SampledToken] = []
+        for index, guess in enumerate([*guesses, None]):
+            allowed_V = None if allowed_NV is None else allowed_NV[index]
+            position = first + index
+            token, logprobs = _sample_row(
+                history, position, logits_V=logits_NV[index], most_likely=likeliest[index], allowed_V=allowed_V
+            )
+            drawn.append(SampledToken(slot=piece.slot, position=position, token=token, logprobs=logprobs))
+            if token != guess:
+                break
+        del history.tokens[first + len(drawn) - 1 :]
+        return drawn
+
+
+def _survey(logits_RV: Tensor) -> tuple[list[int], list[bool]]:
+    """The likeliest token of each row (the first of equals), and whether all of the row's logits are finite.
+
+    A logit that is no number counts as the highest. On a CPU numpy finds both several times sooner than torch.
+    """
+    likeliest_R: list[int]
+    if logits_RV.device.type == "cpu":
+        plain_RV = logits_RV.float().numpy()
+        likeliest_R = plain_RV.argmax(axis=-1).tolist()
+        highest, lowest = plain_RV[np.arange(len(likeliest_R)), likeliest_R], plain_RV.min(axis=-1)
+        return likeliest_R, (np.isfinite(highest) & np.isfinite(lowest)).tolist()
+    likeliest_R1 = logits_RV.argmax(dim=-1, keepdim=True)
+    likeliest_R = likeliest_R1.flatten().tolist()
+    extremes_R2 = torch.cat((logits_RV.gather(1, likeliest_R1), logits_RV.amin(dim=-1, keepdim=True)), dim=1)
+    is_finite: list[bool] = extremes_R2.isfinite().all(dim=-1).tolist()
+    return likeliest_R, is_finite
+
+
+def _check_finite(slices: list[SequenceSlice], is_finite: list[bool]) -> None:
+    slot_of_row = [piece.slot for piece in slices for _ in range(piece.drafts + 1)]
+    slots = [slot for slot, is_right in zip(slot_of_row, is_finite, strict=True) if not is_right]
+    if slots:
+        raise FleetError(
+            "E803",
+            f"logits are not finite in slots {sorted(set(slots))}",
+            hint="the weights are damaged, or overflow in this dtype; bfloat16 overflows less than float16",
+        )
+
+
+def _unpack_masks(piece: SequenceSlice, vocab_size: int) -> Booleans:
+    """Which tokens each row of a slice may draw."""
+    words = np.frombuffer(piece.masks, dtype=np.uint8).reshape(piece.drafts + 1, -1)
+    allowed_NV = np.unpackbits(words, axis=1, count=vocab_size, bitorder="little").astype(np.bool_)
+    if not allowed_NV.any(axis=1).all():
+        raise FleetError("E806", f"a mask of slot {piece.slot} allows no token", hint="a fault of the gateway")
+    return allowed_NV
+
+
+def _sample_row(
+    history: SlotHistory, position: int, *, logits_V: Tensor, most_likely: int, allowed_V: Booleans | None
+) -> tuple[int, list[tuple[int, float]]]:
+    """The token at `position`, and its log-probabilities where they are asked for."""
+    params = history.params
+    is_plain = params.temperature <= 0 and not _has_penalties(params) and params.logprobs < 0
+    if is_plain and (allowed_V is None or allowed_V[most_likely]):
+        return most_likely, []
+    raw_V = logits_V.to(device="cpu", dtype=torch.float64).numpy()
+    open_V = raw_V if allowed_V is None else np.where(allowed_V, raw_V, -np.inf)
+    token = draw_token(open_V, params, history.tokens[:position], position)
+    return token, report_logprobs(raw_V, token, params.logprobs) if params.logprobs >= 0 else []
 
 
 def draw_token(logits_V: Floats, params: SamplingParams, history: list[int], position: int) -> int:
-    """The token at `position` after the tokens of `history`."""
+    """The token at `position` after the tokens of `history`. A logit of minus infinity is never drawn."""
     logits_V = penalise(logits_V, params, history)
     if params.temperature <= 0:
         return int(logits_V.argmax())
     candidates_C, logits_C = keep_top_k(logits_V, params.top_k)
-    kept = keep_top_p(logits_C, params.top_p)
-    kept = min(kept, keep_min_p(logits_C, params.min_p))
+    kept = int(np.count_nonzero(np.isfinite(logits_C)))
+    kept = min(kept, keep_top_p(logits_C, params.top_p), keep_min_p(logits_C, params.min_p))
     cumulative_C = softmax(logits_C[:kept] / params.temperature).cumsum()
     place = np.searchsorted(cumulative_C, uniform(params.seed, position) * cumulative_C[-1], side="right")
     return int(candidates_C[min(int(place), kept - 1)])

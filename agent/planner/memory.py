@@ -76,7 +76,7 @@ def activation_bytes(spec: ModelSpec, extent: ShardExtent, serving: Serving) -> 
     - `2*context*kv_heads*head_size*b`: keys and values of one sequence gathered from scattered blocks, and
       `2*P*batch*heads*head_size*4` for decoding rows that read their keys in P parts;
     - on the last stage `2*R*vocabulary*4`: float32 logits of every sampled row, gathered from the whole group, and
-      one sorted or filtered copy of them; R is `batch`, times `max_drafts + 1` where drafts are verified.
+      one sorted or filtered copy of them; R is `batch`, and `max_drafts` more where drafts are verified.
 
     Attention and MLP count together although they follow each other: the allocator keeps both.
     """
@@ -92,7 +92,7 @@ def activation_bytes(spec: ModelSpec, extent: ShardExtent, serving: Serving) -> 
     mask = visible * ((spec.queries_per_kv_head + 1) * element + 2)
     gathered = 2 * serving.context * kv_heads * spec.head_size
     parts = 2 * MAX_PARTS * serving.batch * heads * spec.head_size * 4
-    sampled = serving.batch * (1 if serving.speculation == "none" else serving.max_drafts + 1)
+    sampled = serving.batch + (0 if serving.speculation == "none" else serving.max_drafts)
     logits = 2 * sampled * spec.vocab_size * 4 if extent.is_last_stage else 0
     return (hidden + attention + mlp + gathered) * element + mask + parts + logits
 

@@ -127,7 +127,8 @@ class RecordingSampler(Sampler):
         self.seen: list[tuple[SequenceSlice, Tensor]] = []
 
     def sample(self, slices: list[SequenceSlice], logits_RV: Tensor) -> list[SampledToken]:
-        self.seen.extend(zip(slices, logits_RV.float().clone(), strict=True))
+        rows = [piece for piece in slices for _ in range(piece.drafts + 1)]
+        self.seen.extend(zip(rows, logits_RV.float().clone(), strict=True))
         return super().sample(slices, logits_RV)
 
 
