@@ -35,7 +35,7 @@ class AgentStore(Store):
         super().__init__()
         self._agent_socket = agent_socket
         self._controller = controller
-        self._prefix = prefix
+        self.prefix = prefix
         self._deadline = deadline
         self._connection: _UnixConnection | None = None
         self._is_aborted = False
@@ -90,7 +90,7 @@ class AgentStore(Store):
         request = StoreRequest(
             op=op,
             controller=self._controller,
-            keys=tuple(f"{self._prefix}/{key}" for key in keys),
+            keys=tuple(f"{self.prefix}/{key}" for key in keys),
             value=value,
             amount=amount,
             timeout_s=left_s,
@@ -125,10 +125,10 @@ class AgentStore(Store):
 
     def _not_set(self, keys: tuple[str, ...]) -> FleetError:
         if self._is_aborted:
-            return FleetError("E802", f"rendezvous of {self._prefix} was aborted")
+            return FleetError("E802", f"rendezvous of {self.prefix} was aborted")
         return FleetError(
             "E802",
-            f"rendezvous of {self._prefix}: nobody set {', '.join(keys)} in time",
+            f"rendezvous of {self.prefix}: nobody set {', '.join(keys)} in time",
             hint="the other rank did not come; see its own status",
         )
 

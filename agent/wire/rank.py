@@ -14,9 +14,9 @@ import msgspec
 
 from agent.errors import ErrorDetail
 from agent.facts.model import Dtype, ModelSpec, Quantisation
+from agent.planner.carriers import CarrierKind
 from agent.planner.shards import ShardExtent
 
-CarrierKind = Literal["tls", "gloo", "nccl"]
 RankState = Literal["loading", "loaded", "linked", "failed"]
 
 

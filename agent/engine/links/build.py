@@ -7,18 +7,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import assert_never
 
 import torch
 
 from agent.engine.links.carrier import Carrier, LinkCounter
 from agent.engine.links.gloo import GlooCarrier
 from agent.engine.links.group import ReduceGroup
+from agent.engine.links.meeting import Meeting
 from agent.engine.links.nccl import NcclCarrier
 from agent.engine.links.pipeline import RECEIVER_INDEX, SENDER_INDEX, HiddenReceiver, HiddenSender, link_error
+from agent.engine.links.stream import StreamCarrier
 from agent.engine.store import AgentStore
 from agent.errors import FleetError
+from agent.planner.carriers import CarrierKind
 from agent.planner.plan import Range
-from agent.wire.rank import LinkRank, PipelineLink, TensorGroup
+from agent.wire.rank import LinkRank, PipelineLink, TensorGroup, TlsFiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,9 @@ class RankPosition:
     hidden_size: int
     kind: torch.dtype
     vocab: Range
+    cluster: str
+    host: str
+    tls: TlsFiles
     step_port: int
     """Local port of the step channel: its connections are none of a link's."""
 
@@ -45,7 +52,7 @@ class Links:
         self.senders: tuple[HiddenSender, ...] = ()
         self.group: ReduceGroup | None = None
         self._carriers: list[Carrier] = []
-        self._store: AgentStore | None = None
+        self._under_way: list[AgentStore | Meeting] = []
         self._lock = threading.Lock()
         self._is_aborted = False
 
@@ -82,9 +89,9 @@ class Links:
     def abort(self) -> None:
         with self._lock:
             self._is_aborted = True
-            store, carriers = self._store, list(self._carriers)
-        if store is not None:
-            store.abort()
+            under_way, carriers = list(self._under_way), list(self._carriers)
+        for wait in under_way:
+            wait.abort()
         for carrier in carriers:
             carrier.abort()
 
@@ -146,19 +153,35 @@ class Links:
             prefix=f"{position.deployment}/{order.generation}/{link.name}",
             deadline=deadline,
         )
-        with self._lock:
-            if self._is_aborted:
-                raise FleetError("E802", f"linking was aborted before {link.name}")
-            self._store = store
-        timeout_s = max(deadline - time.monotonic(), 0.1)
+        self._abort_with(store, link.name)
         try:
-            carrier: Carrier
-            if link.carrier == "nccl":
-                carrier = NcclCarrier(
-                    store=store, index=index, size=size, timeout_s=timeout_s, device=position.device
-                )
-            else:
-                carrier = GlooCarrier(
+            carrier = self._make_carrier(link.carrier, store, position, index=index, size=size, deadline=deadline)
+        except RuntimeError as error:
+            raise link_error(link.name, others, error) from error
+        with self._lock:
+            self._under_way.clear()
+            self._carriers.append(carrier)
+            is_aborted = self._is_aborted
+        if is_aborted:
+            raise FleetError("E802", f"linking was aborted after {link.name}")
+        return carrier
+
+    def _make_carrier(
+        self,
+        kind: CarrierKind,
+        store: AgentStore,
+        position: RankPosition,
+        *,
+        index: int,
+        size: int,
+        deadline: float,
+    ) -> Carrier:
+        timeout_s = max(deadline - time.monotonic(), 0.1)
+        match kind:
+            case "nccl":
+                return NcclCarrier(store=store, index=index, size=size, timeout_s=timeout_s, device=position.device)
+            case "gloo":
+                return GlooCarrier(
                     store=store,
                     index=index,
                     size=size,
@@ -167,12 +190,25 @@ class Links:
                     device=position.device,
                     except_port=position.step_port,
                 )
-        except RuntimeError as error:
-            raise link_error(link.name, others, error) from error
+            case "tls" | "unix":
+                meeting = Meeting(
+                    store=store,
+                    index=index,
+                    size=size,
+                    kind=kind,
+                    address=position.cluster_address,
+                    cluster=position.cluster,
+                    host=position.host,
+                    tls=position.tls,
+                    deadline=deadline,
+                )
+                self._abort_with(meeting, store.prefix)
+                return StreamCarrier(meeting.meet(), index=index, size=size, device=position.device)
+            case _:
+                assert_never(kind)
+
+    def _abort_with(self, wait: AgentStore | Meeting, name: str) -> None:
         with self._lock:
-            self._store = None
-            self._carriers.append(carrier)
-            is_aborted = self._is_aborted
-        if is_aborted:
-            raise FleetError("E802", f"linking was aborted after {link.name}")
-        return carrier
+            if self._is_aborted:
+                raise FleetError("E802", f"linking was aborted before {name}")
+            self._under_way.append(wait)

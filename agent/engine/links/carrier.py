@@ -11,11 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from torch import Tensor, dtype
+from torch import Tensor, bfloat16, dtype, float16, float32
 from torch._C._distributed_c10d import AllreduceOptions, Work
 
 STEP_TIMEOUT_S = 120.0
 """Longest wait on another rank inside a step. A backstop only: the supervisor judges hangs by progress."""
+
+
+def wide(kind: dtype) -> dtype:
+    """What values of this dtype are added up in."""
+    return float32 if kind in (bfloat16, float16) else kind
 
 
 class Pending(Protocol):
@@ -39,12 +44,17 @@ class Group(Protocol):
 class Carrier(Protocol):
     """Messages between two ranks arrive in the order sent. `abort` may be called from any thread, at any time."""
 
-    def send(self, tensor: Tensor, to_index: int) -> Pending: ...
+    def send(self, tensor: Tensor, to_index: int, *, is_followed: bool = False) -> Pending:
+        """Without waiting for the receiver. `is_followed`: another message for it is sent next, at once."""
+        ...
 
     def receive(self, shape: tuple[int, ...], kind: dtype, from_index: int) -> Tensor: ...
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum over all members, equal to the bit on every one of them."""
+        """The sum over all members, equal to the bit on every one of them.
+
+        16-bit floats are added up in float32 and rounded once.
+        """
         ...
 
     def abort(self) -> None:

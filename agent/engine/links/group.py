@@ -1,4 +1,4 @@
-"""A stage's tensor-parallel group: sums of partial results in float32, and logits gathered on its leader."""
+"""A stage's tensor-parallel group: sums of partial results, and logits gathered on its leader."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class ReduceGroup:
         """The sum over the group, added up in float32 and rounded once to the partial's dtype."""
         try:
             with self.counter.waiting():
-                total = self.carrier.all_reduce(partial.float())
+                total = self.carrier.all_reduce(partial)
         except RuntimeError as error:
             raise self._broke(error) from error
         self.counter.sent_bytes += total.nbytes
         self.counter.received_bytes += total.nbytes
-        return total.to(partial.dtype)
+        return total
 
     def agree_on(self, key: StepKey) -> None:
         """Raise E802 on the leader unless every member is about to execute this very step."""

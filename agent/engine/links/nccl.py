@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import AllreduceOptions, Store, Work
 
-from agent.engine.links.carrier import STEP_TIMEOUT_S, Group, Pending
+from agent.engine.links.carrier import STEP_TIMEOUT_S, Group, Pending, wide
 
 # A broken communicator must raise in the engine thread, not take the process down from NCCL's watchdog: the
 # rank's weights survive and it links again. Both are read when a group is built.
@@ -34,7 +34,7 @@ class NcclCarrier:
         # communicators are made at first use: make them now, so that linking fails here and not in a step
         self.all_reduce(torch.zeros(1, device=device))
 
-    def send(self, tensor: Tensor, to_index: int) -> Pending:
+    def send(self, tensor: Tensor, to_index: int, *, is_followed: bool = False) -> Pending:  # noqa: ARG002 - no use here
         tensor = tensor.to(self._device).contiguous()
         return _NcclSend(self._live().send([tensor], to_index, 0), tensor)
 
@@ -44,9 +44,11 @@ class NcclCarrier:
         return buffer
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        total = tensor.detach().clone()
+        # a ring rounds at every member: wide, unless there is one addition only
+        kind = wide(tensor.dtype) if self._size > 2 else tensor.dtype
+        total = tensor.detach().to(kind, copy=True)
         self._live().allreduce([total], AllreduceOptions()).wait()  # sums by default
-        return total
+        return total.to(tensor.dtype)
 
     def abort(self) -> None:
         group = self._group

@@ -36,9 +36,9 @@ class HiddenSender:
         """
         header = torch.tensor([*key, hidden_TD.shape[0]], dtype=torch.int64)
         try:
-            for tensor in (header, hidden_TD):
-                self._outstanding.append(self.carrier.send(tensor, RECEIVER_INDEX))
-                self.counter.sent_bytes += tensor.nbytes
+            self._outstanding.append(self.carrier.send(header, RECEIVER_INDEX, is_followed=True))
+            self._outstanding.append(self.carrier.send(hidden_TD, RECEIVER_INDEX))
+            self.counter.sent_bytes += header.nbytes + hidden_TD.nbytes
             with self.counter.waiting():
                 while len(self._outstanding) > MAX_OUTSTANDING_SENDS:
                     self._outstanding.popleft().wait()

@@ -30,12 +30,13 @@ class Authority:
         self.path = folder / f"{name}.pem"
         self.path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def leaf(self, name: str) -> TlsFiles:
+    def leaf(self, name: str, *, host: str = "host01", cluster: str = "lab") -> TlsFiles:
         key = ec.generate_private_key(ec.SECP256R1())
         address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        role = x509.UniformResourceIdentifier(f"spiffe://{cluster}/agent/{host}")
         certificate = (
             _builder(_name(name), self._name, key.public_key())
-            .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+            .add_extension(x509.SubjectAlternativeName([address, role]), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         cert_path, key_path = self._folder / f"{name}.pem", self._folder / f"{name}.key"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from agent.engine.links.build import Links, RankPosition
 from agent.errors import FleetError
-from agent.wire.rank import LinkRank, PipelineLink, TensorGroup
+from agent.wire.rank import LinkRank, PipelineLink, TensorGroup, TlsFiles
 from tests.agent.engine.rendezvous import serve_rendezvous
 
 HIDDEN_SIZE = 8
@@ -38,6 +38,9 @@ def position(rank_id: str, agent_socket: str, *, vocab: tuple[int, int] = (0, 1)
         hidden_size=HIDDEN_SIZE,
         kind=torch.bfloat16,
         vocab=vocab,
+        cluster="lab",
+        host="host01",
+        tls=TlsFiles(ca="", cert="", key=""),
         step_port=0,
     )
 
