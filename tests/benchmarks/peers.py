@@ -18,19 +18,13 @@ from pathlib import Path
 from tests.benchmarks.output import say
 
 VERSION = "0.3.36"
-TARGETS = (
-    "llama-server",
-    "llama-bench",
-    "llama-batched-bench",
-    "llama-quantize",
-    "ggml-rpc-server",
-    "llama",
-    "mtmd",
-)
+TOOLS = ("llama-server", "llama-bench", "llama-batched-bench", "llama-quantize", "ggml-rpc-server")
+TOOLCHAIN = ("cmake>=3.25", "ninja", "gguf>=0.17", "scikit-build-core[pyproject]>=0.9.2")
+LIBRARIES = ("llama", "mtmd")
 TILE_CONFIGURATION = "    _tile_loadconfig(&tc);"
 KEPT_TILE_CONFIGURATION = '    asm volatile("" : : "m"(tc));\n' + TILE_CONFIGURATION
-"""GCC 12 lets `_tile_loadconfig` read 8 of the 64 bytes and drops the stores to the others, so that llama.cpp's int8
-kernels die of an invalid instruction on CPUs with AMX. The line before it makes the compiler keep all of them."""
+"""GCC 12 lets `_tile_loadconfig` read 8 of the 64 bytes and drops the stores to the others, so that llama.cpp's
+int8 kernels die of an invalid instruction on CPUs with AMX. The line before it makes the compiler keep all of them."""
 DEFAULT_FOLDER = Path(__file__).parents[2] / ".bench"
 
 
@@ -155,20 +149,8 @@ def compile_tools(peers: Peers) -> None:
     defines = [f"-D{name}={value}" for name, value in settings.items()]
     run(peers, cmake, "-G", "Ninja", "-S", source, "-B", str(peers.build), *defines)
     jobs = str(os.cpu_count() or 1)
-    run(
-        peers,
-        "nice",
-        "-n",
-        "19",
-        cmake,
-        "--build",
-        str(peers.build),
-        "--parallel",
-        jobs,
-        "--target",
-        *TOOLS,
-        *LIBRARIES,
-    )
+    targets = ("--target", *TOOLS, *LIBRARIES)
+    run(peers, "nice", "-n", "19", cmake, "--build", str(peers.build), "--parallel", jobs, *targets)
 
 
 def link_libraries(peers: Peers) -> None:
