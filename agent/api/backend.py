@@ -252,6 +252,8 @@ class Backend:
             prefill_chunk=serving.prefill_chunk,
             context=serving.context,
             queue=serving.queue,
+            kv_blocks=serving.kv_blocks,
+            shares_prefixes=False,
         )
 
     async def _receive(self, replica: Replica, channel: StepChannel) -> None:

@@ -89,6 +89,8 @@ class Request:
         grammar: Grammar | None = None,
         embeds: bool = False,
         is_probe: bool = False,
+        priority: int = 0,
+        client: str = "",
         on_event: Callable[[RequestEvent], None],
     ) -> None:
         assert prompt, "a prompt has at least one token"
@@ -100,7 +102,13 @@ class Request:
         self.embeds = embeds
         """Asks for the embedding of its prompt; nothing is generated."""
         self.is_probe = is_probe
-        """Ours, not a client's: left out of the metrics."""
+        """Ours, not a client's: left out of the metrics, and computed from its first token on without guesses."""
+        self.priority = priority
+        """Smaller comes first, strictly (vLLM's convention). 0 is what clients get who say nothing."""
+        self.client = client
+        """Among whom slots are shared fairly: an API key's name or a remote address."""
+        self.turn = -1
+        """Its place in the order of arrival; the scheduler's."""
         self.state: RequestState = "queued"
         self.generated: list[int] = []
         self.arrived_s = arrived_s

@@ -1,20 +1,29 @@
 """Continuous batching for one replica: which tokens of which sequences go into the next micro-batch.
 
-Pure and deterministic: no I/O, no clock. Invariants (`check_integrity`): a slot holds at most one sequence, a
-sequence is in at most one step in flight, every position is computed exactly once, and slots come back.
+Pure and deterministic: no I/O, no clock. Invariants (`check_integrity`): a slot holds at most one sequence, every
+block is held by those whose tables name it, a sequence has at most one draw in flight and nothing is sent behind
+it, and slots and blocks come back. Ranks execute steps in order, so what a step computes may be read by every step
+after it: a prompt's chunks follow each other through the stages, and a block is shared once it is sent.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from agent.errors import FleetError
+from agent.planner.plan import BLOCK_TOKENS
+from agent.serving.blocks import BlockPool, num_blocks_of
 from agent.serving.request import FinishReason, Request
-from agent.wire.rank import SampledToken, SequenceSlice, Step, StepDone
+from agent.serving.sequence import RunningSequence
+from agent.serving.step_cost import count_micro_batches, cut_prompt
+from agent.serving.waiting import DRAWN_TOKEN_CHARGE, PROMPT_TOKEN_CHARGE, WaitingRequests
+from agent.wire.rank import EmbeddedSlice, SampledToken, SequenceSlice, Step, StepDone
+
+PATIENCE_STEPS = 16
+"""Steps after which a prompt comes before shorter ones."""
 
 
 class QueueFull(Exception):
@@ -36,56 +45,65 @@ class Embedding(msgspec.Struct, frozen=True, kw_only=True):
     values: bytes
 
 
-class _Running:
-    """A sequence in a slot. `computed` counts positions that are in the KV cache or on their way there."""
+class SchedulerCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Since the start, probes left out."""
 
-    def __init__(self, request: Request, slot: int) -> None:
-        self.request = request
-        self.slot = slot
-        self.computed = 0
-        self.in_flight: int | None = None
-        self.last_step = -1
-        self.is_cancelled = False
+    prefix_hit_tokens: int = 0
+    """Positions that requests found computed by others."""
+    preemptions: int = 0
+    drafts_proposed: int = 0
+    drafts_accepted: int = 0
 
-    @property
-    def num_tokens(self) -> int:
-        return len(self.request.prompt) + len(self.request.generated)
 
-    def pending(self, limit: int) -> list[int]:
-        """The next tokens to compute, at most `limit`."""
-        begin, end = self.computed, min(self.num_tokens, self.computed + limit)
-        prompt, generated = self.request.prompt, self.request.generated
-        if begin >= len(prompt):
-            return generated[begin - len(prompt) : end - len(prompt)]
-        return [*prompt[begin:end], *generated[: max(0, end - len(prompt))]]
+_Batch = list[tuple[RunningSequence, SequenceSlice]]
 
 
 class Scheduler:
     """Arrivals and step results in, steps out.
 
-    Up to `num_stages` micro-batches are in flight and each takes at most its even share of the running
-    sequences, so that every stage has one to work on. A micro-batch has at most
-    `max(prefill_chunk, slots)` tokens: one for each decoding sequence in it, the rest for prompts.
+    A step has at most `max(prefill_chunk, slots)` tokens: those of decoding sequences, guesses included, and what
+    is left for prompts. `kv_blocks` 0 stands for every slot's full context, `max_drafts` 0 for no guesses.
     """
 
-    def __init__(self, *, slots: int, num_stages: int, prefill_chunk: int, context: int, queue: int) -> None:
+    def __init__(
+        self,
+        *,
+        slots: int,
+        num_stages: int,
+        prefill_chunk: int,
+        context: int,
+        queue: int,
+        kv_blocks: int = 0,
+        max_drafts: int = 0,
+        shares_prefixes: bool = True,
+    ) -> None:
         assert slots >= 1, f"slots {slots}"
         assert num_stages >= 1, f"num_stages {num_stages}"
         assert prefill_chunk >= 1, f"prefill_chunk {prefill_chunk}"
+        assert max_drafts >= 0, f"max_drafts {max_drafts}"
         self.slots = slots
-        self.context = context
+        self.counts = SchedulerCounts()
+        self._pool = BlockPool(kv_blocks or slots * num_blocks_of(context))
+        self.context = min(context, self._pool.num_blocks * BLOCK_TOKENS)
+        """Most tokens of one sequence: a single one may fill the whole cache."""
         self._num_stages = num_stages
+        self._prefill_chunk = prefill_chunk
         self._step_tokens = max(prefill_chunk, slots)
         self._queue_limit = queue
-        self._queue: deque[Request] = deque()
+        self._max_drafts = max_drafts
+        self._shares_prefixes = shares_prefixes
+        self._waiting = WaitingRequests()
         self._free = list(range(slots))
-        self._running: dict[int, _Running] = {}
-        self._in_flight: dict[int, list[tuple[_Running, SequenceSlice]]] = {}
+        self._running: dict[int, RunningSequence] = {}
+        self._in_flight: dict[int, _Batch] = {}
+        self._computing: dict[bytes, RunningSequence] = {}
+        """Who will have computed a block that others may want, by the block's key."""
         self._next_step_id = 0
+        self._next_turn = 0
 
     @property
     def num_queued(self) -> int:
-        return len(self._queue)
+        return len(self._waiting)
 
     @property
     def num_running(self) -> int:
@@ -97,12 +115,12 @@ class Scheduler:
 
     @property
     def is_idle(self) -> bool:
-        return not self._queue and not self._running
+        return not self._waiting and not self._running
 
     @property
     def has_free_slot(self) -> bool:
         """A request submitted now would start with the next step."""
-        return len(self._free) > len(self._queue)
+        return len(self._free) > len(self._waiting)
 
     def submit(self, request: Request) -> None:
         """Queue a request. Raises QueueFull when `queue` requests wait already.
@@ -111,151 +129,382 @@ class Scheduler:
         """
         assert request.state == "queued", request.state
         assert len(request.prompt) < self.context, f"prompt of {len(request.prompt)} in context {self.context}"
-        if len(self._queue) >= self._queue_limit and not self.has_free_slot:
+        if len(self._waiting) >= self._queue_limit and not self.has_free_slot:
             raise QueueFull
-        self._queue.append(request)
+        request.turn = self._next_turn
+        self._next_turn += 1
+        self._waiting.push(request)
 
     def next_step(self) -> Step | None:
         """The next micro-batch, or None when nothing can be sent before a step in flight returns."""
         self._admit()
-        if len(self._in_flight) >= self._num_stages:
+        # One more than stages while only prompts run, so that the first stage never waits for a result's way back.
+        is_any_decoding = any(sequence.is_decoding for sequence in self._running.values())
+        if len(self._in_flight) >= self._num_stages + (not is_any_decoding):
             return None
-        ready = [sequence for sequence in self._running.values() if sequence.in_flight is None]
-        if not ready:
-            return None
-        share = -(-len(self._running) // self._num_stages)
-        ready.sort(key=lambda sequence: sequence.last_step)
-        batch = self._take_tokens(ready[:share])
         step_id = self._next_step_id
+        batch = self._take_decodes()
+        self._add_prompts(batch)
+        if not batch:
+            return None
         self._next_step_id += 1
         for sequence, part in batch:
-            sequence.computed += len(part.tokens)
-            sequence.in_flight = sequence.last_step = step_id
+            sequence.computed += len(part.tokens) - part.drafts
+            sequence.num_in_flight += 1
+            sequence.last_step = step_id
+            self._publish(sequence)
         self._in_flight[step_id] = batch
         return Step(step_id=step_id, slices=[part for _, part in batch])
 
     def complete(self, done: StepDone) -> list[Advance | Embedding]:
         """Take a step's result. Raises FleetError E810 when it is not the answer to the oldest step."""
         oldest = next(iter(self._in_flight), None)
-        if done.step_id != oldest:
+        if oldest is None or done.step_id != oldest:
             raise FleetError("E810", f"answer to step {done.step_id} while the oldest in flight is {oldest}")
-        batch = self._in_flight[done.step_id]
-        expected = [(part.slot, part.start + len(part.tokens)) for _, part in batch if part.samples]
-        if [(token.slot, token.position) for token in done.tokens] != expected:
-            raise FleetError("E810", f"step {done.step_id} drew {_places(done.tokens)}, expected {expected}")
-        embedding = [part.slot for _, part in batch if part.embeds]
-        if [each.slot for each in done.embeddings] != embedding:
-            raise FleetError("E810", f"step {done.step_id} did not embed slots {embedding}")
-        del self._in_flight[done.step_id]
-        tokens, embeddings = iter(done.tokens), iter(done.embeddings)
+        batch = self._in_flight[oldest]
+        drawn = _match_tokens(done, batch)
+        embedded = _match_embeddings(done, batch)
+        del self._in_flight[oldest]
         advances: list[Advance | Embedding] = []
-        for sequence, part in batch:
-            sequence.in_flight = None
-            sampled = next(tokens) if part.samples else None
-            embedded = next(embeddings) if part.embeds else None
+        for (sequence, part), tokens in zip(batch, drawn, strict=True):
+            sequence.num_in_flight -= 1
             if sequence.is_cancelled:
+                if not sequence.num_in_flight:
+                    self._release(sequence)
+            elif part.embeds:
                 self._release(sequence)
-            elif embedded is not None:
-                self._release(sequence)
-                advances.append(Embedding(request=sequence.request, values=embedded.values))
-            elif sampled is not None:
-                advances.append(self._advance(sequence, sampled))
+                advances.append(Embedding(request=sequence.request, values=next(embedded).values))
+            elif part.samples:
+                self._judge_drafts(sequence, part, len(tokens))
+                advances.extend(self._advance(sequence, tokens))
         return advances
 
     def cancel(self, request: Request) -> None:
-        """Forget a request: at once, or when its step in flight returns. Unknown ones are nobody's trouble."""
-        if request in self._queue:
-            self._queue.remove(request)
-            request.state = "cancelled"
-            return
+        """Forget a request: at once, or when its steps in flight return. Unknown ones are nobody's trouble."""
         for sequence in self._running.values():
-            if sequence.request is request and not sequence.is_cancelled:
+            if sequence.request is request:
                 if not request.is_over:
                     request.state = "cancelled"
-                if sequence.in_flight is None:
+                sequence.is_cancelled = True
+                self._stop_computing(sequence)
+                if not sequence.num_in_flight:
                     self._release(sequence)
-                else:
-                    sequence.is_cancelled = True
                 return
+        if request.state == "queued" and self._waiting.discard(request):
+            request.state = "cancelled"
 
     def take_queued(self, limit: int | None = None) -> list[Request]:
-        """Remove up to `limit` queued requests, oldest first: they go elsewhere."""
-        count = len(self._queue) if limit is None else min(limit, len(self._queue))
-        return [self._queue.popleft() for _ in range(count)]
+        """Remove up to `limit` queued requests, those that were next first: they go elsewhere."""
+        count = len(self._waiting) if limit is None else min(limit, len(self._waiting))
+        return [self._waiting.pop() for _ in range(count)]
 
     def abandon(self) -> list[Request]:
-        """Forget every sequence and step, because the replica is lost. Returns the requests that ran."""
+        """Forget every sequence, step and block, because the replica is lost. Returns the requests that ran."""
         ran = [sequence.request for sequence in self._running.values() if not sequence.is_cancelled]
         self._running.clear()
         self._in_flight.clear()
+        self._computing.clear()
+        self._pool.clear()
         self._free = list(range(self.slots))
         return ran
 
     def requests_starting_in(self, step: Step) -> list[Request]:
-        """Those whose first tokens are in this step."""
-        return [self._running[part.slot].request for part in step.slices if part.start == 0]
+        """Those whose first tokens are in this step, or the first after they lost their blocks."""
+        return [self._running[part.slot].request for part in step.slices if part.params is not None]
 
     def check_integrity(self) -> None:
         """Assert the invariants. Cheap enough to run whenever the replica falls idle."""
         assert sorted([*self._free, *self._running]) == list(range(self.slots)), "slots leaked or shared"
-        assert len(self._in_flight) <= self._num_stages, "too many micro-batches in flight"
-        travelling = [sequence for batch in self._in_flight.values() for sequence, _ in batch]
-        assert len(travelling) == len({id(sequence) for sequence in travelling}), "a sequence travels twice"
+        assert len(self._in_flight) <= self._num_stages + 1, "too many micro-batches in flight"
+        travelling = [(sequence, part) for batch in self._in_flight.values() for sequence, part in batch]
+        drawing = [id(sequence) for sequence, part in travelling if part.samples or part.embeds]
+        assert len(drawing) == len(set(drawing)), "a sequence draws in two steps at once"
         for slot, sequence in self._running.items():
             assert sequence.slot == slot, "sequence in another's slot"
-            assert (sequence.in_flight is not None) == (sequence in travelling), "in flight and not"
+            num_in_flight = sum(1 for each, _ in travelling if each is sequence)
+            assert sequence.num_in_flight == num_in_flight, "steps in flight miscounted"
             assert sequence.computed <= sequence.num_tokens <= self.context, "computed tokens that do not exist"
-            assert sequence.in_flight is not None or not sequence.is_cancelled, "a cancelled sequence stayed"
-        assert all(request.state == "queued" for request in self._queue), "queued in another state"
+            assert num_in_flight or not sequence.is_cancelled, "a cancelled sequence stayed"
+            assert sequence.is_started or not num_in_flight, "a sequence travels that holds no blocks"
+            if sequence.table is not None:
+                assert sequence.computed <= len(sequence.table) * BLOCK_TOKENS, "computed beyond its blocks"
+        tables = [each.table for each in self._running.values() if each.table is not None]
+        self._pool.check_integrity(tables)
+        for sequence in self._computing.values():
+            assert self._running.get(sequence.slot) is sequence, "waiting for a sequence that is gone"
+        assert all(request.state == "queued" for request in self._waiting), "queued in another state"
+
+    # --- who runs -------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        while self._queue and self._free:
-            request = self._queue.popleft()
+        while (request := self._waiting.peek()) is not None:
+            if not self._free:
+                victim = self._least_important(priority=request.priority + 1)
+                if victim is None:
+                    return
+                self._preempt(victim)
+            self._waiting.remove(request)
             request.state = "running"
             slot = heapq.heappop(self._free)
-            self._running[slot] = _Running(request, slot)
+            sequence = RunningSequence(request, slot, max_drafts=self._max_drafts)
+            sequence.last_step = self._next_step_id - 1
+            self._running[slot] = sequence
 
-    def _take_tokens(self, sequences: Sequence[_Running]) -> list[tuple[_Running, SequenceSlice]]:
-        """Decodes first, one token each, then prompts share what is left, longest waiting first."""
-        decoding = [sequence for sequence in sequences if sequence.num_tokens - sequence.computed == 1]
-        prefilling = [sequence for sequence in sequences if sequence.num_tokens - sequence.computed > 1]
-        budget = self._step_tokens
-        batch = []
-        for sequence in [*decoding, *prefilling]:
-            tokens = sequence.pending(budget)
-            if not tokens:
-                break
-            budget -= len(tokens)
-            start = sequence.computed
-            is_last = start + len(tokens) == sequence.num_tokens
-            samples = is_last and not sequence.request.embeds
-            part = SequenceSlice(
-                slot=sequence.slot,
-                start=start,
-                tokens=tokens,
-                samples=samples,
-                params=sequence.request.params if start == 0 else None,
-                masks=sequence.request.next_mask() if samples else b"",
-                embeds=is_last and sequence.request.embeds,
-            )
-            batch.append((sequence, part))
-        return batch
+    def _least_important(
+        self, *, priority: int, turn: int = 0, besides: Sequence[RunningSequence] = ()
+    ) -> RunningSequence | None:
+        """Of those at or behind this place who can lose theirs now: nothing of them is in flight."""
+        candidates = [
+            sequence
+            for sequence in self._running.values()
+            if not sequence.num_in_flight and sequence.importance >= (priority, turn) and sequence not in besides
+        ]
+        return max(candidates, key=lambda sequence: sequence.importance, default=None)
 
-    def _advance(self, sequence: _Running, sampled: SampledToken) -> Advance:
-        request = sequence.request
-        request.generated.append(sampled.token)
-        finish: FinishReason | None = None
-        if sampled.token in request.eos_token_ids:
-            finish = "stop"
-        elif len(request.generated) >= request.max_tokens or sequence.num_tokens >= self.context:
-            finish = "length"
-        if finish is not None:
-            self._release(sequence)
-        return Advance(request=request, sampled=sampled, finish=finish)
+    def _preempt(self, sequence: RunningSequence) -> None:
+        """It comes back first of its class, and computes again what nobody kept of its blocks."""
+        if sequence.is_started:
+            self._count(sequence.request, preemptions=1)
+        self._release(sequence)
+        sequence.request.state = "queued"
+        self._waiting.push_front(sequence.request)
 
-    def _release(self, sequence: _Running) -> None:
+    def _release(self, sequence: RunningSequence) -> None:
+        self._stop_computing(sequence)
+        if sequence.table is not None:
+            self._publish(sequence)
+            self._pool.close(sequence.table)
         del self._running[sequence.slot]
         heapq.heappush(self._free, sequence.slot)
+
+    # --- what the next step holds ---------------------------------------------------------------------
+
+    def _take_decodes(self) -> _Batch:
+        """The share of the decoding sequences that makes a micro-batch, longest waiting first."""
+        num_decoding = sum(1 for sequence in self._running.values() if sequence.is_decoding)
+        if not num_decoding:
+            return []
+        num_micro_batches = count_micro_batches(num_decoding, self._num_stages)
+        if sum(map(_is_decode, self._in_flight.values())) >= num_micro_batches:
+            return []
+        ready = [each for each in self._running.values() if each.is_ready]
+        ready.sort(key=lambda sequence: sequence.last_step)
+        share = -(-num_decoding // num_micro_batches)
+        num_rows = min(share, len(ready))
+        batch: _Batch = []
+        for sequence in ready:
+            if len(batch) == share:
+                break
+            part = self._decode(sequence, num_rows, besides=[each for each, _ in batch])
+            if part is not None:
+                batch.append((sequence, part))
+                num_rows += part.drafts
+        return batch
+
+    def _decode(
+        self, sequence: RunningSequence, num_rows: int, besides: list[RunningSequence]
+    ) -> SequenceSlice | None:
+        """Its last token and the guesses that pay; None when it has to wait for a block."""
+        table = sequence.table
+        assert table is not None, "only what has started decodes"
+        if self._running.get(sequence.slot) is not sequence:
+            return None  # it has just lost its blocks to another
+        known = sequence.num_tokens
+        guesses = self._guess(sequence, num_rows)
+        missing = num_blocks_of(known + len(guesses)) - len(table)
+        if missing > self._pool.num_available:
+            missing = num_blocks_of(known) - len(table)
+            guesses = guesses[: (len(table) + missing) * BLOCK_TOKENS - known]
+        new_blocks: list[int] = []
+        if missing > 0:
+            priority, turn = sequence.importance
+            while self._pool.num_available < missing:
+                victim = self._least_important(priority=priority, turn=turn + 1, besides=besides)
+                if victim is None:
+                    return None
+                self._preempt(victim)
+            new_blocks = self._pool.grow(table, missing)
+        return SequenceSlice(
+            slot=sequence.slot,
+            start=known - 1,
+            tokens=[*sequence.tokens(known - 1, known), *guesses],
+            samples=True,
+            new_blocks=new_blocks,
+            drafts=len(guesses),
+            masks=sequence.request.next_mask(),
+        )
+
+    def _guess(self, sequence: RunningSequence, num_rows: int) -> list[int]:
+        request = sequence.request
+        if not self._max_drafts or request.grammar is not None or request.is_probe:
+            return []
+        limit = min(
+            sequence.draft_length.choose(num_rows),
+            request.max_tokens - len(request.generated) - 1,
+            self.context - sequence.num_tokens - 1,
+            min(self._step_tokens, self.slots + self._max_drafts) - num_rows,
+        )
+        return sequence.guess(limit) if limit > 0 else []
+
+    def _add_prompts(self, batch: _Batch) -> None:
+        """Chunks of prompts: what is soonest done first, unless another has waited long."""
+        budget = self._step_tokens - sum(len(part.tokens) for _, part in batch)
+        waiting = [each for each in self._running.values() if each.num_pending and not each.is_ready]
+        waiting.sort(key=self._prompt_order)
+        is_short_of_blocks = False
+        for sequence in waiting:
+            if budget <= 0:
+                break
+            if self._running.get(sequence.slot) is not sequence or sequence.is_cancelled:
+                continue
+            if not sequence.is_started:
+                if is_short_of_blocks or self._is_better_off_waiting(sequence):
+                    continue
+                if not self._start(sequence, besides=[each for each, _ in batch]):
+                    is_short_of_blocks = True
+                    continue
+            part = self._cut_chunk(sequence, budget)
+            budget -= len(part.tokens)
+            batch.append((sequence, part))
+
+    def _prompt_order(self, sequence: RunningSequence) -> tuple[int, bool, int, int]:
+        is_patient = self._next_step_id - sequence.last_step <= PATIENCE_STEPS
+        return sequence.request.priority, is_patient, sequence.num_pending, sequence.request.turn
+
+    def _shareable_keys(self, sequence: RunningSequence) -> list[bytes]:
+        is_shareable = self._shares_prefixes and not sequence.request.is_probe
+        return sequence.shareable_keys() if is_shareable else []
+
+    def _is_better_off_waiting(self, sequence: RunningSequence) -> bool:
+        """Another one, not less important, is about to compute what it would compute next."""
+        keys = self._shareable_keys(sequence)
+        num_shared = len(self._pool.match(keys))
+        leader = self._computing.get(keys[num_shared]) if num_shared < len(keys) else None
+        return leader is not None and leader.request.priority <= sequence.request.priority
+
+    def _start(self, sequence: RunningSequence, *, besides: list[RunningSequence]) -> bool:
+        """Give it blocks for all that it knows. False when there are too few, with one to spare for each."""
+        keys = self._shareable_keys(sequence)
+        shared = self._pool.match(keys)
+        missing = num_blocks_of(sequence.num_tokens) - len(shared)
+        while True:
+            spare = sum(1 for each in self._running.values() if each.is_started)
+            if self._pool.can_open(shared, missing, spare=spare):
+                break
+            victim = self._least_important(priority=sequence.request.priority + 1, besides=besides)
+            if victim is None:
+                return False
+            self._preempt(victim)
+        request = sequence.request
+        longest = min(self.context, len(request.prompt) + (0 if request.embeds else request.max_tokens))
+        room = max(0, num_blocks_of(longest) - num_blocks_of(sequence.num_tokens))
+        sequence.table = self._pool.open(shared, missing, room=room)
+        sequence.shared = sequence.computed = len(shared) * BLOCK_TOKENS
+        sequence.num_published = len(shared)
+        sequence.chunk = cut_prompt(sequence.num_pending, self._num_stages, self._prefill_chunk)
+        for key in keys[len(shared) :]:
+            self._computing.setdefault(key, sequence)
+        self._count(request, prefix_hit_tokens=sequence.shared)
+        return True
+
+    def _cut_chunk(self, sequence: RunningSequence, budget: int) -> SequenceSlice:
+        assert sequence.table is not None, "only what has started has blocks"
+        request, begin = sequence.request, sequence.computed
+        end = min(sequence.num_tokens, begin + min(budget, sequence.chunk))
+        is_first, is_last = not sequence.is_begun, end == sequence.num_tokens
+        sequence.is_begun = True
+        samples = is_last and not request.embeds
+        self._waiting.charge(request.client, PROMPT_TOKEN_CHARGE * (end - begin))
+        return SequenceSlice(
+            slot=sequence.slot,
+            start=begin,
+            tokens=sequence.tokens(begin, end),
+            samples=samples,
+            params=request.params if is_first else None,
+            new_blocks=list(sequence.table.blocks) if is_first else [],
+            history=sequence.tokens(0, begin) if is_first else [],
+            masks=request.next_mask() if samples else b"",
+            embeds=is_last and request.embeds,
+        )
+
+    # --- what came back -------------------------------------------------------------------------------
+
+    def _judge_drafts(self, sequence: RunningSequence, part: SequenceSlice, num_drawn: int) -> None:
+        if self._max_drafts:
+            sequence.draft_length.note(part.drafts, num_drawn - 1)
+            self._count(sequence.request, drafts_proposed=part.drafts, drafts_accepted=num_drawn - 1)
+
+    def _advance(self, sequence: RunningSequence, tokens: Sequence[SampledToken]) -> list[Advance]:
+        """Up to the token that ends the request; right guesses behind it are nobody's."""
+        request = sequence.request
+        advances = []
+        for sampled in tokens:
+            request.generated.append(sampled.token)
+            finish: FinishReason | None = None
+            if sampled.token in request.eos_token_ids:
+                finish = "stop"
+            elif len(request.generated) >= request.max_tokens or sequence.num_tokens >= self.context:
+                finish = "length"
+            advances.append(Advance(request=request, sampled=sampled, finish=finish))
+            self._waiting.charge(request.client, DRAWN_TOKEN_CHARGE)
+            if finish is not None:
+                self._release(sequence)
+                return advances
+        sequence.computed = sequence.num_tokens - 1
+        return advances
+
+    # --- blocks that others may want ------------------------------------------------------------------
+
+    def _publish(self, sequence: RunningSequence) -> None:
+        if self._shares_prefixes and not sequence.request.is_probe:
+            for block, key in sequence.complete_keys():
+                self._pool.publish(block, key)
+                if self._computing.get(key) is sequence:
+                    del self._computing[key]
+
+    def _stop_computing(self, sequence: RunningSequence) -> None:
+        for key in sequence.keys[sequence.num_published :]:
+            if self._computing.get(key) is sequence:
+                del self._computing[key]
+
+    def _count(self, request: Request, **amounts: int) -> None:
+        if not request.is_probe:
+            counts = self.counts
+            changes = {name: getattr(counts, name) + amount for name, amount in amounts.items()}
+            self.counts = msgspec.structs.replace(counts, **changes)
+
+
+def _is_decode(batch: _Batch) -> bool:
+    return any(part.samples and part.params is None and len(part.tokens) == part.drafts + 1 for _, part in batch)
+
+
+def _match_tokens(done: StepDone, batch: _Batch) -> list[list[SampledToken]]:
+    """The tokens of each slice: after a right guess one more. Raises FleetError E810 when they are others."""
+    tokens = iter(done.tokens)
+    matched = []
+    for _, part in batch:
+        drawn: list[SampledToken] = []
+        if part.samples:
+            num_certain = len(part.tokens) - part.drafts
+            for guess in [*part.tokens[num_certain:], None]:
+                place = (part.slot, part.start + num_certain + len(drawn))
+                sampled = next(tokens, None)
+                if sampled is None or (sampled.slot, sampled.position) != place:
+                    raise FleetError("E810", f"step {done.step_id} drew {_places(done.tokens)}, {place} missing")
+                drawn.append(sampled)
+                if sampled.token != guess:
+                    break
+        matched.append(drawn)
+    if next(tokens, None) is not None:
+        raise FleetError("E810", f"step {done.step_id} drew {_places(done.tokens)}, which is too much")
+    return matched
+
+
+def _match_embeddings(done: StepDone, batch: _Batch) -> Iterator[EmbeddedSlice]:
+    slots = [part.slot for _, part in batch if part.embeds]
+    if [each.slot for each in done.embeddings] != slots:
+        raise FleetError("E810", f"step {done.step_id} did not embed slots {slots}")
+    return iter(done.embeddings)
 
 
 def _places(tokens: Sequence[SampledToken]) -> list[tuple[int, int]]:
