@@ -23,8 +23,8 @@ TOOLCHAIN = ("cmake>=3.25", "ninja", "gguf>=0.17", "scikit-build-core[pyproject]
 LIBRARIES = ("llama", "mtmd")
 TILE_CONFIGURATION = "    _tile_loadconfig(&tc);"
 KEPT_TILE_CONFIGURATION = '    asm volatile("" : : "m"(tc));\n' + TILE_CONFIGURATION
-"""GCC 12 lets `_tile_loadconfig` read 8 of the 64 bytes and drops the stores to the others, so that llama.cpp's
-int8 kernels die of an invalid instruction on CPUs with AMX. The line before it makes the compiler keep all of them."""
+"""GCC 12 lets `_tile_loadconfig` read 8 of the 64 bytes and drops the stores to the others: its int8 kernels
+then die of an invalid instruction on CPUs with AMX. The line before it makes the compiler keep them."""
 DEFAULT_FOLDER = Path(__file__).parents[2] / ".bench"
 
 
