@@ -1,4 +1,4 @@
-"""Finds a model by what its user typed: a directory here, or a name, path or digest on a host of the fleet."""
+"""Finds a model by what its user typed: a directory or GGUF file here, or a name, path or digest on the fleet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import msgspec
 
 from agent.errors import ErrorDetail, FleetError
 from agent.facts.model import ModelSpec
+from agent.models.files import is_gguf_model, locate
 from agent.models.manifest import MANIFEST_FILE, read_manifest
+from agent.models.ollama_store import find_in_store, full_name, known_stores
 from agent.planner.plan import ModelRef
 from agent.wire.agent import ModelHolding, ModelManifest, ModelQuery, UploadReply
 from odctl.fleet import Fleet
@@ -41,22 +43,23 @@ def cache_dir() -> Path:
 
 
 async def find_model(fleet: Fleet, wanted: str) -> FoundModel:
-    """A directory on this machine wins over the fleet's models. Raises E701 naming what there is."""
-    local = _local_directory(wanted)
+    """A path on this machine wins over the fleet's models, and those over Ollama's here. Raises E701 naming all."""
+    local = _local_model(wanted)
     if local is not None:
-        manifest = await asyncio.to_thread(read_manifest, local, cache_dir=cache_dir())
-        ref = ModelRef(name=manifest.spec.name, path=str(local), digest=manifest.digest)
-        return FoundModel(ref=ref, manifest=manifest)
+        return await _here(local)
     holdings = await _holdings(fleet)
     complete = [holding for holding in holdings if holding.is_complete]
     for holding in complete:
         is_digest = len(wanted) >= 8 and holding.digest.startswith(wanted)
-        if wanted in (holding.name, holding.path) or is_digest:
+        if holding.name in (wanted, full_name(wanted)) or wanted == holding.path or is_digest:
             return await _on_host(fleet, holding)
+    for store in known_stores():
+        if (found := find_in_store(store, wanted)) is not None:
+            return await _here(found)
     known = ", ".join(sorted({holding.name for holding in complete})) or "none"
     raise FleetError(
         "E701",
-        f"no model `{wanted}`: it is no directory here, and no reachable host has it whole",
+        f"no model `{wanted}`: it is no directory or GGUF file here, and no reachable host has it whole",
         hint=f"models on the fleet: {known}",
     )
 
@@ -92,7 +95,7 @@ async def push_model(fleet: Fleet, host: str, ref: ModelRef, manifest: ModelMani
         reply = await _put(client, host, f"{base}/{file.name}", offset, b"")
         while not reply.is_complete:
             offset = reply.received
-            piece = await asyncio.to_thread(_read_piece, Path(ref.path) / file.name, offset)
+            piece = await asyncio.to_thread(_read_piece, Path(ref.path), file.name, offset)
             if not piece and offset >= file.size:
                 raise FleetError("E706", f"{file.name} arrived on {host} and was not accepted", host=host)
             reply = await _put(client, host, f"{base}/{file.name}", offset, piece)
@@ -100,9 +103,15 @@ async def push_model(fleet: Fleet, host: str, ref: ModelRef, manifest: ModelMani
     return sent
 
 
-def _local_directory(wanted: str) -> Path | None:
+def _local_model(wanted: str) -> Path | None:
     path = Path(wanted).expanduser()
-    return path.resolve() if path.is_dir() else None
+    return path.resolve() if path.is_dir() or is_gguf_model(path) else None
+
+
+async def _here(path: Path) -> FoundModel:
+    manifest = await asyncio.to_thread(read_manifest, path, cache_dir=cache_dir())
+    ref = ModelRef(name=manifest.spec.name, path=str(path), digest=manifest.digest)
+    return FoundModel(ref=ref, manifest=manifest)
 
 
 async def _is_complete(fleet: Fleet, host: str, digest: str) -> bool:
@@ -121,10 +130,11 @@ async def _put(client: httpx.AsyncClient, host: str, route: str, offset: int, bo
     return msgspec.msgpack.decode(response.content, type=UploadReply)
 
 
-def _read_piece(path: Path, offset: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(UPLOAD_PIECE_BYTES)
+def _read_piece(model_path: Path, name: str, offset: int) -> bytes:
+    part = locate(model_path, name)
+    with part.path.open("rb") as file:
+        file.seek(part.offset + offset)
+        return file.read(min(UPLOAD_PIECE_BYTES, max(part.length - offset, 0)))
 
 
 async def _holdings(fleet: Fleet) -> list[ModelHolding]:

@@ -86,12 +86,12 @@ class Fields:
             raise bad_field(self._prefix + name, value, "a list of objects")
         return value
 
-    def fields(self, name: str) -> Fields:
-        """A nested object; an empty one when missing."""
+    def fields(self, name: str, defaults: Mapping[str, Any] | None = None) -> Fields:
+        """A nested object with what it does not say taken from `defaults`; an empty one when missing."""
         value = self._values.get(name)
         if value is not None and not isinstance(value, dict):
             raise bad_field(self._prefix + name, value, "an object")
-        return Fields(value or {}, f"{self._prefix}{name}.")
+        return Fields({**(defaults or {}), **(value or {})}, f"{self._prefix}{name}.")
 
     def tokens(self, name: str, *, vocab_size: int) -> tuple[int, ...]:
         value = self._values.get(name)

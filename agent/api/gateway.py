@@ -15,6 +15,7 @@ from agent.api.backend import RETRY_AFTER_S, Backend, Replica
 from agent.api.canary import check_backend
 from agent.api.deployment import Deployment, Face
 from agent.api.refusal import Refusal
+from agent.api.serving_files import load_serving_files
 from agent.api.tls import client_context
 from agent.errors import ErrorDetail, FleetError
 from agent.serving.chat import ChatTemplate
@@ -234,6 +235,8 @@ def _agent_client(socket: str) -> httpx.AsyncClient:
 
 
 def _load_serving_files(attach: AttachBackend) -> tuple[ModelTokens, ChatTemplate]:
-    model_dir = Path(attach.model_dir)
-    tokens = ModelTokens.load(model_dir, eos_token_ids=attach.model.eos_token_ids)
-    return tokens, ChatTemplate.load(model_dir, now=lambda: datetime.now().astimezone())
+    return load_serving_files(
+        Path(attach.model_dir),
+        eos_token_ids=attach.model.eos_token_ids,
+        now=lambda: datetime.now().astimezone(),
+    )

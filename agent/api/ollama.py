@@ -264,7 +264,7 @@ async def _answer(
     form: type[_NdjsonForm],
     arrived_s: float,
 ) -> Response:
-    options = fields.fields("options")
+    options = fields.fields("options", face.chat.options)
     num_top = fields.integer("top_logprobs", 0, at_least=0, at_most=20)
     num_logprobs = num_top if fields.boolean("logprobs", False) else -1
     num_predict = options.integer("num_predict", -1, at_least=-2)

@@ -132,6 +132,14 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     tensors: tuple[TensorEntry, ...] = ()
 
     @property
+    def stored_as(self) -> str:
+        """The format's name of the type that most of the stored bytes have: `BF16`, `Q4_K`; "" without tensors."""
+        lengths: dict[str, int] = {}
+        for entry in self.tensors:
+            lengths[entry.dtype] = lengths.get(entry.dtype, 0) + entry.length
+        return max(lengths, key=lambda dtype: lengths[dtype], default="")
+
+    @property
     def queries_per_kv_head(self) -> int:
         return self.num_heads // self.num_kv_heads
 

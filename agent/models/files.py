@@ -22,6 +22,7 @@ HEADER_FILE = "header.gguf"
 WHOLE_FILE = "model.gguf"
 OLLAMA_FILES = {"template": "ollama_template", "params": "ollama_params", "system": "ollama_system"}
 """The layers of an Ollama model that shape its answers, and what we call them."""
+MAX_OLLAMA_TEXT_BYTES = 1024 * 1024
 CONFIG_FILE = "config.json"
 _SPLIT = re.compile(r"(?P<stem>.*)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf")
 MAX_SPLITS = 1024
@@ -97,6 +98,27 @@ def locate(model_path: Path, name: str) -> FilePart:
         if part is not None:
             return part
     raise FleetError("E709", f"{model_path} has no {name}")
+
+
+def header_path(model_path: Path) -> Path | None:
+    """The file that begins with the model's GGUF header, perhaps all that was fetched; None for other kinds."""
+    fetched = model_path / HEADER_FILE
+    if model_path.is_dir() and fetched.is_file():
+        return fetched
+    return next(iter(gguf_weight_files(model_path).values())) if is_gguf_model(model_path) else None
+
+
+def read_ollama_text(model_path: Path, kind: str) -> str:
+    """The `template`, `params` or `system` that an Ollama model brings along; "" without. Raises E704."""
+    try:
+        part = locate(model_path, OLLAMA_FILES[kind])
+    except FleetError as error:
+        if error.code == "E709":
+            return ""
+        raise
+    if part.length > MAX_OLLAMA_TEXT_BYTES:
+        raise FleetError("E704", f"{part.path} has {part.length} bytes, at most {MAX_OLLAMA_TEXT_BYTES} are read")
+    return part.path.read_bytes().decode(errors="replace")
 
 
 def has_small_files(directory: Path) -> bool:

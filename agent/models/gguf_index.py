@@ -75,13 +75,6 @@ _GEMMA_SWA_THETA = 10_000.0
 _GEMMA3_WINDOW_PERIOD = 6
 _SCALED_BY_WIDTH = {"gemma2": 46, "gemma3": 62}
 """The layers of each Gemma generation's 27B model, whose attention alone scales by hidden size and heads."""
-END_OF_TURN = frozenset(
-    {
-        "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>",
-        "<｜end▁of▁sentence｜>", "<|eom_id|>", "</s>", "<eos>",
-    }
-)  # fmt: skip
-"""What llama.cpp, too, takes for the end of an answer by its text: files name one, models have several."""
 
 
 def read_gguf_spec(files: dict[str, Path], *, name: str, where: str) -> ModelSpec:

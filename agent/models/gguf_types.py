@@ -110,8 +110,4 @@ def stored_slice(entry: TensorEntry, piece: TensorSlice) -> StoredSlice:
 
 def stored_quantisation(spec: ModelSpec) -> str:
     """GGUF's name of the type that most of the model's bytes have, when it is a quantised one; else ""."""
-    lengths: dict[str, int] = {}
-    for entry in spec.tensors:
-        lengths[entry.dtype] = lengths.get(entry.dtype, 0) + entry.length
-    main = max(lengths, key=lambda dtype: lengths[dtype], default="")
-    return main if main in QUANTISED_TYPES else ""
+    return spec.stored_as if spec.stored_as in QUANTISED_TYPES else ""

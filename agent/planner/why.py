@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from agent.facts.model import DTYPE_BYTES
 from agent.planner.adaptive import AdaptiveStrategy, rule_of_thumb, shape_of
 from agent.planner.cost import Estimate
 from agent.planner.layout import Layout, Place
@@ -13,6 +14,7 @@ from agent.planner.problem import Problem, choose_layout, objective_value
 from agent.planner.rates import rates_of
 from agent.planner.words import bytes_words, list_words, rate_words, seconds_words
 
+PLAIN_TYPES = ("", "F32", "BF16", "F16")
 Propose = Callable[[Problem], list[Layout]]
 MAX_COMPARED_DEVICES = 16
 """Up to this many devices, the alternative is planned as well, to tell what it would change."""
@@ -27,6 +29,7 @@ def explain(problem: Problem, chosen: list[tuple[Layout, Estimate]], propose: Pr
     lines += _left_out(problem, [layout for layout, _ in chosen])
     lines += _more_replicas(problem, [layout for layout, _ in chosen])
     lines += _rule(problem, layout)
+    lines += _quantised(problem)
     lines += _unmeasured(problem, [layout for layout, _ in chosen])
     return tuple(lines)
 
@@ -72,6 +75,21 @@ def _bottleneck(layout: Layout, estimate: Estimate) -> str:
         f"bottleneck: stage {estimate.bottleneck} ({stage.name}, {stage.num_layers} layers) takes "
         f"{seconds_words(slowest)}, {share}, bound by {estimate.limit}{links}"
     )
+
+
+def _quantised(problem: Problem) -> list[str]:
+    """What becomes of a file whose weights are quantised already."""
+    spec, serving = problem.request.spec, problem.serving
+    if spec.stored_as in PLAIN_TYPES:
+        return []
+    stored = sum(entry.length for entry in spec.tensors)
+    if serving.quantisation != "none":
+        return [f"its file is {spec.stored_as}: dequantised as it is loaded, and kept as {serving.quantisation}"]
+    served = spec.num_parameters * DTYPE_BYTES[serving.dtype]
+    return [
+        f"its file is {spec.stored_as} ({bytes_words(stored)}): dequantised as it is loaded, and served in "
+        f"{serving.dtype} ({bytes_words(served)})"
+    ]
 
 
 def _split_or_not(problem: Problem, layout: Layout, estimate: Estimate, propose: Propose) -> list[str]:

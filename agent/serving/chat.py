@@ -39,11 +39,20 @@ class ChatTemplate:
         special_tokens: Mapping[str, str],
         now: Callable[[], datetime],
         tool_source: str | None = None,
+        stop: tuple[str, ...] = (),
+        system: str = "",
+        options: Mapping[str, Any] | None = None,
     ) -> None:
-        """`tool_source`: the template for requests with tools, where the model has one of its own for them."""
+        """`tool_source`: the template for requests with tools, where the model has one of its own for them.
+
+        `stop`, `system` and `options` are what an Ollama model brings along: texts that end every answer, the
+        system message of chats that have none, and options of requests that do not say otherwise.
+        """
         self.is_plain = source is None
         self.source = PLAIN_TEMPLATE if source is None else source
-        self.stop = PLAIN_STOP if source is None else ()
+        self.stop = (*stop, *(PLAIN_STOP if source is None else ()))
+        self.options = dict(options or {})
+        self._system = system
         self.tool_format = format_of(tool_source or self.source)
         """How it calls tools; None: its template knows of none, or of none that we can read."""
         self.thinks = THINK_CLOSES in self.source
@@ -94,6 +103,8 @@ class ChatTemplate:
         `tools` as OpenAI's API has them, which is how templates want them. `thinks` None: as the template likes.
         """
         switch = {} if thinks is None else {"enable_thinking": thinks}
+        if self._system and not any(message.get("role") == "system" for message in messages):
+            messages = [{"role": "system", "content": self._system}, *messages]
         template = self._tool_template if tools else self._template
         try:
             return template.render(

@@ -32,6 +32,8 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     num_files: int
     digest: str
     problem: ErrorDetail | None
+    quantisation: str
+    """GGUF's name of what most of its weights are stored as; empty: they are not quantised."""
     remarks: tuple[str, ...]
 
 
@@ -113,7 +115,9 @@ def model_list_result(answers: dict[str, tuple[ModelHolding, ...] | FleetError])
 
 def check_model(path: Path, *, with_digest: bool = False) -> Result:
     """Spec, sizes and problems of a local model directory. Exit 1 when it cannot be run."""
-    from agent.models.manifest import model_files, read_manifest
+    from agent.models.files import HEADER_FILE
+    from agent.models.gguf_types import stored_quantisation
+    from agent.models.manifest import model_parts, read_manifest
     from agent.models.spec import read_spec
     from odctl.model_source import cache_dir
 
@@ -123,7 +127,7 @@ def check_model(path: Path, *, with_digest: bool = False) -> Result:
     sizes: tuple[int, ...] = ()
     try:
         spec = read_spec(path)
-        sizes = tuple((path / name).stat().st_size for name in model_files(path))
+        sizes = tuple(part.length for name, part in model_parts(path).items() if name != HEADER_FILE)
         if with_digest:
             digest = read_manifest(path, cache_dir=cache_dir()).digest
     except FleetError as error:
@@ -135,6 +139,7 @@ def check_model(path: Path, *, with_digest: bool = False) -> Result:
         num_files=len(sizes),
         digest=digest,
         problem=problem,
+        quantisation=stored_quantisation(spec) if spec else "",
         remarks=_remarks(path) if spec else (),
     )
     exit_code = ExitCode.ERROR if problem else ExitCode.OK
@@ -185,6 +190,11 @@ def push_model(inventory_path: str, path: Path, host: str) -> Result:
 
 def _remarks(path: Path) -> tuple[str, ...]:
     """What does not keep the model from running, and may still surprise."""
+    from agent.models.files import header_path
+
+    header = header_path(path)
+    if header is not None:
+        return _gguf_remarks(path, header)
     remarks = []
     if not (path / "tokenizer.json").is_file():
         remarks.append("no tokenizer.json: it cannot be served until there is one")
@@ -200,6 +210,23 @@ def _remarks(path: Path) -> tuple[str, ...]:
     return tuple(remarks)
 
 
+def _gguf_remarks(path: Path, header: Path) -> tuple[str, ...]:
+    from agent.models.files import read_ollama_text
+    from agent.models.gguf_header import read_gguf_header
+
+    metadata = read_gguf_header(header).metadata
+    remarks = []
+    if not isinstance(metadata.get("tokenizer.chat_template"), str):
+        if read_ollama_text(path, "template"):
+            remarks.append("its only chat template is Ollama's, in Go: put as the known format that it looks like")
+        else:
+            remarks.append("no chat template: chats are put plainly, completions work")
+    kind = metadata.get("tokenizer.ggml.model", "none")
+    pre = metadata.get("tokenizer.ggml.pre")
+    remarks.append(f"tokenizer {kind}{f' ({pre})' if pre else ''}, from the file's metadata")
+    return tuple(remarks)
+
+
 def _report_prose(report: ModelReport) -> str:
     if report.problem is not None:
         hint = f"\n  = {report.problem.hint}" if report.problem.hint else ""
@@ -210,7 +237,7 @@ def _report_prose(report: ModelReport) -> str:
     rope = f"{spec.rope.kind} rope, theta {spec.rope.theta:g}"
     lines = [
         f"● {spec.name}  {spec.family.architecture}",
-        f"  {spec.num_parameters / 1e9:.3f} B parameters in {spec.dtype}, "
+        f"  {spec.num_parameters / 1e9:.3f} B parameters in {report.quantisation or spec.dtype}, "
         f"{_size(report.size_bytes)} in {report.num_files} files",
         f"  {spec.num_layers} layers, hidden {spec.hidden_size}, MLP {spec.intermediate_size}, "
         f"{spec.num_heads} heads of {spec.head_size}, {spec.num_kv_heads} KV heads",
@@ -224,10 +251,12 @@ def _report_prose(report: ModelReport) -> str:
 
 
 def _list_prose(listed: ModelList) -> str:
-    rows = [("HOST", "MODEL", "DIGEST", "SIZE", "HELD", "PATH")]
+    rows = [("HOST", "MODEL", "DIGEST", "SIZE", "STORED", "HELD", "PATH")]
     for model in listed.models:
         held = "broken" if model.trouble else "complete" if model.is_complete else _size(model.held_bytes)
-        rows.append((model.host, model.name, model.digest[:12] or "-", _size(model.size_bytes), held, model.path))
+        stored = model.quantisation or "-"
+        digest, size = model.digest[:12] or "-", _size(model.size_bytes)
+        rows.append((model.host, model.name, digest, size, stored, held, model.path))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if not listed.models:

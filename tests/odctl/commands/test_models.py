@@ -135,7 +135,7 @@ def test_broken_and_partial_models_are_told_apart() -> None:
 
     result = model_list_result({"h1": (holding("part"), holding("bad", trouble="config.json: no"))})
     part, bad = result.prose.splitlines()[1:3]
-    assert part.split() == ["h1", "part", "-", "4.0", "GiB", "1.0", "MiB", "/m/part"]
+    assert part.split() == ["h1", "part", "-", "4.0", "GiB", "-", "1.0", "MiB", "/m/part"]
     assert "broken" in bad
     assert "✗ h1: /m/bad: config.json: no" in result.prose
     assert result.exit_code is ExitCode.OK
