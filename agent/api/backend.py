@@ -231,6 +231,7 @@ class Backend:
 
     def status(self) -> BackendStatus:
         snapshot = self.metrics.snapshot(time.monotonic())
+        counts = [replica.scheduler.counts for replica in self._replicas]
         return BackendStatus(
             deployment=self.deployment,
             generation=self.generation,
@@ -241,6 +242,10 @@ class Backend:
             slots=sum(replica.scheduler.slots for replica in self._replicas),
             error=self.error,
             broken_replicas=tuple(replica.index for replica in self._replicas if replica.is_broken),
+            prefix_hit_tokens=sum(each.prefix_hit_tokens for each in counts),
+            preemptions=sum(each.preemptions for each in counts),
+            drafts_proposed=sum(each.drafts_proposed for each in counts),
+            drafts_accepted=sum(each.drafts_accepted for each in counts),
             **msgspec.structs.asdict(snapshot),
         )
 
@@ -253,7 +258,7 @@ class Backend:
             context=serving.context,
             queue=serving.queue,
             kv_blocks=serving.kv_blocks,
-            shares_prefixes=False,
+            max_drafts=serving.max_drafts if serving.speculation == "prompt_lookup" else 0,
         )
 
     async def _receive(self, replica: Replica, channel: StepChannel) -> None:
@@ -283,6 +288,8 @@ class Backend:
                 self.metrics.count_embedding(request)
                 self.metrics.count_end(request)
                 continue
+            if request.is_over:
+                continue  # a stop string ended it among the tokens of one step
             is_stopped = request.deliver(advance.sampled, advance.finish, now_s)
             self.metrics.count_token(request, now_s)
             if is_stopped:
@@ -300,7 +307,7 @@ class Backend:
         while (step := replica.scheduler.next_step()) is not None:
             now_s = time.monotonic()
             for request in replica.scheduler.requests_starting_in(step):
-                request.started_s = now_s
+                request.started_s = request.started_s or now_s
             frame = encode_frame(step)
             for channel in replica.channels:
                 channel.send(frame)

@@ -152,6 +152,7 @@ class Request:
                 piece, is_stopped = self._text.push(sampled.token)
         if is_stopped:
             finish = "stop"
+            del self.generated[sampled.position - len(self.prompt) + 1 :]
         elif finish != "stop" and self.grammar is not None and self.grammar.is_complete:
             is_stopped, finish = True, "stop"
             piece += self._text.flush()[0] if self._text is not None else ""

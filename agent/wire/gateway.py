@@ -110,6 +110,12 @@ class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
     time_per_token_s_p95: float
     error: ErrorDetail | None = None
     broken_replicas: tuple[int, ...] = ()
+    prefix_hit_tokens: int = 0
+    """Positions of prompts that were found computed in the KV cache."""
+    preemptions: int = 0
+    """Times that a request lost its blocks to a more important one, and was computed again."""
+    drafts_proposed: int = 0
+    drafts_accepted: int = 0
 
 
 class GatewayStatus(msgspec.Struct, frozen=True, kw_only=True):

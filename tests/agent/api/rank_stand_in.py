@@ -65,6 +65,8 @@ class StandIn:
         self._log = Path(config.log_file).open("ab", buffering=0)  # noqa: SIM115 -- open as long as the process
         self._histories: dict[int, list[int]] = {}
         self._params: dict[int, SamplingParams] = {}
+        self._num_drafts: dict[int, int] = {}
+        """Guesses in the last slice of each slot: the next one may go back behind them."""
         self._expected_step = 0
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -94,7 +96,7 @@ class StandIn:
             error = ErrorDetail(code="E803", message=problem)
             writer.write(encode_frame(StepFailed(step_id=step.step_id, error=error)))
             return
-        drawn = [token for token in map(self._extend, step.slices) if token is not None]
+        drawn = [token for part in step.slices for token in self._extend(part)]
         if self._config.answers:
             await asyncio.sleep(self._config.step_s)
             writer.write(encode_frame(StepDone(step_id=step.step_id, tokens=drawn)))
@@ -104,23 +106,34 @@ class StandIn:
             return f"step {step.step_id} came where {self._expected_step} was due"
         self._expected_step += 1
         for each in step.slices:
+            if each.params is not None:
+                if each.start != len(each.history):
+                    return f"slot {each.slot} begins at {each.start} with {len(each.history)} tokens"
+                continue
             known = len(self._histories.get(each.slot, []))
-            if each.start not in (0, known):
-                return f"slot {each.slot} holds {known} tokens, the slice starts at {each.start}"
-            if (each.start == 0) != (each.params is not None):
-                return f"slot {each.slot}: parameters belong to the first slice"
+            certain = known - self._num_drafts.get(each.slot, 0)
+            if each.history or not certain <= each.start <= known:
+                return f"slot {each.slot} holds {certain} to {known} tokens, the slice starts at {each.start}"
         return ""
 
-    def _extend(self, part: SequenceSlice) -> SampledToken | None:
+    def _extend(self, part: SequenceSlice) -> list[SampledToken]:
         if part.params is not None:
-            self._histories[part.slot] = []
+            self._histories[part.slot] = list(part.history)
             self._params[part.slot] = part.params
         history = self._histories[part.slot]
+        del history[part.start :]
         history.extend(part.tokens)
-        if not part.samples:
-            return None
+        self._num_drafts[part.slot] = part.drafts
+        drawn: list[SampledToken] = []
+        for length in range(len(history) - part.drafts, len(history) + 1) if part.samples else ():
+            drawn.append(self._draw(part, history[:length]))
+            if length < len(history) and history[length] != drawn[-1].token:
+                break
+        return drawn
+
+    def _draw(self, part: SequenceSlice, history: list[int]) -> SampledToken:
         params = self._params[part.slot]
-        seen = history[-1:] if self._config.is_forgetful and part.start > 0 else history
+        seen = history[-1:] if self._config.is_forgetful and part.params is None else history
         vocab_size, first_token = self._config.vocab_size, self._config.first_token
         token = next_token(seen, params, vocab_size=vocab_size, first_token=first_token)
         logprobs: list[tuple[int, float]] = []
