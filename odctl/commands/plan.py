@@ -40,6 +40,27 @@ from odctl.result import ExitCode, Result, run_command
 @click.option("--context", type=int, default=2048, show_default=True, help="Tokens a sequence may have.")
 @click.option("--batch", type=int, default=8, show_default=True, help="Sequences that decode together.")
 @click.option(
+    "--kv-cache-tokens",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Positions that all sequences share; 0: batch times context. Fewer save memory, and may make some wait.",
+)
+@click.option(
+    "--speculation",
+    type=click.Choice(["none", "prompt_lookup"]),
+    default="none",
+    show_default=True,
+    help="Guess tokens from what was said before and verify them in one pass: the same answers, sooner.",
+)
+@click.option(
+    "--max-drafts",
+    type=click.IntRange(min=1, max=64),
+    default=8,
+    show_default=True,
+    help="Most tokens guessed at once.",
+)
+@click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
     default=None,
@@ -73,6 +94,9 @@ def plan(
     exclude: str = "",
     context: int = 2048,
     batch: int = 8,
+    kv_cache_tokens: int = 0,
+    speculation: str = "none",
+    max_drafts: int = 8,
     dtype: str | None = None,
     stages: int | None = None,
     tensor_sizes: str = "",
@@ -119,6 +143,9 @@ def plan(
                 {
                     "context": min(context, found.spec.max_context),
                     "batch": batch,
+                    "kv_cache_tokens": kv_cache_tokens,
+                    "speculation": speculation,
+                    "max_drafts": max_drafts,
                     "dtype": dtype or found.spec.dtype,
                     "listen": listen,
                 },
