@@ -117,7 +117,7 @@ def _check_shares(stage: Stage, spec: ModelSpec, *, path: str) -> Iterator[PlanP
     totals = {
         "heads": spec.num_heads,
         "kv_heads": spec.num_kv_heads,
-        "columns": spec.intermediate_size,
+        "columns": spec.mlp_columns,
         "vocab": spec.vocab_size,
     }
     for field, total in totals.items():

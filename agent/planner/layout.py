@@ -90,7 +90,7 @@ def cut_shares(spec: ModelSpec, units: Sequence[int]) -> tuple[Share, ...]:
         Share(
             heads=(first * group, end * group),
             kv_heads=(first, end),
-            columns=_proportion(spec.intermediate_size, first, end, of=spec.num_kv_heads),
+            columns=_proportion(spec.mlp_columns, first, end, of=spec.num_kv_heads),
             vocab=_proportion(spec.vocab_size, first, end, of=spec.num_kv_heads),
         )
         for first, end in pairwise(cuts)
