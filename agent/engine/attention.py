@@ -6,11 +6,14 @@ P places of the cache.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from agent.engine.batch import Batch, Reads
+from agent.engine.exact import attend_one_by_one
 from agent.engine.kv_cache import KvCache
 from agent.planner.plan import Range
 
@@ -37,6 +40,12 @@ def attend(
     num_tokens, num_heads, head_size = queries_THS.shape
     num_kv_heads = keys_1KPS.shape[1]
     queries_TKGS = queries_THS.view(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_size)
+    if cache.straight is not None:
+        mix = partial(_mix, mask=None, scale=scale, softcap=softcap)
+        attended_TKGS = attend_one_by_one(
+            queries_TKGS, cache.layer(layer), cache.straight, batch.spans, window=window, mix=mix
+        )
+        return attended_TKGS.reshape(num_tokens, num_heads * head_size)
     may_split = softcap is None and queries_THS.device.type == "cpu"
     reads = batch.reads(window, may_split=may_split)
     pieces: list[Tensor] = []

@@ -32,12 +32,15 @@ class KvCache:
         head_size: int,
         kind: torch.dtype,
         device: torch.device,
+        is_exact: bool = False,
     ) -> None:
         shape = (num_layers, 1, num_kv_heads, num_blocks * BLOCK_TOKENS, head_size)
         # written through now: memory that is not there must show while loading, not in the middle of a stream
         self.keys = torch.empty(shape, dtype=kind, device=device).fill_(0)
         self.values = torch.empty(shape, dtype=kind, device=device).fill_(0)
         self.context = context
+        self.straight = _make_straight(self.keys, context) if is_exact else None
+        """Room for one sequence's keys and values in order, 1 x KV heads x context x head size each."""
         self.num_blocks = num_blocks
         self.lengths = [0] * batch
         self.tables = [BlockTable() for _ in range(batch)]
@@ -88,3 +91,9 @@ class KvCache:
 def begins(piece: SequenceSlice) -> bool:
     """Whether a slice is the first of a sequence."""
     return piece.params is not None or piece.start == 0
+
+
+def _make_straight(keys: Tensor, context: int) -> tuple[Tensor, Tensor]:
+    _, _, num_kv_heads, _, head_size = keys.shape
+    shape = (1, num_kv_heads, -(-context // BLOCK_TOKENS) * BLOCK_TOKENS, head_size)
+    return keys.new_zeros(shape), keys.new_zeros(shape)
