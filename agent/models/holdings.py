@@ -86,7 +86,7 @@ def _holding(path: Path, *, host: str, cache_dir: Path) -> ModelHolding:
             held_bytes=size,
             quantisation=stored_quantisation(spec),
         )
-    except FleetError as error:
+    except (FleetError, OSError) as error:
         return ModelHolding(
             host=host,
             name=name_of(path),

@@ -136,7 +136,7 @@ def load_manifest(path: Path) -> ModelManifest | None:
     file = path / MANIFEST_FILE
     try:
         return msgspec.json.decode(file.read_bytes(), type=ModelManifest)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except msgspec.DecodeError as error:
         raise FleetError("E706", f"{file} is not a manifest: {error}", hint="delete the directory") from error
