@@ -10,6 +10,7 @@ from agent.errors import FleetError
 from agent.serving.request import Finished, Request, RequestEvent
 from agent.serving.scheduler import Advance, Embedding, QueueFull, Scheduler
 from agent.wire.rank import EmbeddedSlice, SampledToken, SamplingParams, Step, StepDone
+from tests.agent.serving.simulated_rank import SimulatedRank, generate
 
 EOS = 1
 
@@ -20,6 +21,8 @@ def make_request(
     events: list[RequestEvent] | None = None,
     *,
     embeds: bool = False,
+    is_probe: bool = False,
+    priority: int = 0,
 ) -> Request:
     tokens = tuple(range(100, 100 + prompt)) if isinstance(prompt, int) else prompt
     return Request(
@@ -29,6 +32,8 @@ def make_request(
         arrived_s=0.0,
         eos_token_ids=frozenset({EOS}),
         embeds=embeds,
+        is_probe=is_probe,
+        priority=priority,
         on_event=(events if events is not None else []).append,
     )
 
@@ -72,15 +77,26 @@ def next_step(scheduler: Scheduler) -> Step:
     return step
 
 
-def run_dry(scheduler: Scheduler) -> list[Step]:
-    steps, in_flight = [], deque[Step]()
+def advance_all(advances: list[Advance | Embedding]) -> None:
+    """Deliver as a backend does."""
+    for advance in advances:
+        request = advance.request
+        if isinstance(advance, Advance) and not request.is_over:
+            is_stopped = request.deliver(advance.sampled, advance.finish, 1.0)
+            assert not is_stopped, "nothing here has stop strings"
+
+
+def run_dry(scheduler: Scheduler, rank: SimulatedRank | None = None) -> list[Step]:
+    """Steps until nothing is left, drawn by the oracle, or 7 without one."""
+    steps, in_flight = [], deque[StepDone]()
     while True:
         while (step := scheduler.next_step()) is not None:
             steps.append(step)
-            in_flight.append(step)
+            in_flight.append(draw(step) if rank is None else rank.execute(step))
         if not in_flight:
+            scheduler.check_integrity()
             return steps
-        scheduler.complete(draw(in_flight.popleft()))
+        advance_all(scheduler.complete(in_flight.popleft()))
 
 
 def test_a_prompt_goes_in_chunks_and_only_the_last_one_draws() -> None:
@@ -292,3 +308,123 @@ def test_a_lost_replica_gives_back_its_requests_and_all_slots() -> None:
     assert scheduler.is_idle
     scheduler.check_integrity()
     assert not [event for event in events if isinstance(event, Finished)]
+
+
+def test_requests_that_share_a_prefix_compute_it_once() -> None:
+    """The first one computes it, the others wait for that and begin behind it."""
+    prefix = tuple(range(1000, 1256))
+    requests = [make_request((*prefix, 10 + number, 11, 12), max_tokens=2) for number in range(8)]
+    scheduler = make_scheduler(slots=8, num_stages=2, prefill_chunk=128, context=512)
+    for request in requests:
+        scheduler.submit(request)
+    steps = run_dry(scheduler, SimulatedRank(num_blocks=8 * 32, slots=8))
+    prompt_rows = sum(len(part.tokens) for step in steps for part in step.slices if part.start < 259)
+    assert prompt_rows == 256 + 8 * 3
+    assert scheduler.counts.prefix_hit_tokens == 7 * 256
+    assert all(request.generated == generate(request.prompt, 2) for request in requests)
+
+
+def test_another_turn_of_a_conversation_begins_where_the_last_one_ended() -> None:
+    scheduler = make_scheduler(slots=2, context=256)
+    rank = SimulatedRank(num_blocks=32, slots=2)
+    first = make_request(20, max_tokens=30)
+    scheduler.submit(first)
+    run_dry(scheduler, rank)
+    second = make_request((*first.prompt, *first.generated, 5, 6, 7), max_tokens=2)
+    scheduler.submit(second)
+    run_dry(scheduler, rank)
+    assert scheduler.counts.prefix_hit_tokens == 48
+    assert second.generated == generate(second.prompt, 2)
+
+
+def test_a_probe_computes_everything_itself_and_leaves_nothing() -> None:
+    scheduler = make_scheduler(context=128, max_drafts=4)
+    rank = SimulatedRank(num_blocks=32, slots=4)
+    for is_probe in (True, False, True):
+        request = make_request(40, max_tokens=20, is_probe=is_probe)
+        before = rank.num_computed
+        scheduler.submit(request)
+        steps = run_dry(scheduler, rank)
+        assert steps[0].slices[0].start == 0
+        if is_probe:
+            assert rank.num_computed - before == 59
+    assert scheduler.counts.prefix_hit_tokens == 0
+
+
+def test_the_youngest_loses_its_blocks_and_its_answer_is_the_same() -> None:
+    events: list[RequestEvent] = []
+    old, young = make_request(30, max_tokens=60), make_request((9, 8, 7), max_tokens=60, events=events)
+    scheduler = make_scheduler(slots=2, context=128, kv_blocks=7)
+    scheduler.submit(old)
+    scheduler.submit(young)
+    run_dry(scheduler, SimulatedRank(num_blocks=7, slots=2))
+    assert scheduler.counts.preemptions >= 1
+    assert old.generated == generate(old.prompt, 60)
+    assert young.generated == generate(young.prompt, 60)
+    assert [type(event) for event in events if isinstance(event, Finished)] == [Finished]
+
+
+def test_an_urgent_request_takes_the_slot_of_a_lesser_one() -> None:
+    lesser, urgent = make_request(20, max_tokens=20), make_request((5, 6), max_tokens=3, priority=-1)
+    scheduler = make_scheduler(slots=1, context=128)
+    rank = SimulatedRank(num_blocks=8, slots=1)
+    scheduler.submit(lesser)
+    for _ in range(5):
+        advance_all(scheduler.complete(rank.execute(next_step(scheduler))))
+    scheduler.submit(urgent)
+    while not urgent.is_over:
+        advance_all(scheduler.complete(rank.execute(next_step(scheduler))))
+    assert len(lesser.generated) < 20
+    assert lesser.state == "queued"
+    run_dry(scheduler, rank)
+    assert lesser.generated == generate(lesser.prompt, 20)
+
+
+def test_equals_do_not_take_each_others_slots() -> None:
+    scheduler = make_scheduler(slots=1)
+    scheduler.submit(make_request(3))
+    scheduler.complete(draw(next_step(scheduler)))
+    scheduler.submit(make_request((8, 9)))
+    assert [part.slot for part in next_step(scheduler).slices] == [0]
+    assert scheduler.num_queued == 1
+    assert scheduler.counts.preemptions == 0
+
+
+def test_right_guesses_save_steps_and_change_nothing() -> None:
+    def run(max_drafts: int) -> tuple[list[int], int]:
+        request = make_request((1, 2, 3), max_tokens=50)
+        scheduler = make_scheduler(slots=1, context=128, max_drafts=max_drafts)
+        scheduler.submit(request)
+        steps = run_dry(scheduler, SimulatedRank(num_blocks=8, slots=1))
+        return request.generated, len(steps)
+
+    plain, guessed = run(0), run(6)
+    assert plain[0] == guessed[0] == generate((1, 2, 3), 50)
+    assert plain[1] == 50
+    assert guessed[1] < 25
+
+
+def test_an_end_among_right_guesses_ends_the_request_there() -> None:
+    tokens = generate((1, 2, 3), 40)
+    request = make_request((1, 2, 3, *tokens[:20]), max_tokens=100)
+    expected = generate(request.prompt, 100)
+    last = next(token for token in expected if token != expected[0])
+    request.eos_token_ids = frozenset({last})
+    scheduler = make_scheduler(slots=1, context=256, prefill_chunk=64, max_drafts=8)
+    scheduler.submit(request)
+    run_dry(scheduler, SimulatedRank(num_blocks=16, slots=1))
+    assert request.generated == expected[: expected.index(last) + 1]
+    assert scheduler.is_idle
+
+
+@pytest.mark.parametrize("tokens", [[], [10], [10, 11, 99], [10, 12, 13], [10, 11, 12, 13]])
+def test_an_answer_that_contradicts_its_guesses_is_refused(tokens: list[int]) -> None:
+    scheduler = make_scheduler(slots=1, context=128, prefill_chunk=64, max_drafts=2)
+    scheduler.submit(make_request((5, 10, 11, 12, 5), max_tokens=20))
+    scheduler.complete(draw(next_step(scheduler), token=10))
+    [part] = next_step(scheduler).slices
+    assert part.tokens == [10, 11, 12]
+    assert part.drafts == 2
+    drawn = [SampledToken(slot=0, position=6 + index, token=token) for index, token in enumerate(tokens)]
+    with pytest.raises(FleetError, match="step 1 drew"):
+        scheduler.complete(StepDone(step_id=1, tokens=[*drawn, SampledToken(slot=0, position=99, token=1)]))
