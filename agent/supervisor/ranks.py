@@ -337,7 +337,8 @@ class RankTable:
 
 def _environment(threads: int) -> dict[str, str]:
     # NVML counts GPUs in PCI bus order; CUDA does so only when told, and `cuda:1` must mean one card to both.
-    environment = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    # Weights in huge pages stream a fifth faster through one core; torch asks for them only when told.
+    environment = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "THP_MEM_ALLOC_ENABLE": "1"}
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
     return environment
