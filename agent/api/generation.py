@@ -1,17 +1,17 @@
-"""One generation on behalf of an HTTP client: from checked options to a stream of events."""
+"""Generations on behalf of an HTTP client: from checked options to one stream of events."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
 from agent.api.deployment import Face
 from agent.api.gateway import Gateway
 from agent.serving.grammar import TokenGrammar
-from agent.serving.request import Failed, Finished, Request, RequestEvent
+from agent.serving.request import Embedded, Failed, Finished, Request, RequestEvent
 from agent.wire.rank import SamplingParams
 
 LONG_TEXT = 16_384
@@ -29,46 +29,68 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     arrived_s: float
     """Monotonic."""
     grammar: TokenGrammar | None = None
+    shown: tuple[str, ...] = ()
+    """Special tokens that the reader of the answer looks for."""
     context: int | None = None
     """The client's own, smaller limit on prompt and answer together."""
     ignores_eos: bool = False
     """Go on past the model's end tokens, for measurements of a known length."""
+    embeds: bool = False
+    """The prompt's embedding is wanted, and no text."""
 
 
 class Generation:
-    """A submitted request and the events that came of it so far. Raises Refusal when it is not taken."""
+    """Submitted requests, one for each choice, and the events that come of them.
 
-    def __init__(self, gateway: Gateway, face: Face, draft: Draft) -> None:
+    Raises Refusal when one of them is not taken; then none is.
+    """
+
+    def __init__(self, gateway: Gateway, face: Face, drafts: Sequence[Draft]) -> None:
         self.face = face
+        self.requests: list[Request] = []
         self._gateway = gateway
-        self._events: asyncio.Queue[RequestEvent] = asyncio.Queue()
-        limits = [draft.max_tokens or UNLIMITED]
-        if draft.context is not None:
-            limits.append(max(1, draft.context - len(draft.prompt)))
-        self.request = Request(
-            prompt=draft.prompt,
-            params=draft.params,
-            max_tokens=min(limits),
-            eos_token_ids=frozenset() if draft.ignores_eos else face.tokens.eos_token_ids,
-            text=face.tokens.stream(draft.prompt, stop=draft.stop),
-            grammar=draft.grammar,
-            arrived_s=draft.arrived_s,
-            on_event=self._events.put_nowait,
-        )
-        gateway.submit(face, self.request)
+        self._events: asyncio.Queue[tuple[int, RequestEvent]] = asyncio.Queue()
+        try:
+            for index, draft in enumerate(drafts):
+                request = self._request(index, draft)
+                gateway.submit(face, request)
+                self.requests.append(request)
+        except BaseException:
+            self.cancel()
+            raise
 
-    async def events(self) -> AsyncIterator[RequestEvent]:
-        """All events, the last of which is Finished or Failed."""
-        while True:
-            event = await self._events.get()
-            yield event
-            if isinstance(event, Finished | Failed):
+    async def events(self) -> AsyncIterator[tuple[int, RequestEvent]]:
+        """(choice, event) until every choice has ended, or one has failed: then the others are worth nothing."""
+        num_open = len(self.requests)
+        while num_open:
+            index, event = await self._events.get()
+            num_open -= isinstance(event, Finished | Embedded | Failed)
+            yield index, event
+            if isinstance(event, Failed):
                 return
 
     def cancel(self) -> None:
-        """Free its slot; nothing happens when it is over."""
-        if not self.request.is_over:
-            self._gateway.cancel(self.face, self.request)
+        """Free their slots; nothing happens to those that are over."""
+        for request in self.requests:
+            if not request.is_over:
+                self._gateway.cancel(self.face, request)
+
+    def _request(self, index: int, draft: Draft) -> Request:
+        limits = [draft.max_tokens or UNLIMITED]
+        if draft.context is not None:
+            limits.append(max(1, draft.context - len(draft.prompt)))
+        tokens = self.face.tokens
+        return Request(
+            prompt=draft.prompt,
+            params=draft.params,
+            max_tokens=min(limits),
+            eos_token_ids=frozenset() if draft.ignores_eos else tokens.eos_token_ids,
+            text=None if draft.embeds else tokens.stream(draft.prompt, stop=draft.stop, shown=draft.shown),
+            grammar=draft.grammar,
+            embeds=draft.embeds,
+            arrived_s=draft.arrived_s,
+            on_event=lambda event: self._events.put_nowait((index, event)),
+        )
 
 
 async def encode(face: Face, text: str, *, adds_special: bool) -> tuple[int, ...]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -19,24 +17,21 @@ from agent.api.deployment import Face
 from agent.api.fields import Fields, read_fields
 from agent.api.gateway import Gateway
 from agent.api.generation import Draft, Generation, encode, monotonic_s
-from agent.api.logprobs import entry_of
-from agent.api.refusal import Refusal, bad_field, not_supported, sentence_of
+from agent.api.messages import read_messages, read_tools
+from agent.api.ollama_forms import ChatForm, GenerateForm, NdjsonForm, refuse, stamp
+from agent.api.refusal import Refusal, bad_field, not_supported
 from agent.api.structured import ollama_format
-from agent.errors import ErrorDetail
+from agent.api.turn import Reading, Turn, WantedCalls, grammar_of, reading_of, render
 from agent.facts.model import DTYPE_BYTES
-from agent.serving.chat import TemplateRefused
-from agent.serving.request import Finished, Request, TextEmitted, TokenDrawn
 from agent.wire.rank import SamplingParams
+
+__all__ = ["ROUTES", "refuse"]
 
 VERSION = "0.12.0"
 """Of the API, not ours: clients compare its dotted integers to decide what they may use."""
 SEED_BITS = 63
 MAX_STOP = 16
 _DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-
-
-def refuse(refusal: Refusal) -> Response:
-    return JsonAnswer({"error": refusal.message}, status_code=refusal.status, headers=refusal.headers)
 
 
 async def root(_request: HttpRequest) -> Response:
@@ -53,7 +48,7 @@ async def tags(request: HttpRequest) -> Response:
 
 async def running(request: HttpRequest) -> Response:
     """A deployment is resident until its operator takes it down, so it expires in the far future."""
-    expires = _stamp(time.time() + timedelta(days=3650).total_seconds())
+    expires = stamp(time.time() + timedelta(days=3650).total_seconds())
     models = []
     for face in _gateway(request).faces():
         entry = _tag(face)
@@ -91,8 +86,12 @@ async def show(request: HttpRequest) -> Response:
             "template": face.chat.source,
             "details": _details(face),
             "model_info": facts,
-            "capabilities": ["completion"],
-            "modified_at": _stamp(face.since_s),
+            "capabilities": [
+                "completion",
+                *(["tools"] if face.chat.tool_format is not None else []),
+                *(["thinking"] if face.chat.thinks else []),
+            ],
+            "modified_at": stamp(face.since_s),
         }
     )
 
@@ -101,12 +100,12 @@ async def generate(request: HttpRequest) -> Response:
     arrived_s = monotonic_s()
     fields = await read_fields(request)
     face = _find(request, fields)
-    _refuse_unsupported(fields, "suffix", "template", "images", "think")
+    _refuse_unsupported(fields, "suffix", "template", "images")
     prompt, context = fields.string("prompt"), fields.tokens("context", vocab_size=face.attach.model.vocab_size)
     if not prompt and not fields.has("context"):
         return _loaded(fields, {"response": ""})
     is_raw = fields.boolean("raw", False)
-    stop: tuple[str, ...] = ()
+    turn, reading, stop = Turn(json=ollama_format(fields), thinks=_thinks(fields)), Reading(), tuple[str, ...]()
     if is_raw or face.chat.is_plain:
         system = "" if is_raw else fields.string("system")
         text = f"{system}\n\n{prompt}" if system else prompt
@@ -115,37 +114,39 @@ async def generate(request: HttpRequest) -> Response:
         messages = [{"role": "user", "content": prompt}]
         if fields.string("system"):
             messages.insert(0, {"role": "system", "content": fields.string("system")})
-        tokens, stop = await encode(face, _render(face, messages), adds_special=False), face.chat.stop
-    return await _answer(
-        request,
-        fields,
-        face,
-        prompt=(*context, *tokens),
-        stop=stop,
-        form=_GenerateForm,
-        arrived_s=arrived_s,
-    )
+        text = render(face, messages, turn)
+        tokens, stop, reading = (
+            await encode(face, text, adds_special=False),
+            face.chat.stop,
+            reading_of(face, turn, text),
+        )
+    prepared = _Prepared(prompt=(*context, *tokens), stop=stop, turn=turn, reading=reading, arrived_s=arrived_s)
+    return await _answer(request, fields, face, prepared, GenerateForm)
 
 
 async def chat(request: HttpRequest) -> Response:
     arrived_s = monotonic_s()
     fields = await read_fields(request)
     face = _find(request, fields)
-    _refuse_unsupported(fields, "tools", "think")
-    messages = [_message(each, index) for index, each in enumerate(fields.objects("messages"))]
+    messages = read_messages(fields.objects("messages"), face.chat.tool_format)
     if not messages:
         return _loaded(fields, {"message": {"role": "assistant", "content": ""}})
+    described, tools = read_tools(fields)
+    turn = Turn(
+        calls=WantedCalls(described=described, tools=tools), json=ollama_format(fields), thinks=_thinks(fields)
+    )
     limit = _context_limit(fields, face)
     while True:
-        tokens = await encode(face, _render(face, messages), adds_special=False)
+        text = render(face, messages, turn)
+        tokens = await encode(face, text, adds_special=False)
         droppable = [index for index, message in enumerate(messages[:-1]) if message["role"] != "system"]
         if len(tokens) < limit or not droppable or not fields.boolean("truncate", True):
             break
         # As Ollama does: the oldest words go first, the system's and the last ones stay.
         del messages[droppable[0]]
-    return await _answer(
-        request, fields, face, prompt=tokens, stop=face.chat.stop, form=_ChatForm, arrived_s=arrived_s
-    )
+    reading = reading_of(face, turn, text)
+    prepared = _Prepared(prompt=tokens, stop=face.chat.stop, turn=turn, reading=reading, arrived_s=arrived_s)
+    return await _answer(request, fields, face, prepared, ChatForm)
 
 
 async def not_implemented(request: HttpRequest) -> Response:
@@ -172,119 +173,42 @@ ROUTES = [
 ]
 
 
-class _NdjsonForm(ABC):
-    """Lines of JSON; an error is a line too, which Ollama's clients raise."""
+class _Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt, and how its answer is constrained and read."""
 
-    stream_type = "application/x-ndjson"
-
-    def __init__(self, model: str, face: Face, num_top: int) -> None:
-        self._model = model
-        self._face = face
-        self._num_top = num_top
-
-    def begin(self) -> bytes:
-        return b""
-
-    def piece(self, event: TextEmitted) -> bytes:
-        if not event.text and not self._logprobs(event.tokens):
-            return b""
-        return _line(self._body(event.text, event.tokens) | {"done": False})
-
-    def end(self, request: Request, finished: Finished) -> bytes:
-        return _line(self._body("", ()) | self._final(request, finished))
-
-    def broken(self, error: ErrorDetail) -> bytes:
-        return _line({"error": sentence_of(error)})
-
-    def whole(
-        self, request: Request, text: str, tokens: tuple[TokenDrawn, ...], finished: Finished
-    ) -> dict[str, Any]:
-        return self._body(text, tokens) | self._final(request, finished)
-
-    def refusal(self, refusal: Refusal) -> Response:
-        return refuse(refusal)
-
-    @abstractmethod
-    def _content(self, text: str) -> dict[str, Any]: ...
-
-    def _body(self, text: str, tokens: tuple[TokenDrawn, ...]) -> dict[str, Any]:
-        head = {"model": self._model, "created_at": _stamp(time.time())}
-        return head | self._content(text) | self._logprobs(tokens)
-
-    def _logprobs(self, tokens: tuple[TokenDrawn, ...]) -> dict[str, Any]:
-        drawn = [each for each in tokens if each.logprobs]
-        if not drawn:
-            return {}
-        return {"logprobs": [entry_of(self._face.tokens, each, self._num_top) for each in drawn]}
-
-    def _final(self, request: Request, finished: Finished) -> dict[str, Any]:
-        return {"done": True, "done_reason": finished.reason} | _durations(request)
-
-
-class _GenerateForm(_NdjsonForm):
-    def _content(self, text: str) -> dict[str, Any]:
-        return {"response": text}
-
-    def _final(self, request: Request, finished: Finished) -> dict[str, Any]:
-        return super()._final(request, finished) | {"context": [*request.prompt, *request.generated]}
-
-
-class _ChatForm(_NdjsonForm):
-    def _content(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text}}
-
-
-def _durations(request: Request) -> dict[str, int]:
-    """Nanoseconds: waiting for a slot counts as load, computing the prompt ends with the first token."""
-    assert request.started_s is not None, "a finished request had a first step"
-    assert request.first_token_s is not None, "a finished request has a token"
-    assert request.last_token_s is not None, "a finished request has a token"
-    return {
-        "total_duration": _ns(request.last_token_s - request.arrived_s),
-        "load_duration": _ns(request.started_s - request.arrived_s),
-        "prompt_eval_count": len(request.prompt),
-        "prompt_eval_duration": _ns(request.first_token_s - request.started_s),
-        "eval_count": len(request.generated),
-        "eval_duration": _ns(request.last_token_s - request.first_token_s),
-    }
-
-
-def _ns(seconds: float) -> int:
-    """At least one, because clients divide by it."""
-    return max(1, round(seconds * 1e9))
+    prompt: tuple[int, ...]
+    stop: tuple[str, ...]
+    turn: Turn
+    reading: Reading
+    arrived_s: float
 
 
 async def _answer(
-    request: HttpRequest,
-    fields: Fields,
-    face: Face,
-    *,
-    prompt: tuple[int, ...],
-    stop: tuple[str, ...],
-    form: type[_NdjsonForm],
-    arrived_s: float,
+    request: HttpRequest, fields: Fields, face: Face, prepared: _Prepared, form: type[NdjsonForm]
 ) -> Response:
-    options = fields.fields("options", face.chat.options)
+    options = fields.fields("options")
     num_top = fields.integer("top_logprobs", 0, at_least=0, at_most=20)
     num_logprobs = num_top if fields.boolean("logprobs", False) else -1
     num_predict = options.integer("num_predict", -1, at_least=-2)
     streams = fields.boolean("stream", True)
     _check_keep_alive(fields)
-    if not prompt:
+    if not prepared.prompt:
         raise bad_field("prompt", "", "a text of at least one token for this model")
     draft = Draft(
-        prompt=prompt,
+        prompt=prepared.prompt,
         params=_sampling(options, num_logprobs),
         # Zero and less: as much as fits.
         max_tokens=num_predict if num_predict > 0 else None,
-        stop=(*options.stop(at_most=MAX_STOP), *stop),
-        arrived_s=arrived_s,
-        grammar=await ollama_format(fields, face),
+        stop=(*options.stop(at_most=MAX_STOP), *prepared.stop),
+        arrived_s=prepared.arrived_s,
+        grammar=await grammar_of(face, prepared.turn, prepared.reading),
+        shown=prepared.reading.shown,
         context=_context_limit(fields, face),
         ignores_eos=options.boolean("ignore_eos", False),
     )
-    generation = Generation(_gateway(request), face, draft)
-    return GenerationAnswer(generation, form(fields.string("model"), face, num_top), streams=streams)
+    generation = Generation(_gateway(request), face, [draft])
+    worded = form(fields.string("model"), face, reading=prepared.reading, num_top=num_top)
+    return GenerationAnswer(generation, worded, streams=streams)
 
 
 def _sampling(options: Fields, num_logprobs: int) -> SamplingParams:
@@ -315,7 +239,7 @@ def _loaded(fields: Fields, content: dict[str, Any]) -> Response:
     is_unload = _check_keep_alive(fields)
     body = {
         "model": fields.string("model"),
-        "created_at": _stamp(time.time()),
+        "created_at": stamp(time.time()),
         **content,
         "done": True,
         "done_reason": "unload" if is_unload else "load",
@@ -333,22 +257,14 @@ def _check_keep_alive(fields: Fields) -> bool:
     return str(value).strip().rstrip("hmns") in ("0", "0.0")
 
 
-def _message(message: Mapping[str, Any], index: int) -> dict[str, Any]:
-    role, content = message.get("role"), message.get("content")
-    if role not in ("system", "user", "assistant", "tool"):
-        raise bad_field(f"messages[{index}].role", role, "one of system, user, assistant, tool")
-    if content is not None and not isinstance(content, str):
-        raise bad_field(f"messages[{index}].content", content, "a string")
-    if message.get("images"):
-        raise not_supported(f"messages[{index}].images", "the model reads text only")
-    return {**message, "content": content or ""}
-
-
-def _render(face: Face, messages: list[dict[str, Any]]) -> str:
-    try:
-        return face.chat.render(messages)
-    except TemplateRefused as error:
-        raise Refusal(400, f"the model's chat template refuses these messages: {error}") from error
+def _thinks(fields: Fields) -> bool | None:
+    """`think`: true, false, or how hard; models that we serve know no degrees."""
+    value = fields.raw("think")
+    if value is None or isinstance(value, bool):
+        return value
+    if value in ("low", "medium", "high", "max"):
+        return True
+    raise bad_field("think", value, "true, false, or one of low, medium, high")
 
 
 def _refuse_unsupported(fields: Fields, *names: str) -> None:
@@ -357,8 +273,6 @@ def _refuse_unsupported(fields: Fields, *names: str) -> None:
         "suffix": "the model has no fill-in-the-middle template",
         "template": "the model's own chat template is used; send `raw` for a prompt of your own",
         "images": "the model reads text only",
-        "think": "the model does not separate its thinking",
-        "tools": "tool calls are not built yet",
     }
     for name in names:
         if fields.raw(name) not in (None, "", False, [], {}):
@@ -378,7 +292,7 @@ def _tag(face: Face) -> dict[str, Any]:
     return {
         "name": name,
         "model": name,
-        "modified_at": _stamp(face.since_s),
+        "modified_at": stamp(face.since_s),
         "size": sum(entry.length for entry in model.tensors) or model.num_parameters * DTYPE_BYTES[model.dtype],
         "digest": model.digest,
         "details": _details(face),
@@ -402,14 +316,6 @@ def _parameter_size(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f}{unit}"
     return str(count)
-
-
-def _stamp(time_s: float) -> str:
-    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def _line(body: Mapping[str, Any]) -> bytes:
-    return msgspec.json.encode(body) + b"\n"
 
 
 def _gateway(request: HttpRequest) -> Gateway:

@@ -1,11 +1,9 @@
-"""OpenAI's HTTP API: models, chat completions and completions, whole or as server-sent events."""
+"""OpenAI's HTTP API: models, chat completions, completions and embeddings, as requests are read."""
 
 from __future__ import annotations
 
 import secrets
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -18,28 +16,22 @@ from agent.api.deployment import Face
 from agent.api.fields import Fields, read_fields, token_ids
 from agent.api.gateway import Gateway
 from agent.api.generation import Draft, Generation, encode, monotonic_s
-from agent.api.logprobs import completion_logprobs, entry_of
-from agent.api.refusal import Refusal, bad_field, not_supported, sentence_of
-from agent.api.structured import openai_format
-from agent.errors import ErrorDetail
-from agent.serving.chat import TemplateRefused
-from agent.serving.request import Finished, Request, TextEmitted, TokenDrawn
+from agent.api.messages import read_messages, read_tools
+from agent.api.openai_forms import ChatForm, CompletionForm, SseForm, refuse
+from agent.api.refusal import Refusal, bad_field, not_supported
+from agent.api.structured import openai_format, tool_choice
+from agent.api.turn import Reading, Turn, grammar_of, reading_of, render
 from agent.wire.rank import SamplingParams
+
+__all__ = ["ROUTES", "refuse"]
 
 SEED_BITS = 63
 MAX_STOP = 16
 """OpenAI takes four; clients of local models send more."""
+MAX_CHOICES = 128
+"""Of one request, all its prompts together; OpenAI's own limit on `n`."""
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for text completions."""
-_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-
-
-def refuse(refusal: Refusal) -> Response:
-    return JsonAnswer(
-        _error_body(refusal.message, status=refusal.status, param=refusal.param, code=refusal.code),
-        status_code=refusal.status,
-        headers=refusal.headers,
-    )
 
 
 async def list_models(request: HttpRequest) -> Response:
@@ -54,38 +46,39 @@ async def chat_completions(request: HttpRequest) -> Response:
     arrived_s = monotonic_s()
     fields = await read_fields(request)
     face = _find(request, fields)
-    messages = [_message(each, index) for index, each in enumerate(fields.objects("messages"))]
+    messages = read_messages(fields.objects("messages"), face.chat.tool_format)
     if not messages:
         raise bad_field("messages", fields.raw("messages"), "a list of at least one message")
     _refuse_unsupported(fields)
-    limit = "max_completion_tokens" if fields.has("max_completion_tokens") else "max_tokens"
+    num_choices = fields.integer("n", 1, at_least=1, at_most=MAX_CHOICES)
     num_top = fields.integer("top_logprobs", 0, at_least=0, at_most=20)
     has_logprobs = fields.boolean("logprobs", False)
     if num_top and not has_logprobs:
         raise bad_field("top_logprobs", num_top, "left out unless `logprobs` is true")
-    try:
-        text = face.chat.render(messages)
-    except TemplateRefused as error:
-        raise Refusal(
-            400, f"the model's chat template refuses these messages: {error}", param="messages"
-        ) from error
+    limit = "max_completion_tokens" if fields.has("max_completion_tokens") else "max_tokens"
+    turn = Turn(
+        calls=tool_choice(fields, *read_tools(fields)), json=openai_format(fields), thinks=_thinks(fields, face)
+    )
+    text = render(face, messages, turn)
+    reading = reading_of(face, turn, text)
     draft = Draft(
         prompt=await encode(face, text, adds_special=False),
         params=_sampling(fields, num_top if has_logprobs else -1),
         max_tokens=fields.integer(limit, 0, at_least=1) or None,
         stop=(*fields.stop(at_most=MAX_STOP), *face.chat.stop),
         arrived_s=arrived_s,
-        grammar=await openai_format(fields, face),
+        grammar=await grammar_of(face, turn, reading),
+        shown=reading.shown,
         ignores_eos=fields.boolean("ignore_eos", False),
     )
-    return _answer(
-        request,
-        fields,
-        face=face,
-        draft=draft,
-        form=_ChatForm,
+    form = ChatForm(
+        face,
+        reading=reading,
         num_top=num_top if has_logprobs else None,
+        includes_usage=_includes_usage(fields),
+        num_choices=num_choices,
     )
+    return _answer(request, fields, face, drafts=_choices(draft, num_choices), form=form)
 
 
 async def completions(request: HttpRequest) -> Response:
@@ -93,24 +86,30 @@ async def completions(request: HttpRequest) -> Response:
     fields = await read_fields(request)
     face = _find(request, fields)
     _refuse_unsupported(fields)
+    prompts = await _prompts(fields, face)
+    num_choices = fields.integer("n", 1, at_least=1, at_most=MAX_CHOICES // len(prompts))
+    if fields.integer("best_of", num_choices, at_least=1) != num_choices:
+        raise bad_field("best_of", fields.raw("best_of"), "left out, or as large as `n`")
     num_top = fields.integer("logprobs", -1, at_least=0, at_most=5)
     draft = Draft(
-        prompt=await _prompt(fields, face),
+        prompt=(),
         params=_sampling(fields, num_top),
         max_tokens=fields.integer("max_tokens", COMPLETION_MAX_TOKENS, at_least=1),
         stop=fields.stop(at_most=MAX_STOP),
         arrived_s=arrived_s,
-        grammar=await openai_format(fields, face),
+        grammar=await grammar_of(face, Turn(json=openai_format(fields)), Reading()),
         ignores_eos=fields.boolean("ignore_eos", False),
     )
-    return _answer(
-        request,
-        fields,
-        face=face,
-        draft=draft,
-        form=_CompletionForm,
+    drafts = [
+        each for prompt in prompts for each in _choices(msgspec.structs.replace(draft, prompt=prompt), num_choices)
+    ]
+    form = CompletionForm(
+        face,
         num_top=num_top if num_top >= 0 else None,
+        includes_usage=_includes_usage(fields),
+        choices_a_prompt=num_choices,
     )
+    return _answer(request, fields, face, drafts=drafts, form=form)
 
 
 async def not_implemented(request: HttpRequest) -> Response:
@@ -142,138 +141,43 @@ ROUTES = [
 ]
 
 
-class _SseForm(ABC):
-    """Server-sent events; trouble is an event with `error`, which OpenAI's clients raise."""
-
-    stream_type = "text/event-stream; charset=utf-8"
-    id_prefix = ""
-    chunk_object = ""
-    whole_object = ""
-
-    def __init__(self, face: Face, *, num_top: int | None, includes_usage: bool) -> None:
-        self._face = face
-        self._num_top = num_top
-        self._includes_usage = includes_usage
-        self._num_characters = 0
-        self._head = {
-            "id": f"{self.id_prefix}-{secrets.token_hex(12)}",
-            "created": int(time.time()),
-            "model": face.name,
-            "system_fingerprint": f"fp_{face.attach.plan_hash[:12]}",
-        }
-
-    def begin(self) -> bytes:
-        return b""
-
-    def piece(self, event: TextEmitted) -> bytes:
-        choice = self._choice_of_piece(event)
-        self._num_characters += len(event.text)
-        return self._chunk([choice])
-
-    def end(self, request: Request, finished: Finished) -> bytes:
-        data = self._chunk([self._choice_of_end(finished)])
-        if self._includes_usage:
-            data += _event(self._head | {"object": self.chunk_object, "choices": [], "usage": _usage(request)})
-        return data + b"data: [DONE]\n\n"
-
-    def broken(self, error: ErrorDetail) -> bytes:
-        return _event(_error_body(sentence_of(error), status=503, code=error.code)) + b"data: [DONE]\n\n"
-
-    def whole(
-        self, request: Request, text: str, tokens: tuple[TokenDrawn, ...], finished: Finished
-    ) -> dict[str, Any]:
-        choice = self._whole_choice(text, tokens) | {"index": 0, "finish_reason": finished.reason}
-        return self._head | {"object": self.whole_object, "choices": [choice], "usage": _usage(request)}
-
-    def refusal(self, refusal: Refusal) -> Response:
-        return refuse(refusal)
-
-    @abstractmethod
-    def _choice_of_piece(self, event: TextEmitted) -> dict[str, Any]: ...
-
-    @abstractmethod
-    def _choice_of_end(self, finished: Finished) -> dict[str, Any]: ...
-
-    @abstractmethod
-    def _whole_choice(self, text: str, tokens: tuple[TokenDrawn, ...]) -> dict[str, Any]: ...
-
-    def _chunk(self, choices: list[dict[str, Any]]) -> bytes:
-        usage = {"usage": None} if self._includes_usage else {}
-        return _event(self._head | {"object": self.chunk_object, "choices": choices} | usage)
-
-
-class _ChatForm(_SseForm):
-    id_prefix = "chatcmpl"
-    chunk_object = "chat.completion.chunk"
-    whole_object = "chat.completion"
-
-    def begin(self) -> bytes:
-        delta = {"role": "assistant", "content": ""}
-        return self._chunk([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}])
-
-    def _choice_of_piece(self, event: TextEmitted) -> dict[str, Any]:
-        return {
-            "index": 0,
-            "delta": {"content": event.text},
-            "logprobs": self._logprobs(event.tokens),
-            "finish_reason": None,
-        }
-
-    def _choice_of_end(self, finished: Finished) -> dict[str, Any]:
-        return {"index": 0, "delta": {}, "logprobs": None, "finish_reason": finished.reason}
-
-    def _whole_choice(self, text: str, tokens: tuple[TokenDrawn, ...]) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"message": message, "logprobs": self._logprobs(tokens)}
-
-    def _logprobs(self, tokens: tuple[TokenDrawn, ...]) -> dict[str, Any] | None:
-        if self._num_top is None:
-            return None
-        entries = [entry_of(self._face.tokens, drawn, self._num_top) for drawn in tokens]
-        return {"content": entries, "refusal": None}
-
-
-class _CompletionForm(_SseForm):
-    id_prefix = "cmpl"
-    chunk_object = "text_completion"
-    whole_object = "text_completion"
-
-    def _choice_of_piece(self, event: TextEmitted) -> dict[str, Any]:
-        logprobs = self._logprobs(event.tokens)
-        return {"index": 0, "text": event.text, "logprobs": logprobs, "finish_reason": None}
-
-    def _choice_of_end(self, finished: Finished) -> dict[str, Any]:
-        return {"index": 0, "text": "", "logprobs": None, "finish_reason": finished.reason}
-
-    def _whole_choice(self, text: str, tokens: tuple[TokenDrawn, ...]) -> dict[str, Any]:
-        return {"text": text, "logprobs": self._logprobs(tokens)}
-
-    def _logprobs(self, tokens: tuple[TokenDrawn, ...]) -> dict[str, Any] | None:
-        if self._num_top is None:
-            return None
-        return completion_logprobs(self._face.tokens, tokens, self._num_top, self._num_characters)
-
-
 def _answer(
-    request: HttpRequest,
-    fields: Fields,
-    *,
-    face: Face,
-    draft: Draft,
-    form: type[_SseForm],
-    num_top: int | None,
+    request: HttpRequest, fields: Fields, face: Face, *, drafts: Sequence[Draft], form: SseForm
 ) -> Response:
-    streams = fields.boolean("stream", False)
-    if fields.has("stream_options") and not streams:
-        raise bad_field("stream_options", fields.raw("stream_options"), "left out unless `stream` is true")
-    includes_usage = fields.fields("stream_options").boolean("include_usage", False)
-    generation = Generation(_gateway(request), face, draft)
     return GenerationAnswer(
-        generation,
-        form(face, num_top=num_top, includes_usage=includes_usage),
-        streams=streams,
+        Generation(_gateway(request), face, drafts),
+        form,
+        streams=fields.boolean("stream", False),
         headers={"x-request-id": f"req_{secrets.token_hex(12)}"},
     )
+
+
+def _choices(draft: Draft, count: int) -> list[Draft]:
+    """Independent requests: the seeds follow each other, so that a seed still repeats them all."""
+    return [
+        msgspec.structs.replace(
+            draft,
+            params=msgspec.structs.replace(draft.params, seed=(draft.params.seed + index) & ((1 << SEED_BITS) - 1)),
+            grammar=draft.grammar.fork() if draft.grammar is not None else None,
+        )
+        for index in range(count)
+    ]
+
+
+def _includes_usage(fields: Fields) -> bool:
+    if fields.has("stream_options") and not fields.boolean("stream", False):
+        raise bad_field("stream_options", fields.raw("stream_options"), "left out unless `stream` is true")
+    return fields.fields("stream_options").boolean("include_usage", False)
+
+
+def _thinks(fields: Fields, face: Face) -> bool | None:
+    """`reasoning_effort` as OpenAI has it, `chat_template_kwargs.enable_thinking` as vLLM has it."""
+    switch = fields.fields("chat_template_kwargs")
+    if switch.has("enable_thinking"):
+        return switch.boolean("enable_thinking", True) and face.chat.thinks
+    if not fields.has("reasoning_effort") or not face.chat.thinks:
+        return None
+    return fields.string("reasoning_effort") != "none"
 
 
 def _sampling(fields: Fields, num_logprobs: int) -> SamplingParams:
@@ -293,54 +197,27 @@ def _sampling(fields: Fields, num_logprobs: int) -> SamplingParams:
     )
 
 
-async def _prompt(fields: Fields, face: Face) -> tuple[int, ...]:
-    """A text or token ids, or a list with one such prompt."""
+async def _prompts(fields: Fields, face: Face) -> list[tuple[int, ...]]:
+    """A text or token ids, or a list of such prompts."""
     value = fields.raw("prompt")
-    if isinstance(value, list) and value and not isinstance(value[0], int):
-        if len(value) > 1:
-            raise bad_field("prompt", value, "one prompt: send a request for each")
-        value = value[0]
-    if isinstance(value, str):
-        tokens = await encode(face, value, adds_special=True)
-    else:
-        tokens = token_ids("prompt", value, vocab_size=face.attach.model.vocab_size)
-    if not tokens:
-        raise bad_field("prompt", value, "a text of at least one token for this model")
-    return tokens
-
-
-def _message(message: Mapping[str, Any], index: int) -> dict[str, Any]:
-    role = message.get("role")
-    if role not in _ROLES:
-        raise bad_field(f"messages[{index}].role", role, f"one of {', '.join(_ROLES)}")
-    content = _text_of(message.get("content"), f"messages[{index}].content")
-    return {**message, "role": "system" if role == "developer" else role, "content": content}
-
-
-def _text_of(content: object, name: str) -> str:
-    """A string, or a list of text parts; templates of text models want one string."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise bad_field(name, content, "a string or a list of text parts")
-    texts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise bad_field(name, kind or part, "made of parts with type `text`: the model reads text only")
-        texts.append(part["text"])
-    return "".join(texts)
+    is_list_of_prompts = isinstance(value, list) and value and not isinstance(value[0], int)
+    values: list[Any] = value if is_list_of_prompts else [value]
+    if len(values) > MAX_CHOICES:
+        raise bad_field("prompt", f"{len(values)} prompts", f"at most {MAX_CHOICES}")
+    prompts = []
+    for each in values:
+        if isinstance(each, str):
+            tokens = await encode(face, each, adds_special=True)
+        else:
+            tokens = token_ids("prompt", each, vocab_size=face.attach.model.vocab_size)
+        if not tokens:
+            raise bad_field("prompt", each, "a text of at least one token for this model")
+        prompts.append(tokens)
+    return prompts
 
 
 def _refuse_unsupported(fields: Fields) -> None:
     """What would change the answer and cannot be honoured is refused rather than ignored."""
-    for name in ("n", "best_of"):
-        if fields.integer(name, 1, at_least=1) != 1:
-            raise bad_field(name, fields.raw(name), "1: send a request for each choice")
-    if fields.raw("tools") and fields.raw("tool_choice") != "none":
-        raise not_supported("tools", "tool calls are not built yet")
     for name in ("functions", "logit_bias", "suffix"):
         if fields.raw(name):
             raise not_supported(name, "it would change the answer and is not built")
@@ -357,21 +234,6 @@ def _find(request: HttpRequest, fields: Fields) -> Face:
 
 def _model(face: Face) -> dict[str, Any]:
     return {"id": face.name, "object": "model", "created": int(face.since_s), "owned_by": "odctl"}
-
-
-def _usage(request: Request) -> dict[str, int]:
-    prompt, generated = len(request.prompt), len(request.generated)
-    return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
-
-
-def _error_body(message: str, *, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    kinds = {401: "authentication_error", 404: "not_found_error", 503: "service_unavailable_error"}
-    kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-def _event(body: Mapping[str, Any]) -> bytes:
-    return b"data: " + msgspec.json.encode(body) + b"\n\n"
 
 
 def _gateway(request: HttpRequest) -> Gateway:

@@ -1,39 +1,35 @@
-"""What a client says about the form of its answer, as a compiled grammar: both protocols' fields."""
+"""What a client says about the form of its answer: both protocols' fields."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
-from typing import Any
-
-from agent.api.deployment import Face
 from agent.api.fields import Fields
 from agent.api.refusal import Refusal, bad_field
-from agent.serving.grammar import GrammarRefused, TokenGrammar, any_json_object
+from agent.api.turn import WantedCalls, WantedJson
+from agent.serving.tools import Tool
 
 
-async def ollama_format(fields: Fields, face: Face) -> TokenGrammar | None:
+def ollama_format(fields: Fields) -> WantedJson | None:
     """`format`: "json" or a JSON schema (Ollama's `runner` takes the same two)."""
     value = fields.raw("format")
     if value in (None, ""):
         return None
     if value == "json":
-        return await compile_text(face, any_json_object(), name="format")
+        return WantedJson(schema={"type": "object"}, is_strict=True, place="format")
     if not isinstance(value, dict):
         raise Refusal(
             400, f'invalid format: {value!r}; expected "json" or a valid JSON Schema object', param="format"
         )
-    return await compile_schema(face, value, name="format", is_strict=False)
+    return WantedJson(schema=value, is_strict=False, place="format")
 
 
-async def openai_format(fields: Fields, face: Face) -> TokenGrammar | None:
+def openai_format(fields: Fields) -> WantedJson | None:
     """`response_format`: text, json_object or json_schema; only a strict schema is held to the letter."""
     form = fields.fields("response_format")
     kind = form.string("type", "text")
     if kind == "text":
         return None
     if kind == "json_object":
-        return await compile_text(face, any_json_object(), name="response_format")
+        return WantedJson(schema={"type": "object"}, is_strict=True, place="response_format")
     if kind != "json_schema":
         raise bad_field("response_format.type", kind, "one of text, json_object, json_schema")
     described = form.fields("json_schema")
@@ -41,24 +37,28 @@ async def openai_format(fields: Fields, face: Face) -> TokenGrammar | None:
     place = "response_format.json_schema.schema"
     if not isinstance(schema, dict):
         raise bad_field(place, schema, "a JSON schema")
-    return await compile_schema(face, schema, name=place, is_strict=described.boolean("strict", False))
+    return WantedJson(schema=schema, is_strict=described.boolean("strict", False), place=place)
 
 
-async def compile_schema(face: Face, schema: Mapping[str, Any], *, name: str, is_strict: bool) -> TokenGrammar:
-    try:
-        return await asyncio.to_thread(face.grammars.compile_schema, schema, is_strict=is_strict)
-    except GrammarRefused as refused:
-        raise _refusal(refused, name) from refused
-
-
-async def compile_text(face: Face, grammar: str, *, name: str) -> TokenGrammar:
-    """A grammar in llguidance's own words."""
-    try:
-        return await asyncio.to_thread(face.grammars.compile, grammar)
-    except GrammarRefused as refused:
-        raise _refusal(refused, name) from refused
-
-
-def _refusal(refused: GrammarRefused, name: str) -> Refusal:
-    place = name + refused.place
-    return Refusal(400, f"`{place}` cannot be compiled: {refused}", param=place, code="invalid_schema")
+def tool_choice(fields: Fields, described: list[dict[str, object]], tools: tuple[Tool, ...]) -> WantedCalls:
+    """OpenAI's `tool_choice` and `parallel_tool_calls`. Without tools on offer neither means anything."""
+    value = fields.raw("tool_choice")
+    several = fields.boolean("parallel_tool_calls", True)
+    if not tools:
+        if value not in (None, "none", "auto"):
+            raise bad_field("tool_choice", value, "left out unless there are `tools`")
+        return WantedCalls()
+    if value == "none":
+        return WantedCalls()
+    forced: tuple[Tool, ...] = ()
+    if value == "required":
+        forced = tools
+    elif isinstance(value, dict):
+        name = fields.fields("tool_choice").fields("function").string("name")
+        forced, several = tuple(tool for tool in tools if tool.name == name), False
+        if not forced:
+            allowed = "one of " + ", ".join(tool.name for tool in tools)
+            raise bad_field("tool_choice.function.name", name, allowed)
+    elif value not in (None, "auto"):
+        raise bad_field("tool_choice", value, "one of none, auto, required, or a function by its name")
+    return WantedCalls(described=described, tools=tools, forced=forced, makes_several=several)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
-from agent.serving.grammar import WHITESPACE
+from agent.serving.grammar import schema_with_options
 from agent.serving.tokens import ModelTokens
-from agent.serving.tools import THINK_CLOSES, Tool, ToolFormat
+from agent.serving.tools import THINK_CLOSES, THINK_OPENS, Tool, ToolFormat
 
+Thoughts = Literal["none", "opened", "all"]
 _THOUGHTS = r"/(.|\n)*/"
 
 
@@ -18,11 +19,7 @@ def calls(form: ToolFormat, tools: Sequence[Tool], tokens: ModelTokens, *, makes
     opens = marker(form.opens, tokens) if form.opens else ""
     rules = []
     for index, tool in enumerate(tools):
-        schema = {
-            **tool.parameters,
-            "x-guidance": {"whitespace_pattern": WHITESPACE, "lenient": not tool.is_strict},
-        }
-        rules.append(f"args_{index}: %json {json.dumps(schema)}")
+        rules.append(f"args_{index}: %json {_schema_text(tool.parameters, is_strict=tool.is_strict)}")
         if form.style == "named":
             body = f"{literal(tool.name)} {marker('[ARGS]', tokens)} args_{index}"
         else:
@@ -46,21 +43,37 @@ def calls(form: ToolFormat, tools: Sequence[Tool], tokens: ModelTokens, *, makes
     return "\n".join([f"answer: {start}", *rules])
 
 
-def value(schema: Mapping[str, Any]) -> str:
+def value(schema: Mapping[str, Any], *, is_strict: bool) -> str:
     """A value of a JSON schema."""
-    return f"answer: %json {json.dumps(schema)}"
+    return f"answer: %json {_schema_text(schema, is_strict=is_strict)}"
 
 
-def whole(answer: str, tokens: ModelTokens, *, thinks_first: bool = False) -> str:
-    """A grammar of an answer, after thoughts where the prompt left them open."""
-    if not thinks_first:
+def either(value_rules: str, call_rules: str) -> str:
+    """A value or calls."""
+    return "\n".join(
+        [
+            "answer: some_value | some_calls",
+            value_rules.replace("answer:", "some_value:", 1),
+            call_rules.replace("answer:", "some_calls:", 1),
+        ]
+    )
+
+
+def whole(answer: str, tokens: ModelTokens, *, thoughts: Thoughts = "none") -> str:
+    """A grammar of an answer, after all of its thoughts, or after their rest where the prompt `opened` them."""
+    if thoughts == "none":
         return f"start: answer\n{answer}"
+    opens = f'{marker(THINK_OPENS, tokens)} "\\n" ' if thoughts == "all" else ""
     added = tokens.added_id(THINK_CLOSES)
     if added is None:
-        thoughts = f"thoughts[lazy]: {_THOUGHTS} {literal(THINK_CLOSES)}"
+        rules = f"thoughts[lazy]: {_THOUGHTS} {literal(THINK_CLOSES)}"
     else:
-        thoughts = f"thoughts: THOUGHTS <[{added}]>\nTHOUGHTS: {_THOUGHTS}"
-    return f'start: thoughts "\\n\\n" answer\n{thoughts}\n{answer}'
+        rules = f"thoughts: THOUGHTS <[{added}]>\nTHOUGHTS: {_THOUGHTS}"
+    return f'start: {opens}thoughts "\\n\\n" answer\n{rules}\n{answer}'
+
+
+def _schema_text(schema: Mapping[str, Any], *, is_strict: bool) -> str:
+    return json.dumps(schema_with_options(schema, is_strict=is_strict))
 
 
 def marker(text: str, tokens: ModelTokens) -> str:

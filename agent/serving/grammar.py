@@ -48,13 +48,18 @@ def json_of_schema(schema: Mapping[str, Any] | bool, *, is_strict: bool = True) 
 
     What no grammar can hold of it (`not`, `uniqueItems` …) is refused when strict, else left out as Ollama does.
     """
+    try:
+        return json.dumps({"grammars": [{"json_schema": schema_with_options(schema, is_strict=is_strict)}]})
+    except RecursionError as error:
+        raise GrammarRefused("nested too deeply") from error
+
+
+def schema_with_options(schema: Mapping[str, Any] | bool, *, is_strict: bool) -> dict[str, Any]:
+    """A schema that tells llguidance how to read it."""
     options = {"whitespace_pattern": WHITESPACE}
     body: Any = {"allOf": [schema]} if isinstance(schema, bool) else dict(schema)
     body["x-guidance"] = options | ({} if is_strict else {"lenient": True, "coerce_one_of": True})
-    try:
-        return json.dumps({"grammars": [{"json_schema": body}]})
-    except RecursionError as error:
-        raise GrammarRefused("nested too deeply") from error
+    return dict(body)
 
 
 class TokenGrammar:

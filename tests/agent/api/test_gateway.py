@@ -459,7 +459,7 @@ async def test_who_waits_for_a_repair_is_served_by_the_next_generation_or_told_i
         gateway.activate("demo", 2)
         for generation in (queued, late, after_detach):
             assert await outcome(generation) == Finished(reason="length")
-            assert generation.request.generated == greedy(raw_prompt("wait"), 4)
+            assert generation.requests[0].generated == greedy(raw_prompt("wait"), 4)
         await asyncio.to_thread(second[0][0].kill)
         await asyncio.to_thread(wait_until, lambda: gateway.status().backends[0].state == "broken", "it broke")
         ended = await outcome(submit(gateway))
@@ -493,16 +493,16 @@ def submit(gateway: Gateway) -> Generation:
         stop=(),
         arrived_s=time.monotonic(),
     )
-    return Generation(gateway, gateway.find("demo"), draft)
+    return Generation(gateway, gateway.find("demo"), [draft])
 
 
 def submit_to(gateway: Gateway, model: Generation) -> None:
-    gateway.submit(model.face, model.request)
+    gateway.submit(model.face, *model.requests)
 
 
 async def outcome(generation: Generation) -> object:
     async with asyncio.timeout(10):
-        return [event async for event in generation.events() if not isinstance(event, TextEmitted)][-1]
+        return [event async for _, event in generation.events() if not isinstance(event, TextEmitted)][-1]
 
 
 # --- the process itself -------------------------------------------------------------------------------

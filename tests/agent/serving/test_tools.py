@@ -240,7 +240,7 @@ def test_random_tokens_under_a_grammar_of_calls_are_a_call(
     body = call_grammar.calls(form, tools, tokens, makes_several=False)
     compiler = GrammarCompiler(tokens, vocab_size=size)
     for seed in range(3):
-        grammar = compiler.compile(call_grammar.whole(body, tokens, thinks_first=thinks_first))
+        grammar = compiler.compile(call_grammar.whole(body, tokens, thoughts="opened" if thinks_first else "none"))
         stream, chance, text = tokens.stream((), shown=form.markers), random.Random(seed), ""
         while not grammar.is_complete:
             mask = grammar.mask()
@@ -266,7 +266,7 @@ def test_random_tokens_under_a_grammar_of_calls_are_a_call(
 def test_thoughts_end_by_their_text_where_their_mark_is_no_token() -> None:
     tokens = ModelTokens(small_tokenizer(), eos_token_ids=frozenset({EOS}))
     grammar = GrammarCompiler(tokens, vocab_size=512).compile(
-        call_grammar.whole(call_grammar.value({"enum": [7]}), tokens, thinks_first=True)
+        call_grammar.whole(call_grammar.value({"enum": [7]}, is_strict=True), tokens, thoughts="opened")
     )
     for token in tokens.encode("So {7} it is.\n</think>\n\n7", adds_special=False):
         assert not grammar.is_complete
