@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -45,7 +43,6 @@ class KvCache:
         self.lengths = [0] * batch
         self.tables = [BlockTable() for _ in range(batch)]
         self._layers = tuple(zip(self.keys, self.values, strict=True))
-        self._blocks_per_slot = -(-context // BLOCK_TOKENS)
 
     @property
     def num_bytes(self) -> int:
@@ -55,12 +52,6 @@ class KvCache:
         """Keys and values, each 1 x KV heads x places x head size."""
         return self._layers[layer]
 
-    def own_blocks(self, piece: SequenceSlice) -> Sequence[int]:
-        """Blocks that a slice adds to its slot's table: those it names, or at the start the slot's own context."""
-        if not piece.new_blocks and begins(piece) and self.num_blocks >= len(self.lengths) * self._blocks_per_slot:
-            return range(piece.slot * self._blocks_per_slot, (piece.slot + 1) * self._blocks_per_slot)
-        return piece.new_blocks
-
     def admit(self, slices: list[SequenceSlice]) -> None:
         """Begin sequences and take their blocks in, before a step that `check_step` has passed."""
         for piece in slices:
@@ -68,7 +59,7 @@ class KvCache:
             if begins(piece):
                 table.clear()
                 self.lengths[piece.slot] = len(piece.history)
-            table.extend(self.own_blocks(piece))
+            table.extend(piece.new_blocks)
 
     def store(self, layer: int, batch: Batch, keys_TKS: Tensor, values_TKS: Tensor) -> None:
         """Keep the keys and values of the step's rows at their places."""

@@ -43,9 +43,9 @@ def _slot_problem(piece: SequenceSlice, cache: KvCache) -> str:
     end = piece.start + len(piece.tokens)
     if end > cache.context:
         return f"slot {slot} would hold {end} of {cache.context} positions"
-    blocks = cache.own_blocks(piece)
+    blocks = piece.new_blocks
     if blocks and not (min(blocks) >= 0 and max(blocks) < cache.num_blocks):
-        return f"slot {slot} names a block outside the cache's {cache.num_blocks}: {list(blocks)}"
+        return f"slot {slot} names a block outside the cache's {cache.num_blocks}: {blocks}"
     positions = (num_blocks + len(blocks)) * BLOCK_TOKENS
     if end > positions:
         return f"slot {slot} would hold {end} positions in blocks for {positions}"

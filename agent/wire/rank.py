@@ -190,8 +190,7 @@ class SequenceSlice(msgspec.Struct, frozen=True, array_like=True):
     A sequence that begins with a shared prefix starts at `len(history)`: `history` is then what its first blocks
     hold already. A slice with `params` begins a sequence: it clears the slot's block table and what was sampled.
     `new_blocks` are appended to the slot's block table before the slice is computed; position p of the sequence
-    lives in block `table[p // BLOCK_TOKENS]`. Empty tables everywhere mean the static layout of old: slot s owns
-    the blocks of its own full context.
+    lives in block `table[p // BLOCK_TOKENS]`.
 
     The last `drafts` of `tokens` are guesses. The last stage then draws after each of the last `drafts + 1` tokens,
     in order, as long as the guess before was what it drew: 1 to `drafts + 1` tokens come back, and the next slice

@@ -17,6 +17,7 @@ from types import TracebackType
 
 import msgspec
 
+from agent.engine.executor import kv_blocks
 from agent.wire.framing import decode, receive_frame, send_frame
 from agent.wire.rank import (
     GetStatus,
@@ -34,6 +35,7 @@ from agent.wire.rank import (
     StopRank,
     TlsFiles,
 )
+from tests.agent.engine.blocks import Blocks
 from tests.agent.engine.certificates import client_context
 
 DEADLINE_S = 60.0
@@ -150,11 +152,12 @@ class ProcessReplica:
         self.gateways = {rank.config.rank_id: Gateway(rank, tls, generation=generation) for rank in ranks}
         self._leader = leader
         self._next_step = 1
+        self._blocks = Blocks(kv_blocks(ranks[0].config))
         for gateway in self.gateways.values():
             assert isinstance(gateway.hello, StepOpened), gateway.hello
 
     def put(self, slices: list[SequenceSlice]) -> None:
-        step = Step(step_id=self._next_step, slices=slices)
+        step = Step(step_id=self._next_step, slices=[self._blocks.fill(piece) for piece in slices])
         self._next_step += 1
         for gateway in self.gateways.values():
             gateway.send(step)

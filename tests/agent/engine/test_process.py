@@ -110,7 +110,9 @@ def test_a_killed_peer_is_told_within_a_second_and_the_survivor_links_again(
             replica.generate(prompt, 3)
             # the second stage waits for hidden states that never come
             replica.gateways["r0s1t0"].send(
-                Step(step_id=99, slices=[SequenceSlice(slot=1, start=0, tokens=prompt, samples=True)])
+                Step(
+                    step_id=99, slices=[SequenceSlice(slot=1, start=0, tokens=prompt, samples=True, new_blocks=[5])]
+                )
             )
             second.wait_until(lambda status: status.queued_steps == 0)
             begun = time.monotonic()
@@ -149,7 +151,7 @@ def test_a_sender_learns_of_a_killed_receiver(
             second.process.wait(10)
             begun = time.monotonic()
             replica.gateways["r0s0t0"].send(
-                Step(step_id=50, slices=[SequenceSlice(slot=0, start=0, tokens=[1], samples=True)])
+                Step(step_id=50, slices=[SequenceSlice(slot=0, start=0, tokens=[1], samples=True, new_blocks=[5])])
             )
             failed = replica.gateways["r0s0t0"].receive(timeout_s=LOSS_LIMIT_S)
             assert time.monotonic() - begun < LOSS_LIMIT_S
@@ -166,7 +168,7 @@ def test_a_member_of_a_tensor_group_learns_of_a_killed_one(
         with ProcessReplica([leader, member], tls, generation=2, leader="r0s0t0") as replica:
             replica.generate([5, 6], 2)
             replica.gateways["r0s0t0"].send(
-                Step(step_id=9, slices=[SequenceSlice(slot=1, start=0, tokens=[7], samples=True)])
+                Step(step_id=9, slices=[SequenceSlice(slot=1, start=0, tokens=[7], samples=True, new_blocks=[5])])
             )
             leader.wait_until(lambda status: status.queued_steps == 0)
             member.kill()
@@ -183,7 +185,8 @@ def test_a_step_that_only_some_ranks_got_fails_loudly(
     with start_ranks(configs_of(stages, model, folder), folder) as (first, second):
         link([first, second], plan_links(stages, generation=2))
         with ProcessReplica([first, second], tls, generation=2, leader="r0s1t0") as replica:
-            half = Step(step_id=1, slices=[SequenceSlice(slot=0, start=0, tokens=[1, 2], samples=True)])
+            piece = SequenceSlice(slot=0, start=0, tokens=[1, 2], samples=True, new_blocks=[5])
+            half = Step(step_id=1, slices=[piece])
             replica.gateways["r0s0t0"].send(half)  # and then the gateway dies
         with ProcessReplica([first, second], tls, generation=2, leader="r0s1t0") as replica:
             replica.put([SequenceSlice(slot=0, start=0, tokens=[3, 4], samples=True)])
@@ -259,7 +262,8 @@ def test_a_gateway_must_be_of_this_generation_and_a_new_one_replaces_the_old(
         assert isinstance(new.hello, StepOpened)
         with pytest.raises((StreamClosed, ssl.SSLError)):
             old.receive(timeout_s=5)
-        new.send(Step(step_id=1, slices=[SequenceSlice(slot=0, start=0, tokens=[1, 2], samples=True)]))
+        piece = SequenceSlice(slot=0, start=0, tokens=[1, 2], samples=True, new_blocks=[5])
+        new.send(Step(step_id=1, slices=[piece]))
         assert isinstance(new.receive(), StepDone)
         link([rank], plan_links(stages, generation=5))
         with pytest.raises((StreamClosed, ssl.SSLError)):

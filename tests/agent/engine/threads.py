@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -10,17 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, Queue
 
-import msgspec
 import torch
 from torch import Tensor
 
 from agent.engine.executor import Executor, kv_blocks
 from agent.engine.inbox import Inbox, LinkOrder, StepOrder
-from agent.engine.kv_cache import begins
 from agent.engine.sampling import Sampler
 from agent.engine.status_board import StatusBoard
 from agent.facts.model import Dtype, ModelSpec
-from agent.planner.plan import BLOCK_TOKENS
 from agent.planner.shards import ShardExtent
 from agent.wire.rank import (
     LinkRank,
@@ -35,6 +31,7 @@ from agent.wire.rank import (
     TensorGroup,
     TlsFiles,
 )
+from tests.agent.engine.blocks import Blocks
 from tests.agent.engine.rendezvous import serve_rendezvous
 
 Stages = Sequence[Sequence[ShardExtent]]
@@ -150,27 +147,6 @@ class Answers:
         return message
 
 
-class Blocks:
-    """Gives slots their blocks, as a gateway would: as few as they need, and consecutive ones only by chance."""
-
-    def __init__(self, count: int) -> None:
-        self._free = random.Random(count).sample(range(count), count)
-        self._held: dict[int, list[int]] = {}
-
-    def fill(self, piece: SequenceSlice) -> SequenceSlice:
-        """The slice with the blocks that its slot lacks; one that names its own is left as it is."""
-        held = self._held.setdefault(piece.slot, [])
-        if piece.new_blocks:
-            return piece
-        if begins(piece):
-            self._free.extend(held)
-            held.clear()
-        lacking = -(-(piece.start + len(piece.tokens)) // BLOCK_TOKENS) - len(held)
-        fresh = [self._free.pop() for _ in range(min(lacking, len(self._free)))]
-        held.extend(fresh)
-        return msgspec.structs.replace(piece, new_blocks=fresh)
-
-
 class ThreadReplica:
     """One replica whose ranks are threads. Steps go to all of them, as a gateway would send them."""
 
@@ -272,6 +248,7 @@ def run_threads(
     context: int = 128,
     kv_blocks: int = 0,
     is_exact: bool = False,
+    shard_files: Sequence[str] = (),
 ) -> Iterator[ThreadReplica]:
     configs = [
         rank_config(
@@ -286,6 +263,7 @@ def run_threads(
             context=context,
             kv_blocks=kv_blocks,
             is_exact=is_exact,
+            shard_file=shard_files[index] if shard_files else "",
         )
         for stage, shards in enumerate(stages)
         for index, extent in enumerate(shards)
