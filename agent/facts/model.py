@@ -148,6 +148,14 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         """The columns that tensor parallelism shares out: of every expert, or of the one MLP."""
         return self.expert_size if self.num_experts else self.intermediate_size
 
+    @property
+    def num_active_parameters(self) -> int:
+        """Of `num_parameters`, those that one token is computed with."""
+        idle = self.num_experts - self.experts_per_token
+        return self.num_parameters - (self.num_layers - len(self.dense_layers)) * idle * (
+            3 * self.hidden_size * self.expert_size
+        )
+
     def is_sparse(self, layer: int) -> bool:
         """Whether a layer has experts and a router instead of one MLP."""
         return self.num_experts > 0 and layer not in self.dense_layers

@@ -24,6 +24,7 @@ from agent.planner.rates import (
     message_call_s,
     rates_of,
 )
+from agent.planner.shards import dense_columns
 
 FLOAT32_BYTES = 4
 
@@ -95,33 +96,65 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 # --- one rank -----------------------------------------------------------------------------------------
 
 
-def layer_parameters(spec: ModelSpec, share: Share) -> int:
-    """Matrix elements of one layer that a rank owns: queries, keys, values, output, and the gated MLP."""
+def layer_parameters(spec: ModelSpec, share: Share, *, num_experts: float) -> float:
+    """Matrix elements of one layer that a rank uses: queries, keys, values, output, and gated MLPs.
+
+    Of a layer with experts those of `num_experts` count, and the router; layers that differ are averaged.
+    """
     heads = share.heads[1] - share.heads[0]
     kv_heads = share.kv_heads[1] - share.kv_heads[0]
+    attention = 2 * heads * spec.head_size + 2 * kv_heads * spec.head_size
     columns = share.columns[1] - share.columns[0]
-    return spec.hidden_size * (2 * heads * spec.head_size + 2 * kv_heads * spec.head_size + 3 * columns)
+    if not spec.num_experts:
+        return spec.hidden_size * (attention + 3 * columns)
+    begin, end = dense_columns(spec, share.columns)
+    dense_part = len(spec.dense_layers) / spec.num_layers
+    sparse = spec.num_experts + 3 * columns * num_experts
+    return spec.hidden_size * (attention + (1 - dense_part) * sparse + dense_part * 3 * (end - begin))
 
 
-def layer_read_bytes(spec: ModelSpec, share: Share, step: StepShape, dtype: Dtype) -> int:
+def covered_experts(spec: ModelSpec, rows: int) -> float:
+    """Experts of a layer that some row of a step has chosen: E * (1 - (1 - k/E)^rows).
+
+    The expected occupancy when each row draws k of E experts evenly. Real routers are less even, which covers fewer
+    (the term is concave in each expert's likelihood), so reading is estimated from above.
+    """
+    if not spec.num_experts:
+        return 0.0
+    missed = (1 - spec.experts_per_token / spec.num_experts) ** rows
+    return spec.num_experts * (1 - missed)
+
+
+def attended_positions(spec: ModelSpec, context: int) -> float:
+    """Positions that a query attends to, averaged over layers: a sliding window caps them where it holds."""
+    if spec.sliding_window is None:
+        return context
+    windowed = 1 - len(spec.full_layers) / spec.num_layers
+    return windowed * min(context, spec.sliding_window) + (1 - windowed) * context
+
+
+def layer_read_bytes(spec: ModelSpec, share: Share, step: StepShape, dtype: Dtype) -> float:
     """Bytes that a rank reads for one layer: its weights once, and the KV cache of every sequence.
 
-    A sliding window caps the positions read.
+    Of experts, those that the step's rows have chosen.
     """
-    positions = min(step.context, spec.sliding_window or step.context)
     kv_heads = share.kv_heads[1] - share.kv_heads[0]
+    positions = attended_positions(spec, step.context)
     kv_elements = 2 * step.sequences * positions * kv_heads * spec.head_size
-    return (layer_parameters(spec, share) + kv_elements) * DTYPE_BYTES[dtype]
+    weights = layer_parameters(spec, share, num_experts=covered_experts(spec, step.rows))
+    return (weights + kv_elements) * DTYPE_BYTES[dtype]
 
 
-def layer_flops(spec: ModelSpec, share: Share, step: StepShape) -> int:
+def layer_flops(spec: ModelSpec, share: Share, step: StepShape) -> float:
     """FLOP of a rank for one layer: 2 per weight and row, 4 per attended position, head element and row.
 
-    For a prefill chunk `context` is the mean number of positions that its rows attend to.
+    For a prefill chunk `context` is the mean number of positions that its rows attend to. A row is multiplied with
+    its own experts alone.
     """
-    positions = min(step.context, spec.sliding_window or step.context)
     heads = share.heads[1] - share.heads[0]
-    return 2 * step.rows * layer_parameters(spec, share) + 4 * step.rows * positions * heads * spec.head_size
+    weights = layer_parameters(spec, share, num_experts=spec.experts_per_token)
+    attention = attended_positions(spec, step.context) * heads * spec.head_size
+    return 2 * step.rows * weights + 4 * step.rows * attention
 
 
 def roofline_s(read_bytes: float, flops: float, rates: DeviceRates, *, is_prefill: bool) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from agent.facts.cluster import DeviceKind
 from agent.facts.model import DTYPE_BYTES, ModelSpec
 from agent.planner.layout import Layout, Share, StageLayout, cut_shares, extent_of, stage_extents
 from agent.planner.plan import BLOCK_TOKENS, Serving, ShardBytes
-from agent.planner.shards import ShardExtent, shard_weight_bytes
+from agent.planner.shards import ShardExtent, dense_columns, shard_weight_bytes
 
 MIB = 1 << 20
 
@@ -72,11 +72,15 @@ def activation_bytes(spec: ModelSpec, extent: ShardExtent, serving: Serving) -> 
     - `T*(heads + 2*kv_heads)*head_size*b` for queries, keys, values, and `T*heads*head_size*b` for their result;
     - `3*T*columns*b`: gate, up, and their product;
     - `(g + 1)*N*context*b + 2*N*context` for the attention mask of a chunk of N = min(T, context) rows: positions
-      compared as bytes, the mask, and its copy for each of g query heads that share a KV head;
+      compared as bytes, the mask, and its copy for each of g query heads that share a KV head; twice where layers
+      differ in their window;
     - `2*context*kv_heads*head_size*b`: keys and values of one sequence gathered from scattered blocks, and
       `2*P*batch*heads*head_size*4` for decoding rows that read their keys in P parts;
     - on the last stage `2*R*vocabulary*4`: float32 logits of every sampled row, gathered from the whole group, and
       one sorted or filtered copy of them; R is `batch`, and `max_drafts` more where drafts are verified.
+
+    - where attention scores are capped, `10*N*context*heads`: they are held in float32, as is their softmax;
+    - where there are experts, `3*T*hidden*b` for rows gathered, computed and summed, and `24*T*E` for the routing.
 
     Attention and MLP count together although they follow each other: the allocator keeps both.
     """
@@ -84,17 +88,20 @@ def activation_bytes(spec: ModelSpec, extent: ShardExtent, serving: Serving) -> 
     rows = max(serving.prefill_chunk, serving.batch)
     heads = extent.heads[1] - extent.heads[0]
     kv_heads = extent.kv_heads[1] - extent.kv_heads[0]
-    columns = extent.columns[1] - extent.columns[0]
-    hidden = 4 * rows * spec.hidden_size
+    columns = max(end - begin for begin, end in (extent.columns, dense_columns(spec, extent.columns)))
+    hidden = (7 if spec.num_experts else 4) * rows * spec.hidden_size
     attention = rows * (2 * heads + 2 * kv_heads) * spec.head_size
     mlp = 3 * rows * columns
     visible = min(rows, serving.context) * serving.context
-    mask = visible * ((spec.queries_per_kv_head + 1) * element + 2)
+    num_masks = 2 if spec.sliding_window is not None and spec.full_layers else 1
+    mask = num_masks * visible * ((spec.queries_per_kv_head + 1) * element + 2)
+    capped = 10 * visible * heads if spec.attention_softcap is not None else 0
+    routing = 24 * rows * spec.num_experts
     gathered = 2 * serving.context * kv_heads * spec.head_size
     parts = 2 * MAX_PARTS * serving.batch * heads * spec.head_size * 4
     sampled = serving.batch + (0 if serving.speculation == "none" else serving.max_drafts)
     logits = 2 * sampled * spec.vocab_size * 4 if extent.is_last_stage else 0
-    return (hidden + attention + mlp + gathered) * element + mask + parts + logits
+    return (hidden + attention + mlp + gathered) * element + mask + capped + routing + parts + logits
 
 
 def runtime_bytes(kind: DeviceKind) -> int:
@@ -145,9 +152,11 @@ class StageSizes:
         return self.memory(whole, kind, first=False, last=False).max_layers(usable_bytes) >= 1
 
     def _measure(self, share: Share, kind: DeviceKind, *, first: bool, last: bool) -> StageMemory:
+        """The heaviest kind of layer counts for all, where they differ."""
         extent = extent_of(self._spec, (0, 0), share)
         empty = msgspec.structs.replace(extent, is_first_stage=first, is_last_stage=last)
-        one = msgspec.structs.replace(empty, layers=(0, 1))
         fixed = shard_bytes(self._spec, empty, self._serving, kind).total
-        layer = shard_bytes(self._spec, one, self._serving, kind).total - fixed
+        kinds = {self._spec.is_sparse(layer): layer for layer in range(self._spec.num_layers)}
+        ones = [msgspec.structs.replace(empty, layers=(layer, layer + 1)) for layer in kinds.values()]
+        layer = max(shard_bytes(self._spec, one, self._serving, kind).total for one in ones) - fixed
         return StageMemory(fixed_bytes=fixed, layer_bytes=layer)

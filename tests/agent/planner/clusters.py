@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from agent.facts.cluster import ClusterFacts, DeviceFacts, HostFacts, LinkFacts
 from agent.facts.families import FAMILIES
 from agent.facts.model import ModelSpec, RopeSpec
@@ -133,3 +135,33 @@ def plan_for(spec: ModelSpec, facts: ClusterFacts, **asked: Any) -> Plan:
 
 
 SMALL_SERVING = Serving(context=256, batch=2, prefill_chunk=32)
+
+
+MIXTRAL = msgspec.structs.replace(
+    model(
+        name="mixtral-8x7b",
+        num_layers=32,
+        hidden=4096,
+        intermediate=14336,
+        heads=32,
+        kv_heads=8,
+        head_size=128,
+        vocab=32000,
+        max_context=32768,
+    ),
+    family=next(family for family in FAMILIES if family.name == "mixtral"),
+    num_experts=8,
+    experts_per_token=2,
+    expert_size=14336,
+    normalises_experts=True,
+    num_parameters=46_702_792_704,
+)
+MIXED_MOE = msgspec.structs.replace(
+    model(name="mixed", num_layers=6, hidden=64, intermediate=160, heads=8, kv_heads=4, head_size=8),
+    family=next(family for family in FAMILIES if family.name == "qwen3moe"),
+    num_experts=16,
+    experts_per_token=2,
+    expert_size=40,
+    dense_layers=(0, 3),
+)
+"""Layers 0 and 3 have one MLP, of another size than an expert."""

@@ -7,10 +7,13 @@ from agent.facts.cluster import LinkFacts
 from agent.planner.cost import (
     PipelineTimes,
     all_reduce_s,
+    attended_positions,
+    covered_experts,
     cycle_s,
     decode_step,
     estimate_layout,
     layer_flops,
+    layer_parameters,
     layer_read_bytes,
     prefill_step,
     stage_cost,
@@ -20,7 +23,19 @@ from agent.planner.cost import (
 from agent.planner.layout import Layout, Place, StageLayout, cut_shares
 from agent.planner.plan import Serving
 from agent.planner.rates import EFFICIENCY, LinkTable, rates_of
-from tests.agent.planner.clusters import LLAMA_1B, LLAMA_70B, THREE_CPUS, cluster, cpu, gpu, host, link, places_of
+from tests.agent.planner.clusters import (
+    LLAMA_1B,
+    LLAMA_70B,
+    MIXED_MOE,
+    MIXTRAL,
+    THREE_CPUS,
+    cluster,
+    cpu,
+    gpu,
+    host,
+    link,
+    places_of,
+)
 
 WHOLE_70B = cut_shares(LLAMA_70B, (8,))[0]
 NO_LINKS = LinkTable(cluster())
@@ -40,6 +55,45 @@ def test_a_sliding_window_caps_what_is_read_and_computed() -> None:
         LLAMA_70B, WHOLE_70B, short, "bfloat16"
     )
     assert layer_flops(windowed, WHOLE_70B, step) == layer_flops(LLAMA_70B, WHOLE_70B, short)
+
+
+def test_layers_without_a_window_read_everything() -> None:
+    mixed = msgspec.structs.replace(LLAMA_70B, sliding_window=100, full_layers=tuple(range(0, 80, 2)))
+    assert attended_positions(mixed, 4000) == (100 + 4000) / 2
+    assert attended_positions(mixed, 50) == 50
+    assert attended_positions(LLAMA_70B, 4000) == 4000
+
+
+def test_one_token_reads_and_computes_with_its_own_experts_alone() -> None:
+    share = cut_shares(MIXTRAL, (8,))[0]
+    expert, router = 3 * 4096 * 14336, 8 * 4096
+    attention = 4096 * (2 * 32 * 128 + 2 * 8 * 128)
+    step = decode_step(1, 1)
+    assert layer_read_bytes(MIXTRAL, share, step, "bfloat16") == pytest.approx(
+        2 * (attention + router + 2 * expert + 2 * 8 * 128), rel=1e-12
+    )
+    assert layer_flops(MIXTRAL, share, step) == 2 * (attention + router + 2 * expert) + 4 * 32 * 128
+
+
+def test_larger_batches_cover_more_experts_up_to_all() -> None:
+    covered = [covered_experts(MIXTRAL, rows) for rows in (1, 2, 4, 64)]
+    assert covered[:2] == [2.0, 2 + 2 * (1 - 2 / 8)]
+    assert covered == sorted(covered)
+    assert covered[-1] == pytest.approx(8, rel=1e-6)
+    assert covered_experts(LLAMA_1B, 4) == 0
+
+
+def test_dense_layers_among_those_with_experts_count_as_what_they_are() -> None:
+    whole, half = cut_shares(MIXED_MOE, (4,))[0], cut_shares(MIXED_MOE, (2, 2))[0]
+    attention = 64 * (2 * 8 * 8 + 2 * 4 * 8)
+    sparse, dense = 16 * 64 + 2 * 3 * 64 * 40, 3 * 64 * 160
+    assert layer_parameters(MIXED_MOE, whole, num_experts=2) == pytest.approx(
+        attention + 2 / 3 * sparse + 1 / 3 * dense
+    )
+    router = 2 / 3 * 16 * 64
+    assert layer_parameters(MIXED_MOE, half, num_experts=2) - router == pytest.approx(
+        (layer_parameters(MIXED_MOE, whole, num_experts=2) - router) / 2
+    )
 
 
 def test_decoding_is_bound_by_memory_and_a_long_chunk_by_compute() -> None:
