@@ -112,7 +112,7 @@ def _managed_holding(path: Path, manifest: ModelManifest, *, host: str) -> Model
         digest=manifest.digest,
         family=manifest.spec.family.name,
         num_parameters=manifest.spec.num_parameters,
-        size_bytes=sum(file.size for file in manifest.files),
+        size_bytes=sum(file.size for file in manifest.files if file.name != HEADER_FILE),
         is_complete=not _missing(path, manifest),
         held_bytes=whole + shards,
         quantisation=stored_quantisation(manifest.spec),

@@ -67,9 +67,9 @@ def is_store(directory: Path) -> bool:
 
 def store_of(path: Path) -> Path | None:
     """The store that this file is a manifest of, or None."""
-    if len(path.parents) <= _LEVELS or path.parents[_LEVELS].name != MANIFESTS:
+    if len(path.parents) <= _LEVELS or path.parents[_LEVELS - 1].name != MANIFESTS:
         return None
-    store = path.parents[_LEVELS].parent
+    store = path.parents[_LEVELS]
     return store if is_store(store) and path.is_file() else None
 
 
