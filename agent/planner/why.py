@@ -8,7 +8,7 @@ import msgspec
 
 from agent.facts.model import DTYPE_BYTES
 from agent.planner.adaptive import AdaptiveStrategy, rule_of_thumb, shape_of
-from agent.planner.cost import Estimate
+from agent.planner.cost import Estimate, covered_experts
 from agent.planner.layout import Layout, Place
 from agent.planner.problem import Problem, choose_layout, objective_value
 from agent.planner.rates import rates_of
@@ -30,6 +30,7 @@ def explain(problem: Problem, chosen: list[tuple[Layout, Estimate]], propose: Pr
     lines += _more_replicas(problem, [layout for layout, _ in chosen])
     lines += _rule(problem, layout)
     lines += _quantised(problem)
+    lines += _kind_of_model(problem)
     lines += _unmeasured(problem, [layout for layout, _ in chosen])
     return tuple(lines)
 
@@ -90,6 +91,26 @@ def _quantised(problem: Problem) -> list[str]:
         f"its file is {spec.stored_as} ({bytes_words(stored)}): dequantised as it is loaded, and served in "
         f"{serving.dtype} ({bytes_words(served)})"
     ]
+
+
+def _kind_of_model(problem: Problem) -> list[str]:
+    """What differs from a dense model whose layers attend to everything."""
+    spec, serving = problem.request.spec, problem.serving
+    lines = []
+    if spec.num_experts:
+        covered = covered_experts(spec, serving.batch)
+        batch = f", a batch of {serving.batch} about {covered:.1f} experts a layer" if serving.batch > 1 else ""
+        lines.append(
+            f"{spec.num_experts} experts a layer, {spec.experts_per_token} for each token: one token reads "
+            f"{spec.num_active_parameters / 1e9:.3g} of {spec.num_parameters / 1e9:.3g} billion weights{batch}"
+        )
+    if spec.sliding_window is not None and spec.sliding_window < serving.context:
+        windowed = spec.num_layers - len(spec.full_layers)
+        lines.append(
+            f"{windowed} of {spec.num_layers} layers look back {spec.sliding_window} positions only; "
+            "their KV cache has room for the whole context all the same"
+        )
+    return lines
 
 
 def _split_or_not(problem: Problem, layout: Layout, estimate: Estimate, propose: Propose) -> list[str]:

@@ -143,7 +143,7 @@ def check_model(path: Path, *, with_digest: bool = False) -> Result:
         remarks=_remarks(path) if spec else (),
     )
     exit_code = ExitCode.ERROR if problem else ExitCode.OK
-    return Result(kind="model", data=report, prose=_report_prose(report), exit_code=exit_code)
+    return Result(kind="model", data=report, prose=report_prose(report), exit_code=exit_code)
 
 
 def make_demo(path: Path, choices: dict[str, int | str]) -> Result:
@@ -227,27 +227,46 @@ def _gguf_remarks(path: Path, header: Path) -> tuple[str, ...]:
     return tuple(remarks)
 
 
-def _report_prose(report: ModelReport) -> str:
+def report_prose(report: ModelReport) -> str:
     if report.problem is not None:
         hint = f"\n  = {report.problem.hint}" if report.problem.hint else ""
         return f"✗ {report.path} cannot be run\n  {report.problem.code}: {report.problem.message}{hint}"
     spec = report.spec
     assert spec is not None, "a report has a spec or a problem"
-    window = f", sliding window {spec.sliding_window}" if spec.sliding_window else ""
+    active = f" ({spec.num_active_parameters / 1e9:.3f} B for each token)" if spec.num_experts else ""
     rope = f"{spec.rope.kind} rope, theta {spec.rope.theta:g}"
     lines = [
         f"● {spec.name}  {spec.family.architecture}",
-        f"  {spec.num_parameters / 1e9:.3f} B parameters in {report.quantisation or spec.dtype}, "
+        f"  {spec.num_parameters / 1e9:.3f} B parameters{active} in {report.quantisation or spec.dtype}, "
         f"{_size(report.size_bytes)} in {report.num_files} files",
-        f"  {spec.num_layers} layers, hidden {spec.hidden_size}, MLP {spec.intermediate_size}, "
+        f"  {spec.num_layers} layers, hidden {spec.hidden_size}, {_mlp_words(spec)}, "
         f"{spec.num_heads} heads of {spec.head_size}, {spec.num_kv_heads} KV heads",
         f"  vocabulary {spec.vocab_size}{', tied' if spec.tie_word_embeddings else ''}, "
-        f"context {spec.max_context}, {rope}{window}",
+        f"context {spec.max_context}, {rope}{_window_words(spec)}",
     ]
     if report.digest:
         lines.append(f"  digest {report.digest}")
     lines += [f"  note: {remark}" for remark in report.remarks]
     return "\n".join(lines)
+
+
+def _mlp_words(spec: ModelSpec) -> str:
+    """`MLP 14336`, or `8 experts of 14336, 2 for each token`, and what the layers without experts have."""
+    if not spec.num_experts:
+        return f"MLP {spec.intermediate_size}"
+    words = f"{spec.num_experts} experts of {spec.expert_size}, {spec.experts_per_token} for each token"
+    dense = len(spec.dense_layers)
+    return f"{words} (MLP {spec.intermediate_size} in {dense} of {spec.num_layers} layers)" if dense else words
+
+
+def _window_words(spec: ModelSpec) -> str:
+    """`, sliding window 4096`, in how many layers, and their own rope."""
+    if spec.sliding_window is None:
+        return ""
+    windowed = spec.num_layers - len(spec.full_layers)
+    where = f" in {windowed} of {spec.num_layers} layers" if spec.full_layers else ""
+    local = f" (theta {spec.local_rope.theta:g})" if spec.local_rope is not None else ""
+    return f", sliding window {spec.sliding_window}{where}{local}"
 
 
 def _list_prose(listed: ModelList) -> str:

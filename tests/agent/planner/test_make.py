@@ -21,6 +21,7 @@ from tests.agent.planner.clusters import (
     LLAMA_1B,
     LLAMA_70B,
     MIXED_GPUS,
+    MIXTRAL,
     THREE_CPUS,
     cluster,
     cpu,
@@ -335,3 +336,22 @@ def test_more_memory_never_makes_a_plan_slower() -> None:
         facts = cluster(*(host(name, cpu(gigabytes)) for name in "abc"))
         times.append(plan_for(LLAMA_1B, facts).predicted.time_per_token_s)
     assert all(later <= earlier for earlier, later in itertools.pairwise(times))
+
+
+def test_a_plan_of_experts_is_made_and_says_what_a_token_reads() -> None:
+    facts = cluster(host("a", gpu(0, "RTX 4090", 48), gpu(1, "RTX 4090", 48)), host("b", gpu(0, "H100", 80)))
+    plan = plan_for(MIXTRAL, facts, serving=Serving(context=2048, batch=8, prefill_chunk=256), tensor=2)
+    shards = [shard for stage in plan.replicas[0].stages for shard in stage.shards]
+    assert sum(shard.bytes.weights for shard in shards) >= 2 * MIXTRAL.num_parameters
+    assert {shard.columns[1] for stage in plan.replicas[0].stages for shard in stage.shards[-1:]} == {14336}
+    assert any(
+        "one token reads 12.9 of 46.7 billion weights, a batch of 8 about 7.2 experts" in why for why in plan.why
+    )
+
+
+def test_windows_are_told_where_the_context_is_longer() -> None:
+    spec = msgspec.structs.replace(LLAMA_1B, sliding_window=512, full_layers=(7, 15))
+    plan = plan_for(spec, THREE_CPUS, serving=Serving(context=2048, batch=1))
+    assert any(why.startswith("14 of 16 layers look back 512 positions only") for why in plan.why)
+    short = plan_for(spec, THREE_CPUS, serving=Serving(context=256, batch=1))
+    assert not any("look back" in why for why in short.why)

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from agent.errors import FleetError
+from agent.models.config import spec_of_config
 from agent.models.safetensors_index import read_header
 from agent.wire.agent import ModelHolding
 from odctl.commands.bootstrap import bootstrap
-from odctl.commands.models import model_list_result
+from odctl.commands.models import ModelReport, model_list_result, report_prose
 from odctl.lab import Lab
 from odctl.result import ExitCode
 
@@ -139,3 +140,38 @@ def test_broken_and_partial_models_are_told_apart() -> None:
     assert "broken" in bad
     assert "✗ h1: /m/bad: config.json: no" in result.prose
     assert result.exit_code is ExitCode.OK
+
+
+def test_experts_and_windows_are_told_with_the_layers_that_have_them(tmp_path: Path) -> None:
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 256,
+        "max_position_embeddings": 512,
+    }
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "mlp_only_layers": [0]}
+    said: dict[str, tuple[dict[str, Any], str]] = {
+        "Qwen3MoeForCausalLM": (experts, "4 experts of 40, 2 for each token (MLP 96 in 1 of 4 layers)"),
+        "Gemma3ForCausalLM": (
+            {"sliding_window": 64, "sliding_window_pattern": 2},
+            "sliding window 64 in 2 of 4 layers (theta 10000)",
+        ),
+        "Gemma2ForCausalLM": ({"sliding_window": 64}, "sliding window 64 in 2 of 4 layers"),
+        "MistralForCausalLM": ({"sliding_window": 64}, "sliding window 64"),
+    }
+    for architecture, (keys, words) in said.items():
+        config = {"architectures": [architecture], **sizes, **keys}
+        report = ModelReport(
+            path=str(tmp_path),
+            spec=spec_of_config(config, where="config.json", name="m"),
+            size_bytes=1,
+            num_files=1,
+            digest="",
+            problem=None,
+            quantisation="",
+            remarks=(),
+        )
+        assert words in report_prose(report)
