@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "apply": ("odctl.commands.apply", "Make the cluster match a plan."),
     "status": ("odctl.commands.status", "Show deployments, ranks and hosts."),
     "run": ("odctl.commands.run", "Ask a deployed model; the answer streams."),
+    "bench": ("odctl.commands.bench", "Put a load on a deployment or any server, and compare two."),
     "faults": ("odctl.commands.faults", "List faults and their evidence."),
     "destroy": ("odctl.commands.destroy", "Stop a deployment and free its memory."),
     "lab": ("odctl.commands.lab", "Make or destroy a throw-away cluster on this machine."),
