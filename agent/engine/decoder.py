@@ -15,10 +15,12 @@ from torch.nn import functional
 from agent.engine.attention import attend
 from agent.engine.batch import Batch
 from agent.engine.kv_cache import KvCache
-from agent.engine.linear import Linear
-from agent.engine.rope import RotaryTable, Rotation, rotate
+from agent.engine.mlp import Experts, GatedMlp, activation_of
+from agent.engine.norm import RmsNorm
+from agent.engine.rope import RotaryTable, Rotation, rotate, rotate_part
+from agent.engine.stored_tensors import expert_role
 from agent.engine.weights import ShardWeights
-from agent.facts.model import ModelSpec
+from agent.facts.model import ModelSpec, RopeSpec
 from agent.planner.shards import ShardExtent
 
 Reduce = Callable[[Tensor], Tensor]
@@ -37,96 +39,156 @@ class Decoder:
         kind: torch.dtype,
         device: torch.device,
         on_layer: Callable[[], None],
+        is_exact: bool = False,
     ) -> None:
         self._spec = spec
         self._vocab = extent.vocab
         self._on_layer = on_layer
         self._embedding_VD = weights.get("embedding") if extent.is_first_stage else None
-        self._layers = tuple(
-            DecoderLayer(spec, extent, weights, layer=layer, index=index)
-            for index, layer in enumerate(range(*extent.layers))
-        )
-        self._final_norm_D = weights.get("final_norm") if extent.is_last_stage else None
+        self._embedding_scale: float | None = None
+        if spec.family.scales_embedding:
+            self._embedding_scale = torch.tensor(spec.hidden_size**0.5, dtype=kind).item()
+        self._tables: list[RotaryTable] = []
+        table_of: dict[RopeSpec, int] = {}
+        layers: list[tuple[DecoderLayer, int]] = []
+        for index, layer in enumerate(range(*extent.layers)):
+            rope = spec.rope_of(layer)
+            if rope not in table_of:
+                table_of[rope] = len(self._tables)
+                table = RotaryTable(rope, head_size=spec.head_size, context=context, kind=kind, device=device)
+                self._tables.append(table)
+            made = DecoderLayer(spec, extent, weights, layer=layer, index=index, is_exact=is_exact)
+            layers.append((made, table_of[rope]))
+        self._layers = tuple(layers)
+        self._final_norm = None
         self._head = None
         if extent.is_last_stage:
-            is_tied = spec.tie_word_embeddings
-            is_shared = is_tied and extent.is_first_stage
-            role = "embedding" if is_tied else "head"
-            self._head = Linear(weights[role] if is_shared else weights.take(role), is_shared=is_shared)
-        self._rotary = RotaryTable(spec.rope, head_size=spec.head_size, context=context, kind=kind, device=device)
+            self._final_norm = _norm(spec, weights["final_norm"])
+            self._head = weights.linear("head")
 
     def embed(self, tokens_T: Tensor, reduce: Reduce) -> Tensor:
         """Hidden states of the first stage; what other members own of the vocabulary is zero before `reduce`."""
         assert self._embedding_VD is not None, "not the first stage"
         begin, end = self._vocab
         if (begin, end) == (0, self._spec.vocab_size):
-            return functional.embedding(tokens_T, self._embedding_VD)
-        is_foreign_T1 = ((tokens_T < begin) | (tokens_T >= end))[:, None]
-        rows_T = (tokens_T - begin).clamp(0, end - begin - 1)
-        return reduce(functional.embedding(rows_T, self._embedding_VD).masked_fill(is_foreign_T1, 0))
+            hidden_TD = functional.embedding(tokens_T, self._embedding_VD)
+        else:
+            is_foreign_T1 = ((tokens_T < begin) | (tokens_T >= end))[:, None]
+            rows_T = (tokens_T - begin).clamp(0, end - begin - 1)
+            hidden_TD = reduce(functional.embedding(rows_T, self._embedding_VD).masked_fill(is_foreign_T1, 0))
+        return hidden_TD if self._embedding_scale is None else hidden_TD * self._embedding_scale
 
     def run_layers(self, hidden_TD: Tensor, batch: Batch, cache: KvCache, reduce: Reduce) -> Tensor:
-        rotation = self._rotary.at(batch.positions)
-        for layer in self._layers:
-            hidden_TD = layer(hidden_TD, batch, cache, rotation, reduce)
+        rotations = [table.at(batch.positions) for table in self._tables]
+        for layer, table in self._layers:
+            hidden_TD = layer(hidden_TD, batch, cache, rotations[table], reduce)
             self._on_layer()
         return hidden_TD
 
     def normalise(self, hidden_RD: Tensor) -> Tensor:
         """These rows behind the final norm: what the head reads, and what an embedding is. Last stage only."""
-        assert self._final_norm_D is not None, "not the last stage"
-        return rms_norm(hidden_RD, self._final_norm_D, self._spec.rms_norm_eps)
+        assert self._final_norm is not None, "not the last stage"
+        return self._final_norm(hidden_RD)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Logits of these rows for the rank's own share of the vocabulary, R x V. Last stage only."""
         assert self._head is not None, "not the last stage"
-        return self._head(self.normalise(hidden_RD))
+        logits_RV = self._head(self.normalise(hidden_RD))
+        softcap = self._spec.logit_softcap
+        return logits_RV if softcap is None else (logits_RV / softcap).tanh_().mul_(softcap)
 
 
 class DecoderLayer:
-    """Attention and MLP with their norms; heads and columns are the rank's own."""
+    """Attention and MLP with their norms; heads and columns are the rank's own.
+
+    What a family does otherwise is decided here, once: a step asks no more than whether a part is there.
+    """
 
     def __init__(
-        self, spec: ModelSpec, extent: ShardExtent, weights: ShardWeights, *, layer: int, index: int
+        self,
+        spec: ModelSpec,
+        extent: ShardExtent,
+        weights: ShardWeights,
+        *,
+        layer: int,
+        index: int,
+        is_exact: bool,
     ) -> None:
+        heads, kv_heads = extent.heads[1] - extent.heads[0], extent.kv_heads[1] - extent.kv_heads[0]
         self._index = index
-        self._eps = spec.rms_norm_eps
-        self._head_size = spec.head_size
-        self._num_heads = extent.heads[1] - extent.heads[0]
-        self._num_kv_heads = extent.kv_heads[1] - extent.kv_heads[0]
-        self._window = spec.sliding_window
-        self._input_norm_D = weights["input_norm", layer]
-        self._mlp_norm_D = weights["mlp_norm", layer]
-        self._qkv = Linear(weights.take("qkv", layer), weights.get("qkv_bias", layer))
-        self._o = Linear(weights.take("o_proj", layer))
-        self._gate_up = Linear(weights.take("gate_up", layer))
-        self._down = Linear(weights.take("down_proj", layer))
-        self._q_norm_S = weights.get("q_norm", layer)
-        self._k_norm_S = weights.get("k_norm", layer)
+        self._qkv_shape = (-1, heads + 2 * kv_heads, spec.head_size)
+        self._rotated = (heads + kv_heads, kv_heads)
+        self._split = (heads, kv_heads)
+        self._window = spec.window_of(layer)
+        self._scale = spec.attention_scale
+        self._softcap = spec.attention_softcap
+        self._rotate = rotate if spec.rope_of(layer).rotary_share == 1 else rotate_part
+        self._qkv = weights.linear("qkv", layer)
+        self._o = weights.linear("o_proj", layer)
+        self._mlp = _make_mlp(spec, weights, layer, is_exact=is_exact)
+        self._input_norm = _norm(spec, weights["input_norm", layer])
+        self._mlp_norm = _norm(spec, weights["mlp_norm", layer])
+        self._qk_norm: RmsNorm | None = None
+        if spec.family.qk_norm:
+            q_norm_HS = weights["q_norm", layer].expand(heads, -1)
+            k_norm_KS = weights["k_norm", layer].expand(kv_heads, -1)
+            self._qk_norm = _norm(spec, torch.cat((q_norm_HS, k_norm_KS)))
+        self._attention_out_norm: RmsNorm | None = None
+        self._mlp_out_norm: RmsNorm | None = None
+        if spec.family.has_output_norms:
+            self._attention_out_norm = _norm(spec, weights["attention_out_norm", layer])
+            self._mlp_out_norm = _norm(spec, weights["mlp_out_norm", layer])
 
     def __call__(
         self, hidden_TD: Tensor, batch: Batch, cache: KvCache, rotation: Rotation, reduce: Reduce
     ) -> Tensor:
-        normed_TD = rms_norm(hidden_TD, self._input_norm_D, self._eps)
-        hidden_TD = hidden_TD + reduce(self._attend(normed_TD, batch, cache, rotation))
-        normed_TD = rms_norm(hidden_TD, self._mlp_norm_D, self._eps)
-        gate_TC, up_TC = self._gate_up(normed_TD).chunk(2, dim=-1)
-        return hidden_TD + reduce(self._down(functional.silu(gate_TC) * up_TC))
+        mixed_TD = reduce(self._attend(self._input_norm(hidden_TD), batch, cache, rotation))
+        if self._attention_out_norm is not None:
+            mixed_TD = self._attention_out_norm(mixed_TD)
+        hidden_TD = hidden_TD + mixed_TD
+        mixed_TD = reduce(self._mlp(self._mlp_norm(hidden_TD)))
+        if self._mlp_out_norm is not None:
+            mixed_TD = self._mlp_out_norm(mixed_TD)
+        return hidden_TD + mixed_TD
 
     def _attend(self, normed_TD: Tensor, batch: Batch, cache: KvCache, rotation: Rotation) -> Tensor:
-        qkv = self._qkv(normed_TD).view(normed_TD.shape[0], -1, self._head_size)
-        queries_THS, keys_TKS, values_TKS = torch.split(
-            qkv, [self._num_heads, self._num_kv_heads, self._num_kv_heads], dim=1
-        )
-        if self._q_norm_S is not None and self._k_norm_S is not None:
-            queries_THS = rms_norm(queries_THS, self._q_norm_S, self._eps)
-            keys_TKS = rms_norm(keys_TKS, self._k_norm_S, self._eps)
-        queries_THS = rotate(queries_THS, rotation)
-        keys_TKS = rotate(keys_TKS, rotation)
+        qkv = self._qkv(normed_TD).view(self._qkv_shape)
+        joint, values_TKS = qkv.split_with_sizes(self._rotated, 1)  # queries and keys have the same way to go
+        if self._qk_norm is not None:
+            joint = self._qk_norm(joint)
+        queries_THS, keys_TKS = self._rotate(joint, rotation).split_with_sizes(self._split, 1)
         cache.store(self._index, batch, keys_TKS, values_TKS)
-        return self._o(attend(queries_THS, cache, self._index, batch, window=self._window))
+        mixed = attend(
+            queries_THS,
+            cache,
+            self._index,
+            batch,
+            scale=self._scale,
+            softcap=self._softcap,
+            window=self._window,
+        )
+        return self._o(mixed)
 
 
-def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
-    """Root mean square norm in float32, rounded before the gain, as transformers does it."""
-    return gain * functional.rms_norm(x.float(), (x.shape[-1],), None, eps).to(x.dtype)
+def _make_mlp(spec: ModelSpec, weights: ShardWeights, layer: int, *, is_exact: bool) -> GatedMlp | Experts:
+    activate = activation_of(spec.family, is_exact=is_exact)
+    if not spec.is_sparse(layer):
+        return GatedMlp(weights.linear("gate_up", layer), weights.linear("down_proj", layer), activate)
+    experts = tuple(
+        GatedMlp(
+            weights.linear(expert_role("gate_up", expert), layer),
+            weights.linear(expert_role("down_proj", expert), layer),
+            activate,
+        )
+        for expert in range(spec.num_experts)
+    )
+    return Experts(
+        weights.linear("router", layer),
+        experts,
+        experts_per_token=spec.experts_per_token,
+        normalises=spec.normalises_experts,
+    )
+
+
+def _norm(spec: ModelSpec, weight: Tensor) -> RmsNorm:
+    return RmsNorm(weight, spec.rms_norm_eps, adds_one=spec.family.norm_adds_one)

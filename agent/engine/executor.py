@@ -80,7 +80,7 @@ class Executor:
         if config.threads > 0:
             torch.set_num_threads(config.threads)
         kv_bytes = kv_cache_bytes(config)
-        weight_bytes = shard_weight_bytes(config.model, config.extent, config.dtype)
+        weight_bytes = shard_weight_bytes(config.model, config.extent, config.dtype, config.quantisation)
 
         def on_read(count: int) -> None:
             board.read_bytes += count
@@ -97,6 +97,8 @@ class Executor:
                 kind=self._kind,
                 device=self._device,
                 on_read=on_read,
+                quantisation=config.quantisation,
+                is_exact=config.is_exact,
             )
             self._decoder = Decoder(
                 config.model,
@@ -106,6 +108,7 @@ class Executor:
                 kind=self._kind,
                 device=self._device,
                 on_layer=board.bump_progress,
+                is_exact=config.is_exact,
             )
             self._cache = KvCache(
                 num_layers=config.extent.layers[1] - config.extent.layers[0],
@@ -116,6 +119,7 @@ class Executor:
                 head_size=config.model.head_size,
                 kind=self._kind,
                 device=self._device,
+                is_exact=config.is_exact,
             )
         except (RuntimeError, MemoryError) as error:
             raise _kernel_error(error, f"loading {weight_bytes + kv_bytes} bytes onto {self._device}") from error
@@ -293,7 +297,7 @@ def _wait_s(links: Links) -> float:
 def _check_links(config: RankConfig, request: LinkRank) -> None:
     """Refuse links that do not fit the shard: a step would run on half of what it needs."""
     extent, spec = config.extent, config.model
-    is_partial = extent.heads != (0, spec.num_heads) or extent.columns != (0, spec.intermediate_size)
+    is_partial = extent.heads != (0, spec.num_heads) or extent.columns != (0, spec.mlp_columns)
     group_size = len(request.group.members) if request.group is not None else 1
     problem = ""
     if (request.receives_from is None) != extent.is_first_stage:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agent.engine.linear.kernel import KernelShape
+from agent.engine.linear.kernel import Kernel, KernelShape, named_parts
 from agent.planner.shards import INT4_GROUP
 
 _LEVELS = 15
@@ -20,13 +20,14 @@ _OUTPUTS_MULTIPLE = 16
 _OUTPUTS_AT_ONCE = 1024
 
 
-class Int4Kernel:
+class Int4Kernel(Kernel):
     """`packed` is torch's layout for its CPU kernel; `scales_zeros` is K / group x N x 2."""
 
     def __init__(self, packed: Tensor, scales_zeros: Tensor, bias_N: Tensor | None, *, outputs: int) -> None:
-        self.packed = packed
-        self.scales_zeros = scales_zeros
-        self.bias_N = bias_N
+        self.parts = named_parts(bias_N, weight=packed, scales_zeros=scales_zeros)
+        self._packed = packed
+        self._scales_zeros = scales_zeros
+        self._bias_N = bias_N
         self.shape = KernelShape(
             kernel="int4",
             outputs=outputs,
@@ -34,7 +35,7 @@ class Int4Kernel:
             dtype=scales_zeros.dtype,
             device=torch.device("cpu"),
         )
-        self._is_filled = scales_zeros.shape[1] != outputs
+        self._filled_outputs = scales_zeros.shape[1] - outputs
 
     @classmethod
     def pack(cls, weight_NK: Tensor, bias_N: Tensor | None) -> Int4Kernel:
@@ -46,17 +47,26 @@ class Int4Kernel:
         packed = torch._convert_weight_to_int4pack_for_cpu(codes_NK, 2)
         return cls(packed, scales_zeros, bias_N, outputs=outputs)
 
+    @classmethod
+    def of_parts(cls, parts: dict[str, Tensor], shape: KernelShape, /) -> Int4Kernel:
+        return cls(parts["weight"], parts["scales_zeros"], parts.get("bias"), outputs=shape.outputs)
+
     @staticmethod
     def supports(device: torch.device, dtype: torch.dtype) -> bool:
         return device.type == "cpu" and dtype in (torch.bfloat16, torch.float32, torch.float16)
 
     def __call__(self, rows_RK: Tensor) -> Tensor:
         product_RN = torch._weight_int4pack_mm_for_cpu(
-            rows_RK.contiguous(), self.packed, INT4_GROUP, self.scales_zeros
+            rows_RK.contiguous(), self._packed, INT4_GROUP, self._scales_zeros
         )
-        if self._is_filled:
+        if self._filled_outputs:
             product_RN = product_RN[:, : self.shape.outputs]
-        return product_RN if self.bias_N is None else product_RN + self.bias_N
+        return product_RN if self._bias_N is None else product_RN + self._bias_N
+
+    @property
+    def num_bytes(self) -> int:
+        bytes_per_output = self.shape.inputs // 2 + self._scales_zeros[:, 0].nbytes
+        return super().num_bytes - self._filled_outputs * bytes_per_output
 
 
 def quantise_int4(weight_NK: Tensor) -> tuple[Tensor, Tensor]:

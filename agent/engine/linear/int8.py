@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agent.engine.linear.kernel import KernelShape
+from agent.engine.linear.kernel import Kernel, KernelShape, named_parts
 
 _LEVELS = 127
 _ZERO_POINT = 128
@@ -17,13 +17,14 @@ _SMALLEST_PEAK = 1e-7
 """A row of zeros has no scale of its own; float16 still holds this one."""
 
 
-class Int8Kernel:
+class Int8Kernel(Kernel):
     """`packed_KN` is opaque; `scales_N` are float32: what the weight is worth per code."""
 
     def __init__(self, packed_KN: Tensor, scales_N: Tensor, bias_N: Tensor | None, *, dtype: torch.dtype) -> None:
-        self.packed_KN = packed_KN
-        self.scales_N = scales_N
-        self.bias_N = bias_N
+        self.parts = named_parts(bias_N, weight=packed_KN, scales=scales_N)
+        self._packed_KN = packed_KN
+        self._scales_N = scales_N
+        self._bias_N = bias_N
         self.shape = KernelShape(
             kernel="int8",
             outputs=packed_KN.shape[1],
@@ -40,6 +41,10 @@ class Int8Kernel:
         packed_KN = torch.ops.onednn.qlinear_prepack(codes_NK, None)
         return cls(packed_KN, scales_N, bias_N, dtype=weight_NK.dtype)
 
+    @classmethod
+    def of_parts(cls, parts: dict[str, Tensor], shape: KernelShape, /) -> Int8Kernel:
+        return cls(parts["weight"], parts["scales"], parts.get("bias"), dtype=shape.dtype)
+
     @staticmethod
     def supports(device: torch.device, dtype: torch.dtype) -> bool:
         return device.type == "cpu" and dtype in (torch.bfloat16, torch.float32)
@@ -51,8 +56,8 @@ class Int8Kernel:
             codes_RK,
             1 / _LEVELS,
             _ZERO_POINT,
-            self.packed_KN,
-            self.scales_N,
+            self._packed_KN,
+            self._scales_N,
             self._zero_point_1,
             None,
             1.0,
@@ -63,7 +68,7 @@ class Int8Kernel:
             "",
         )
         product_RN.mul_(peaks_R1)
-        return product_RN if self.bias_N is None else product_RN.add_(self.bias_N)
+        return product_RN if self._bias_N is None else product_RN.add_(self._bias_N)
 
 
 def quantise_int8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,12 @@
-"""What every matrix kernel is, and the two that always work: the product itself, in the weight's own dtype.
+"""What every matrix kernel is, and the one that always works: the product itself, in the weight's own dtype.
 
 Shapes: R rows, N outputs, K inputs.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import Self
 
 import msgspec
 import torch
@@ -24,20 +25,43 @@ class KernelShape(msgspec.Struct, frozen=True, kw_only=True):
     device: torch.device
 
 
-class Kernel(Protocol):
-    """`y = x W^T + b` for R x K rows; no row looks at another."""
+class Kernel(ABC):
+    """`y = x W^T + b` for R x K rows; no row looks at another.
+
+    `parts` are the tensors that a kernel consists of, by name; `of_parts` makes an equal kernel of them.
+    """
 
     shape: KernelShape
+    parts: dict[str, Tensor]
 
+    @classmethod
+    @abstractmethod
+    def of_parts(cls, parts: dict[str, Tensor], shape: KernelShape, /) -> Self: ...
+
+    @abstractmethod
     def __call__(self, rows_RK: Tensor, /) -> Tensor: ...
 
+    @property
+    def num_bytes(self) -> int:
+        """Of its parts; what a layout fills up to round numbers is not counted."""
+        return sum(part.numel() * part.itemsize for part in self.parts.values())
 
-class PlainKernel:
+    def shares(self, tensor: Tensor) -> bool:
+        """Whether the tensor itself is its weight."""
+        return any(part is tensor for part in self.parts.values())
+
+
+def named_parts(bias_N: Tensor | None, **parts: Tensor) -> dict[str, Tensor]:
+    return parts if bias_N is None else {**parts, "bias": bias_N}
+
+
+class PlainKernel(Kernel):
     """The weight as it is. The only kernel that may share its weight with an embedding."""
 
     def __init__(self, weight_NK: Tensor, bias_N: Tensor | None) -> None:
-        self.weight_NK = weight_NK
-        self.bias_N = bias_N
+        self.parts = named_parts(bias_N, weight=weight_NK)
+        self._weight_NK = weight_NK
+        self._bias_N = bias_N
         self.shape = KernelShape(
             kernel="plain",
             outputs=weight_NK.shape[0],
@@ -46,5 +70,9 @@ class PlainKernel:
             device=weight_NK.device,
         )
 
+    @classmethod
+    def of_parts(cls, parts: dict[str, Tensor], _shape: KernelShape, /) -> PlainKernel:
+        return cls(parts["weight"], parts.get("bias"))
+
     def __call__(self, rows_RK: Tensor) -> Tensor:
-        return functional.linear(rows_RK, self.weight_NK, self.bias_N)
+        return functional.linear(rows_RK, self._weight_NK, self._bias_N)

@@ -8,18 +8,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agent.engine.linear.kernel import KernelShape
+from agent.engine.linear.kernel import Kernel, KernelShape, named_parts
 
 _PACK_ROWS = 1
 """Rows that the layout is chosen for. Decoding is bound by reading the weight; more rows lose nothing."""
 
 
-class PackedKernel:
+class PackedKernel(Kernel):
     """`packed_NK` is opaque: only its shape and its bytes can be read."""
 
     def __init__(self, packed_NK: Tensor, bias_N: Tensor | None) -> None:
-        self.packed_NK = packed_NK
-        self.bias_N = bias_N
+        self.parts = named_parts(bias_N, weight=packed_NK)
+        self._packed_NK = packed_NK
+        self._bias_N = bias_N
         self.shape = KernelShape(
             kernel="packed",
             outputs=packed_NK.shape[0],
@@ -33,6 +34,10 @@ class PackedKernel:
     def pack(cls, weight_NK: Tensor, bias_N: Tensor | None) -> PackedKernel:
         return cls(torch.ops.mkldnn._reorder_linear_weight(weight_NK, _PACK_ROWS), bias_N)
 
+    @classmethod
+    def of_parts(cls, parts: dict[str, Tensor], _shape: KernelShape, /) -> PackedKernel:
+        return cls(parts["weight"], parts.get("bias"))
+
     @staticmethod
     def supports(device: torch.device, dtype: torch.dtype) -> bool:
         return (
@@ -40,5 +45,5 @@ class PackedKernel:
         )
 
     def __call__(self, rows_RK: Tensor) -> Tensor:
-        product_RN: Tensor = self._multiply(rows_RK, self.packed_NK, self.bias_N, "none", [], "")
+        product_RN: Tensor = self._multiply(rows_RK, self._packed_NK, self._bias_N, "none", [], "")
         return product_RN

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from agent.engine.linear.int4 import quantise_int4
 from agent.engine.linear.int8 import quantise_int8
-from agent.engine.linear.kernel import KernelShape
+from agent.engine.linear.kernel import Kernel, KernelShape, named_parts
 from agent.planner.shards import INT4_GROUP
 
 _FP8_MAX = 448.0
@@ -25,13 +25,14 @@ _FEW_ROWS = 16
 """Up to here reading the weight is the work, and a kernel that reads codes beats one that widens them."""
 
 
-class WeightOnlyKernel:
+class WeightOnlyKernel(Kernel):
     """`codes_NK` are int8 or float8_e4m3fn, `scales_N` float32: weight = code x scale."""
 
     def __init__(self, codes_NK: Tensor, scales_N: Tensor, bias_N: Tensor | None, *, dtype: torch.dtype) -> None:
-        self.codes_NK = codes_NK
-        self.scales_N = scales_N
-        self.bias_N = bias_N
+        self.parts = named_parts(bias_N, weight=codes_NK, scales=scales_N)
+        self._codes_NK = codes_NK
+        self._scales_N = scales_N
+        self._bias_N = bias_N
         is_int8 = codes_NK.dtype == torch.int8
         self.shape = KernelShape(
             kernel="int8_weights" if is_int8 else "fp8_weights",
@@ -44,6 +45,10 @@ class WeightOnlyKernel:
         self._reads_codes = is_int8 and codes_NK.is_cuda and dtype == torch.bfloat16 and can_read_int8_on_cuda()
 
     @classmethod
+    def of_parts(cls, parts: dict[str, Tensor], shape: KernelShape, /) -> WeightOnlyKernel:
+        return cls(parts["weight"], parts["scales"], parts.get("bias"), dtype=shape.dtype)
+
+    @classmethod
     def pack_int8(cls, weight_NK: Tensor, bias_N: Tensor | None) -> WeightOnlyKernel:
         return cls(*quantise_int8(weight_NK), bias_N, dtype=weight_NK.dtype)
 
@@ -53,22 +58,23 @@ class WeightOnlyKernel:
 
     def __call__(self, rows_RK: Tensor) -> Tensor:
         if self._reads_codes and rows_RK.shape[0] <= _FEW_ROWS:
-            product_RN = torch._weight_int8pack_mm(rows_RK, self.codes_NK, self._scales_in_dtype_N)
+            product_RN = torch._weight_int8pack_mm(rows_RK, self._codes_NK, self._scales_in_dtype_N)
         else:
-            blocks = torch.split(self.codes_NK, _WIDENED_OUTPUTS)
+            blocks = torch.split(self._codes_NK, _WIDENED_OUTPUTS)
             products = [functional.linear(rows_RK, block.to(rows_RK.dtype)) for block in blocks]
             product_RN = products[0] if len(products) == 1 else torch.cat(products, dim=1)
-            product_RN = (product_RN * self.scales_N).to(rows_RK.dtype)
-        return product_RN if self.bias_N is None else product_RN + self.bias_N
+            product_RN = (product_RN * self._scales_N).to(rows_RK.dtype)
+        return product_RN if self._bias_N is None else product_RN + self._bias_N
 
 
-class WeightOnlyInt4Kernel:
+class WeightOnlyInt4Kernel(Kernel):
     """`nibbles` (N x K / 2) hold two codes a byte, the even one below; `scales_zeros` as in `Int4Kernel`."""
 
     def __init__(self, nibbles: Tensor, scales_zeros: Tensor, bias_N: Tensor | None) -> None:
-        self.nibbles = nibbles
-        self.scales_zeros = scales_zeros
-        self.bias_N = bias_N
+        self.parts = named_parts(bias_N, weight=nibbles, scales_zeros=scales_zeros)
+        self._nibbles = nibbles
+        self._scales_zeros = scales_zeros
+        self._bias_N = bias_N
         self.shape = KernelShape(
             kernel="int4_weights",
             outputs=nibbles.shape[0],
@@ -83,15 +89,19 @@ class WeightOnlyInt4Kernel:
         codes = codes_NK.to(torch.uint8)
         return cls(codes[:, 0::2] | (codes[:, 1::2] << 4), scales_zeros, bias_N)
 
+    @classmethod
+    def of_parts(cls, parts: dict[str, Tensor], _shape: KernelShape, /) -> WeightOnlyInt4Kernel:
+        return cls(parts["weight"], parts["scales_zeros"], parts.get("bias"))
+
     def __call__(self, rows_RK: Tensor) -> Tensor:
         begins = range(0, self.shape.outputs, _WIDENED_OUTPUTS)
         products = [functional.linear(rows_RK, self._widen(begin)) for begin in begins]
         product_RN = products[0] if len(products) == 1 else torch.cat(products, dim=1)
-        return product_RN if self.bias_N is None else product_RN + self.bias_N
+        return product_RN if self._bias_N is None else product_RN + self._bias_N
 
     def _widen(self, begin: int) -> Tensor:
-        nibbles = self.nibbles[begin : begin + _WIDENED_OUTPUTS]
-        scales_zeros = self.scales_zeros[:, begin : begin + _WIDENED_OUTPUTS].transpose(0, 1).unsqueeze(3)
+        nibbles = self._nibbles[begin : begin + _WIDENED_OUTPUTS]
+        scales_zeros = self._scales_zeros[:, begin : begin + _WIDENED_OUTPUTS].transpose(0, 1).unsqueeze(3)
         codes = torch.stack((nibbles & 15, nibbles >> 4), dim=2).flatten(1).to(scales_zeros.dtype).sub_(8)
         groups = codes.view(-1, self.shape.inputs // INT4_GROUP, INT4_GROUP)
         return groups.mul_(scales_zeros[:, :, 0]).add_(scales_zeros[:, :, 1]).flatten(1)

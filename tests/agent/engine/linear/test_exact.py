@@ -7,7 +7,7 @@ import torch
 
 from agent.engine.linear import Linear, exact
 from agent.engine.linear.exact import ExactRows, row_counts
-from agent.engine.linear.kernel import KernelShape
+from agent.engine.linear.kernel import Kernel, KernelShape
 from agent.facts.model import Quantisation
 from agent.planner.plan import BLOCK_TOKENS
 
@@ -38,7 +38,7 @@ def test_a_row_does_not_depend_on_its_neighbours(
     assert torch.equal(linear(rows[40:57]), alone[40:57])
 
 
-class Counting:
+class Counting(Kernel):
     """A kernel whose rows carry how many shared its call, and where they stood when `by_place`."""
 
     def __init__(self, *, outputs: int, by_place: bool) -> None:
@@ -49,8 +49,13 @@ class Counting:
             dtype=torch.float32,
             device=torch.device("cpu"),
         )
+        self.parts = {}
         self.calls: list[int] = []
         self._by_place = by_place
+
+    @classmethod
+    def of_parts(cls, parts: dict[str, torch.Tensor], _shape: KernelShape, /) -> Counting:
+        raise NotImplementedError
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         self.calls.append(rows.shape[0])

@@ -13,9 +13,11 @@ from agent.engine.linear import Linear, choose
 from agent.engine.linear.choose import is_sound, make_kernel
 from agent.engine.linear.int4 import Int4Kernel
 from agent.engine.linear.int8 import Int8Kernel
+from agent.engine.linear.kernel import Kernel
 from agent.engine.linear.packed import PackedKernel
 from agent.engine.linear.weight_only import WeightOnlyInt4Kernel, WeightOnlyKernel
-from agent.facts.model import Quantisation
+from agent.facts.model import Dtype, Quantisation
+from agent.planner.shards import matrix_bytes
 
 SHAPES = [(131, 64), (88, 96), (256, 512)]
 ROWS = [1, 3, 40]
@@ -23,7 +25,7 @@ COST: dict[Quantisation, float] = {"none": 0.005, "int8": 0.015, "int4": 0.1, "f
 """Relative error that a quantisation may bring to products of random numbers."""
 
 
-def error(linear: Linear | WeightOnlyKernel | WeightOnlyInt4Kernel, *, rows: int, right: torch.Tensor) -> float:
+def error(linear: Linear | Kernel, *, rows: int, right: torch.Tensor) -> float:
     """Of a product of random rows with `right`, relative, in the Frobenius norm."""
     weight, bias = right[:, :-1], right[:, -1]
     x = torch.randn(rows, weight.shape[1]).to(right.dtype)
@@ -117,6 +119,21 @@ def test_a_kernel_that_fails_its_trial_is_left_out(
     assert record.__dict__["kernel"] == "Int8Kernel"
     says = "is not there" if fault == "missing" else "off by"
     assert says in record.__dict__["why"]
+
+
+@pytest.mark.parametrize("quantisation", COST)
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("outputs", "inputs"), [(131, 64), (96, 40)])
+def test_a_kernel_holds_the_planned_bytes_and_can_be_made_of_its_parts(
+    quantisation: Quantisation, kind: torch.dtype, outputs: int, inputs: int
+) -> None:
+    right = random(outputs, inputs, kind)
+    kernel = make_kernel(right[:, :-1].contiguous(), right[:, -1].contiguous(), quantisation=quantisation)
+    dtype: Dtype = "float32" if kind == torch.float32 else "bfloat16"
+    bias_bytes = outputs * kind.itemsize
+    assert kernel.num_bytes == matrix_bytes(outputs, inputs, dtype, quantisation) + bias_bytes
+    x = torch.randn(5, inputs).to(kind)
+    assert torch.equal(type(kernel).of_parts(kernel.parts, kernel.shape)(x), kernel(x))
 
 
 def test_int4_keeps_its_least_and_greatest_weight() -> None:
