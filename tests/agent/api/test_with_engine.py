@@ -3,120 +3,30 @@
 from __future__ import annotations
 
 import queue
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import ollama
 import openai
 import pytest
 
-from agent.models.spec import read_spec
 from agent.planner.plan import Serving
-from agent.wire.gateway import RankEndpoint
-from agent.wire.rank import GetStatus
-from tests.agent.api.rig import HOST, Rig, open_rig, wait_until
-from tests.agent.engine.models import Reference, stage
-from tests.agent.engine.processes import ProcessRank, link, start_ranks
-from tests.agent.engine.rendezvous import serve_rendezvous
-from tests.agent.engine.threads import plan_links, rank_config
-from tests.agent.serving.tokenizer import BOS, EOS, VOCAB_SIZE, small_tokenizer, write_tokenizer
+from tests.agent.api.engine import Served, serve_model
+from tests.agent.api.rig import wait_until
+from tests.agent.engine.models import stage
+from tests.agent.serving.tokenizer import small_tokenizer
 
 SERVING = Serving(context=256, batch=8, dtype="float32", prefill_chunk=32, queue=64)
 NUM_TOKENS = 8
 PROMPTS = [f"{index}: " + "def wrap(text): return text.strip() " * (1 + index % 5) for index in range(32)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Served:
-    rig: Rig
-    ranks: list[ProcessRank]
-    reference: Reference
-
-
-def write_model(path: Path) -> Reference:
-    """A seeded random Llama with the test tokenizer's vocabulary."""
-    import torch
-    import transformers
-
-    torch.manual_seed(3)
-    config = transformers.LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=64,
-        intermediate_size=88,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        initializer_range=0.1,
-        tie_word_embeddings=False,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-    )
-    model = transformers.LlamaForCausalLM(config)
-    model.save_pretrained(path)
-    write_tokenizer(path)
-    model.train(mode=False)
-    return Reference(path=path, spec=read_spec(path), model=model, _generated={})
-
-
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     """Three rank processes behind a gateway: layers 0 to 2 on one, 2 to 4 on two in unequal shares."""
-    with tempfile.TemporaryDirectory(prefix="gw-") as directory, open_rig(Path(directory)) as rig:
-        reference = write_model(rig.model_dir)
-        spec = reference.spec
-        stages = (stage(spec, (0, 2)), stage(spec, (2, 4), (1, 3)))
-        configs = [
-            msgspec.structs.replace(
-                rank_config(
-                    spec,
-                    extent,
-                    folder=rig.directory,
-                    model_dir=rig.model_dir,
-                    stage=number,
-                    tensor_index=index,
-                    context=SERVING.context,
-                    batch=SERVING.batch,
-                ),
-                host=HOST,
-                deployment="demo",
-                tls=rig.tls,
-            )
-            for number, extents in enumerate(stages)
-            for index, extent in enumerate(extents)
-        ]
-        with (
-            serve_rendezvous(rig.directory / "agent.sock"),
-            start_ranks(configs, rig.directory) as ranks,
-        ):
-            statuses = link(ranks, plan_links(stages, generation=1))
-            assert {status.state for status in statuses.values()} == {"linked"}
-            endpoints = [
-                RankEndpoint(
-                    rank_id=rank.config.rank_id,
-                    host=HOST,
-                    address="127.0.0.1",
-                    port=rank.ask(GetStatus()).step_port,
-                )
-                for rank in ranks
-            ]
-            rig.start_gateway()
-            rig.attach_endpoints(
-                (((endpoints[0],), (endpoints[1], endpoints[2])),),
-                generation=1,
-                deployment="demo",
-                serving=SERVING,
-                model=spec,
-            )
-            report = rig.check()
-            assert (report.is_ok, report.reason) == (True, "")
-            rig.tell("activate")
-            yield Served(rig=rig, ranks=ranks, reference=reference)
+    with serve_model(lambda spec: (stage(spec, (0, 2)), stage(spec, (2, 4), (1, 3))), serving=SERVING) as served:
+        yield served
 
 
 def ask(served: Served, prompt: str) -> ollama.GenerateResponse:
