@@ -250,8 +250,8 @@ def _warnings(plans: Sequence[Plan], names: Sequence[str]) -> tuple[str, ...]:
             warnings.append(
                 f"{name} decodes {plan.serving.batch} sequences at once, {names[0]} {first.serving.batch}"
             )
-        if plan.serving.dtype != first.serving.dtype:
-            warnings.append(f"{name} serves in {plan.serving.dtype}, {names[0]} in {first.serving.dtype}")
+        if plan.serving.precision != first.serving.precision:
+            warnings.append(f"{name} serves in {plan.serving.precision}, {names[0]} in {first.serving.precision}")
     return tuple(warnings)
 
 

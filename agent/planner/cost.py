@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from agent.facts.cluster import LinkFacts
-from agent.facts.model import DTYPE_BYTES, Dtype, ModelSpec
+from agent.facts.model import DTYPE_BYTES, Dtype, ModelSpec, Quantisation
 from agent.planner.layout import Layout, Place, Share, StageLayout, cut_shares
 from agent.planner.plan import Serving
 from agent.planner.rates import (
@@ -24,7 +24,7 @@ from agent.planner.rates import (
     message_call_s,
     rates_of,
 )
-from agent.planner.shards import dense_columns
+from agent.planner.shards import dense_columns, weight_bytes
 
 FLOAT32_BYTES = 4
 
@@ -133,7 +133,9 @@ def attended_positions(spec: ModelSpec, context: int) -> float:
     return windowed * min(context, spec.sliding_window) + (1 - windowed) * context
 
 
-def layer_read_bytes(spec: ModelSpec, share: Share, step: StepShape, dtype: Dtype) -> float:
+def layer_read_bytes(
+    spec: ModelSpec, share: Share, step: StepShape, dtype: Dtype, quantisation: Quantisation = "none"
+) -> float:
     """Bytes that a rank reads for one layer: its weights once, and the KV cache of every sequence.
 
     Of experts, those that the step's rows have chosen.
@@ -142,7 +144,7 @@ def layer_read_bytes(spec: ModelSpec, share: Share, step: StepShape, dtype: Dtyp
     positions = attended_positions(spec, step.context)
     kv_elements = 2 * step.sequences * positions * kv_heads * spec.head_size
     weights = layer_parameters(spec, share, num_experts=covered_experts(spec, step.rows))
-    return (weights + kv_elements) * DTYPE_BYTES[dtype]
+    return weights * weight_bytes(dtype, quantisation) + kv_elements * DTYPE_BYTES[dtype]
 
 
 def layer_flops(spec: ModelSpec, share: Share, step: StepShape) -> float:
@@ -236,6 +238,7 @@ def stage_cost(
     step: StepShape,
     dtype: Dtype,
     links: LinkTable,
+    quantisation: Quantisation = "none",
 ) -> StageCost:
     """Seconds per layer, and of the first's and last's extra work, for a group with these shares.
 
@@ -250,14 +253,16 @@ def stage_cost(
     reads_s = flops_s = compute_s = head_s = embed_s = 0.0
     for place, share in zip(places, cut_shares(spec, units), strict=True):
         rates = rates_of(place.device, dtype)
-        read_bytes, flops = layer_read_bytes(spec, share, step, dtype), layer_flops(spec, share, step)
+        read_bytes = layer_read_bytes(spec, share, step, dtype, quantisation)
+        flops = layer_flops(spec, share, step)
         rank_reads_s, rank_flops_s = roofline_s(read_bytes, flops, rates, is_prefill=step.is_prefill)
         rank_s = max(rank_reads_s, rank_flops_s) + rates.layer_overhead_s
         if rank_s > compute_s:
             reads_s, flops_s, compute_s = rank_reads_s, rank_flops_s, rank_s
         head_elements = (share.vocab[1] - share.vocab[0]) * spec.hidden_size
         if step.sampled:
-            head = roofline_s(head_elements * element, 2 * step.sampled * head_elements, rates, is_prefill=False)
+            head_bytes = head_elements * weight_bytes(dtype, quantisation)
+            head = roofline_s(head_bytes, 2 * step.sampled * head_elements, rates, is_prefill=False)
             head_s = max(head_s, *head)
         embed_s = max(embed_s, step.rows * spec.hidden_size * element / rates.read_bytes_per_s)
     gather_s = all_gather_s(link, step.sampled * spec.vocab_size * FLOAT32_BYTES, p) if step.sampled else 0.0
@@ -309,14 +314,20 @@ class PipelineTimes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def pipeline_times(
-    spec: ModelSpec, layout: Layout, *, step: StepShape, dtype: Dtype, links: LinkTable
+    spec: ModelSpec,
+    layout: Layout,
+    *,
+    step: StepShape,
+    dtype: Dtype,
+    links: LinkTable,
+    quantisation: Quantisation = "none",
 ) -> PipelineTimes:
     """Stage and hop times of one step of this shape."""
     last = len(layout.stages) - 1
     stages = tuple(
-        stage_cost(spec, stage.places, stage.units, step=step, dtype=dtype, links=links).stage_s(
-            stage.num_layers, first=index == 0, last=index == last
-        )
+        stage_cost(
+            spec, stage.places, stage.units, step=step, dtype=dtype, links=links, quantisation=quantisation
+        ).stage_s(stage.num_layers, first=index == 0, last=index == last)
         for index, stage in enumerate(layout.stages)
     )
     hop_bytes = step.rows * spec.hidden_size * DTYPE_BYTES[dtype]
@@ -356,7 +367,9 @@ def estimate_layout(
     """
 
     def times(step: StepShape) -> PipelineTimes:
-        return pipeline_times(spec, layout, step=step, dtype=serving.dtype, links=links)
+        return pipeline_times(
+            spec, layout, step=step, dtype=serving.dtype, links=links, quantisation=serving.quantisation
+        )
 
     single = times(decode_step(1, prompt_tokens))
     chunks = count_chunks(serving, prompt_tokens)
@@ -369,7 +382,13 @@ def estimate_layout(
     bottleneck = max(range(len(single.stages)), key=lambda index: single.stages[index])
     slowest = layout.stages[bottleneck]
     cost = stage_cost(
-        spec, slowest.places, slowest.units, step=decode_step(1, prompt_tokens), dtype=serving.dtype, links=links
+        spec,
+        slowest.places,
+        slowest.units,
+        step=decode_step(1, prompt_tokens),
+        dtype=serving.dtype,
+        links=links,
+        quantisation=serving.quantisation,
     )
     return Estimate(
         prompt_tokens=prompt_tokens,

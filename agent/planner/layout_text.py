@@ -93,7 +93,7 @@ def title_line(plan: Plan) -> str:
     """`chat  llama-70b bfloat16  80 layers  4 stages, 4 devices on 4 hosts  for latency by adaptive`."""
     num_layers = max(stage.layers[1] for replica in plan.replicas for stage in replica.stages)
     return (
-        f"{plan.name}  {plan.model.name} {plan.serving.dtype}  {num_layers} layers  {shape_words(plan)}  "
+        f"{plan.name}  {plan.model.name} {plan.serving.precision}  {num_layers} layers  {shape_words(plan)}  "
         f"for {plan.objective.kind} by {plan.objective.strategy}"
     )
 

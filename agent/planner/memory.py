@@ -50,7 +50,7 @@ def shard_bytes(spec: ModelSpec, extent: ShardExtent, serving: Serving, kind: De
     """All that one rank holds, in bytes. A tied model's embedding counts once on a stage that is first and last."""
     num_layers = extent.layers[1] - extent.layers[0]
     return ShardBytes(
-        weights=shard_weight_bytes(spec, extent, serving.dtype),
+        weights=shard_weight_bytes(spec, extent, serving.dtype, serving.quantisation),
         kv_cache=num_layers * kv_layer_bytes(spec, extent.kv_heads[1] - extent.kv_heads[0], serving),
         activations=activation_bytes(spec, extent, serving),
         headroom=runtime_bytes(kind),

@@ -255,6 +255,7 @@ def _stage_costs(problem: Problem, options: list[StageOption], step: StepShape) 
                 step=step,
                 dtype=problem.serving.dtype,
                 links=problem.links,
+                quantisation=problem.serving.quantisation,
             )
         costs.append(known[key])
     return costs

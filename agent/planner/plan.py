@@ -104,6 +104,16 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True):
     """Host that runs the gateway; the first controller when empty."""
 
     @property
+    def precision(self) -> str:
+        """`bfloat16`, `bfloat16 int8 exact`: for people."""
+        parts = [
+            self.dtype,
+            self.quantisation if self.quantisation != "none" else "",
+            "exact" if self.exact else "",
+        ]
+        return " ".join(part for part in parts if part)
+
+    @property
     def kv_blocks(self) -> int:
         """Blocks of the KV cache of each layer: `kv_cache_tokens`, or every sequence at its full context."""
         if self.kv_cache_tokens:

@@ -157,6 +157,19 @@ def matrix_bytes(rows: int, columns: int, dtype: Dtype, quantisation: Quantisati
             assert_never(quantisation)
 
 
+def weight_bytes(dtype: Dtype, quantisation: Quantisation) -> float:
+    """Bytes of a matrix element, scales left out where they are one to a row."""
+    match quantisation:
+        case "none":
+            return DTYPE_BYTES[dtype]
+        case "int8" | "fp8":
+            return 1.0
+        case "int4":
+            return matrix_bytes(1, INT4_GROUP, dtype, "int4") / INT4_GROUP
+        case _:
+            assert_never(quantisation)
+
+
 def _slice(
     spec: ModelSpec, rule: TensorRule, extent: ShardExtent, *, layer: int | None, expert: int | None
 ) -> TensorSlice:

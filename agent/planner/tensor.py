@@ -40,7 +40,8 @@ def decode_speed(problem: Problem, place: Place) -> float:
     spec, serving = problem.spec, problem.serving
     whole = cut_shares(spec, (spec.num_kv_heads,))[0]
     step = decode_step(1, problem.prompt_tokens)
-    read_bytes, flops = layer_read_bytes(spec, whole, step, serving.dtype), layer_flops(spec, whole, step)
+    read_bytes = layer_read_bytes(spec, whole, step, serving.dtype, serving.quantisation)
+    flops = layer_flops(spec, whole, step)
     return 1.0 / max(roofline_s(read_bytes, flops, rates_of(place.device, serving.dtype), is_prefill=False))
 
 

@@ -66,6 +66,14 @@ from odctl.result import ExitCode, Result, run_command
     default=None,
     help="Dtype served. Default: the model's.",
 )
+@click.option(
+    "--quantisation",
+    type=click.Choice(["none", "int8", "int4", "fp8"]),
+    default="none",
+    show_default=True,
+    help="How matrices are kept: int8 decodes fastest, int4 is smallest. odctl models check tells the cost.",
+)
+@click.option("--exact", is_flag=True, help="The same tokens whatever shares the batch, and after a fault; slower.")
 @click.option("--stages", type=int, default=None, help="Exactly so many pipeline stages.")
 @click.option("--tensor", "tensor_sizes", default="", help="Tensor-parallel size of each stage: 2, or 1,2.")
 @click.option("--min-hosts", type=int, default=1, show_default=True)
@@ -98,6 +106,8 @@ def plan(
     speculation: str = "none",
     max_drafts: int = 8,
     dtype: str | None = None,
+    quantisation: str = "none",
+    exact: bool = False,
     stages: int | None = None,
     tensor_sizes: str = "",
     min_hosts: int = 1,
@@ -147,6 +157,8 @@ def plan(
                     "speculation": speculation,
                     "max_drafts": max_drafts,
                     "dtype": dtype or found.spec.dtype,
+                    "quantisation": quantisation,
+                    "exact": exact,
                     "listen": listen,
                 },
                 Serving,

@@ -19,7 +19,7 @@ from agent.planner.shards import INT4_GROUP
 
 _FP8_MAX = 448.0
 """Of float8_e4m3fn."""
-_WIDENED_OUTPUTS = 16384
+_WIDENED_OUTPUTS = 4096
 """Outputs that are widened at once: the head of a large vocabulary would need gigabytes."""
 _FEW_ROWS = 16
 """Up to here reading the weight is the work, and a kernel that reads codes beats one that widens them."""

@@ -45,7 +45,7 @@ def _head(choice: PlanChoice, width: int) -> tuple[Line, ...]:
     places = rank_places(plan)
     num_layers = max(place.layers[1] for place in places)
     parts = [
-        f"{plan.model.name} {serving.dtype}",
+        f"{plan.model.name} {serving.precision}",
         f"{num_layers} layers",
         plural(len(plan.replicas), "replica"),
         plural(len(plan.replicas[0].stages), "stage"),

@@ -48,6 +48,17 @@ def test_a_decode_step_reads_the_weights_once_and_every_sequences_cache() -> Non
     assert one > 1.7e9
 
 
+def test_fewer_bits_are_read_sooner() -> None:
+    step = decode_step(1, 1000)
+    weights = layer_parameters(LLAMA_70B, WHOLE_70B, num_experts=0)
+    plain, int8, int4 = (
+        layer_read_bytes(LLAMA_70B, WHOLE_70B, step, "bfloat16", quantisation)
+        for quantisation in ("none", "int8", "int4")
+    )
+    assert plain - int8 == weights
+    assert plain - int4 == weights * (2 - 0.625)
+
+
 def test_a_sliding_window_caps_what_is_read_and_computed() -> None:
     windowed = msgspec.structs.replace(LLAMA_70B, sliding_window=100)
     step, short = decode_step(1, 4000), decode_step(1, 100)

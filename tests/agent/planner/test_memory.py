@@ -3,6 +3,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from agent.facts.model import Quantisation
 from agent.planner.layout import StageLayout, cut_shares, extent_of, stage_extents
 from agent.planner.memory import (
     CPU_RUNTIME_BYTES,
@@ -54,6 +55,32 @@ def test_a_tied_models_embedding_counts_once_where_first_and_last_stage_are_one(
         for layers in ((0, 16), (0, 8), (8, 16))
     }
     assert held[0, 8] + held[8, 16] == held[0, 16] + embedding
+
+
+def test_quantised_matrices_take_their_codes_and_scales() -> None:
+    spec = model(num_layers=2, hidden=32, intermediate=64, heads=4, kv_heads=2, head_size=8, vocab=10)
+    whole = extent_of(spec, (0, 2), cut_shares(spec, (2,))[0])
+    rows = 2 * (32 + 16 + 16 + 32 + 64 + 64 + 32) + 10
+    elements = 2 * (32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 64 * 32) + 10 * 32
+    kept = 2 * (10 * 32 + 2 * 2 * 32 + 32)  # embedding and norms
+
+    def weights(quantisation: Quantisation) -> int:
+        serving = msgspec.structs.replace(SERVING, quantisation=quantisation)
+        return shard_bytes(spec, whole, serving, "cpu").weights
+
+    assert weights("none") == kept + 2 * elements
+    assert weights("int8") == weights("fp8") == kept + elements + 4 * rows
+    assert weights("int4") == kept + elements // 2 + elements // 32 * 4
+
+
+def test_a_tied_head_that_is_quantised_is_a_copy_of_its_own() -> None:
+    share = cut_shares(LLAMA_1B, (8,))[0]
+    int8 = msgspec.structs.replace(SERVING, quantisation="int8")
+    held = {
+        layers: shard_bytes(LLAMA_1B, extent_of(LLAMA_1B, layers, share), int8, "cpu").weights
+        for layers in ((0, 16), (0, 8), (8, 16))
+    }
+    assert held[0, 8] + held[8, 16] == held[0, 16]
 
 
 @pytest.mark.parametrize("units", [(4, 4), (6, 2), (3, 3, 2)])
