@@ -49,11 +49,12 @@ def attend(
     may_split = softcap is None and queries_THS.device.type == "cpu"
     reads = batch.reads(window, may_split=may_split)
     pieces: list[Tensor] = []
-    for span in reads.whole:
+    for read in reads.whole:
+        span, mask = read.span, None
+        if span.num_rows > 1:
+            mask = batch.mask(span, window, queries_TKGS.shape[2])
         queries_NKGS = queries_TKGS.narrow(0, span.row, span.num_rows)
-        stretches = span.stretches(window)
-        keys_1KLS, values_1KLS = _gather(keys_1KPS, stretches), _gather(values_1KPS, stretches)
-        mask = batch.mask(span, window, queries_TKGS.shape[2])
+        keys_1KLS, values_1KLS = _gather(keys_1KPS, read.stretches), _gather(values_1KPS, read.stretches)
         pieces.append(_mix(queries_NKGS, keys_1KLS, values_1KLS, mask=mask, scale=scale, softcap=softcap))
     if not reads.parts:
         attended_TKGS = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
@@ -62,8 +63,8 @@ def attend(
     else:
         assert reads.split_rows is not None
         attended_TKGS = torch.empty_like(queries_TKGS)
-        for span, piece in zip(reads.whole, pieces, strict=True):
-            attended_TKGS.narrow(0, span.row, span.num_rows).copy_(piece)
+        for read, piece in zip(reads.whole, pieces, strict=True):
+            attended_TKGS.narrow(0, read.span.row, read.span.num_rows).copy_(piece)
         split_TKGS = queries_TKGS.index_select(0, reads.split_rows)
         mixed_TKGS = _mix_parts(split_TKGS, cache.layer(layer), reads, scale=scale)
         attended_TKGS.index_copy_(0, reads.split_rows, mixed_TKGS)
@@ -72,8 +73,10 @@ def attend(
 
 def _gather(layer_1KPS: Tensor, stretches: list[Range]) -> Tensor:
     """The keys of a sequence, 1 x K x L x S: a view when they lie in one stretch."""
-    views = [layer_1KPS.narrow(2, begin, end - begin) for begin, end in stretches]
-    return views[0] if len(views) == 1 else torch.cat(views, dim=2)
+    if len(stretches) == 1:
+        begin, end = stretches[0]
+        return layer_1KPS.narrow(2, begin, end - begin)
+    return torch.cat([layer_1KPS.narrow(2, begin, end - begin) for begin, end in stretches], dim=2)
 
 
 def _mix(

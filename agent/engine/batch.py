@@ -45,6 +45,14 @@ class SliceSpan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Whole:
+    """A slice and all the keys that its queries see: one stretch, or several that must be gathered."""
+
+    span: SliceSpan
+    stretches: list[Range]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """A stretch of keys that is only some of what its rows see. `level` tells the parts of a row apart."""
 
@@ -57,7 +65,7 @@ class Part:
 class Reads:
     """Which keys each row reads: either all in one piece, or part by part."""
 
-    whole: tuple[SliceSpan, ...]
+    whole: tuple[Whole, ...]
     parts: tuple[Part, ...] = ()
     split_rows: Tensor | None = None
     """Rows of the step that are read in parts; `Part.rows` counts among them. None: no row is, or every row."""
@@ -103,24 +111,24 @@ class Batch:
         """What attention with this window reads, planned once for all layers that have it."""
         key = (window, may_split)
         if key not in self._reads:
-            self._reads[key] = self._split_reads(window) if may_split else Reads(whole=self.spans)
+            whole = [Whole(span=span, stretches=span.stretches(window)) for span in self.spans]
+            self._reads[key] = self._split_reads(whole) if may_split else Reads(whole=tuple(whole))
         return self._reads[key]
 
-    def _split_reads(self, window: int | None) -> Reads:
+    def _split_reads(self, reads: list[Whole]) -> Reads:
         """Rows whose keys lie in a few runs are read run by run, and those that share a run read it together."""
-        whole: list[SliceSpan] = []
+        whole: list[Whole] = []
         split: list[int] = []
         shared: dict[tuple[int, Range], list[int]] = {}
-        for span in self.spans:
-            stretches = span.stretches(window) if span.num_rows == 1 else []
-            if not 1 < len(stretches) <= MAX_PARTS:
-                whole.append(span)
+        for read in reads:
+            if read.span.num_rows > 1 or not 1 < len(read.stretches) <= MAX_PARTS:
+                whole.append(read)
                 continue
-            for level, places in enumerate(stretches):
+            for level, places in enumerate(read.stretches):
                 shared.setdefault((level, places), []).append(len(split))
-            split.append(span.row)
+            split.append(read.span.row)
         if not split:
-            return Reads(whole=self.spans)
+            return Reads(whole=tuple(whole))
         return Reads(
             whole=tuple(whole),
             parts=tuple(

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from agent.engine.attention import attend
 from agent.engine.batch import Batch
+from agent.engine.exact import row_by_row
 from agent.engine.kv_cache import KvCache
 from agent.engine.mlp import Experts, GatedMlp, activation_of
 from agent.engine.norm import RmsNorm
@@ -44,6 +45,7 @@ class Decoder:
         self._spec = spec
         self._vocab = extent.vocab
         self._on_layer = on_layer
+        self._is_exact = is_exact
         self._embedding_VD = weights.get("embedding") if extent.is_first_stage else None
         self._embedding_scale: float | None = None
         if spec.family.scales_embedding:
@@ -95,7 +97,10 @@ class Decoder:
         assert self._head is not None, "not the last stage"
         logits_RV = self._head(self.normalise(hidden_RD))
         softcap = self._spec.logit_softcap
-        return logits_RV if softcap is None else (logits_RV / softcap).tanh_().mul_(softcap)
+        if softcap is None:
+            return logits_RV
+        scaled_RV = logits_RV / softcap
+        return (row_by_row(torch.tanh, scaled_RV) if self._is_exact else scaled_RV.tanh_()).mul_(softcap)
 
 
 class DecoderLayer:
