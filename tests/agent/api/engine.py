@@ -79,6 +79,8 @@ def serve_model(
                     tensor_index=index,
                     context=serving.context,
                     batch=serving.batch,
+                    kv_blocks=serving.kv_blocks,
+                    is_exact=serving.exact,
                 ),
                 host=HOST,
                 deployment="demo",
