@@ -13,7 +13,6 @@ import socket
 import ssl
 import struct
 import threading
-import time
 from collections import deque
 from collections.abc import Iterable
 
@@ -196,11 +195,11 @@ class Outgoing:
 
     def wait_for(self, waiting: _Waiting) -> None:
         """Raises RuntimeError when the message did not leave."""
-        deadline = time.monotonic() + self._timeout_s
         with self._changed:
-            self._changed.wait_for(lambda: waiting.is_sent or self._broken, deadline - time.monotonic())
+            # the writer gives up first, and says why
+            self._changed.wait_for(lambda: waiting.is_sent or self._broken, 2 * self._timeout_s)
             if not waiting.is_sent:
-                raise RuntimeError(self._broken or f"a message did not leave within {self._timeout_s:g} s")
+                raise RuntimeError(self._broken or f"a message did not leave within {2 * self._timeout_s:g} s")
 
 
 class _Waiting:
