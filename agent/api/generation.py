@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
 from agent.api.deployment import Face
 from agent.api.gateway import Gateway
+from agent.api.refusal import Refusal
+from agent.errors import ErrorDetail
 from agent.serving.grammar import TokenGrammar
 from agent.serving.request import Embedded, Failed, Finished, Request, RequestEvent
 from agent.wire.rank import SamplingParams
@@ -17,6 +20,7 @@ from agent.wire.rank import SamplingParams
 LONG_TEXT = 16_384
 """Characters from which a text is tokenised beside the event loop."""
 UNLIMITED = 1 << 30
+BUSY_STATUS = 503
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,40 +44,58 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Generation:
-    """Submitted requests, one for each choice, and the events that come of them.
+    """Requests of one HTTP call and the events that come of them.
 
-    Raises Refusal when one of them is not taken; then none is.
+    As many run at a time as the model has slots: a large call does not fill the queue that others wait in. Raises
+    Refusal when not even the first one is taken.
     """
 
     def __init__(self, gateway: Gateway, face: Face, drafts: Sequence[Draft]) -> None:
         self.face = face
-        self.requests: list[Request] = []
         self._gateway = gateway
         self._events: asyncio.Queue[tuple[int, RequestEvent]] = asyncio.Queue()
-        try:
-            for index, draft in enumerate(drafts):
-                request = self._request(index, draft)
-                gateway.submit(face, request)
-                self.requests.append(request)
-        except BaseException:
-            self.cancel()
-            raise
+        self.requests = [self._request(index, draft) for index, draft in enumerate(drafts)]
+        self._unsubmitted = deque(self.requests)
+        self._num_open = 0
+        self._submit()
 
     async def events(self) -> AsyncIterator[tuple[int, RequestEvent]]:
         """(choice, event) until every choice has ended, or one has failed: then the others are worth nothing."""
-        num_open = len(self.requests)
-        while num_open:
+        while self._num_open:
             index, event = await self._events.get()
-            num_open -= isinstance(event, Finished | Embedded | Failed)
-            yield index, event
-            if isinstance(event, Failed):
-                return
+            if isinstance(event, Finished | Embedded):
+                self._num_open -= 1
+                yield index, event
+                try:
+                    self._submit()
+                except Refusal as refusal:
+                    error = ErrorDetail(code="E815", message=refusal.message)
+                    yield index, Failed(error=error, retry_after_s=refusal.retry_after_s)
+                    return
+            else:
+                yield index, event
+                if isinstance(event, Failed):
+                    return
 
     def cancel(self) -> None:
         """Free their slots; nothing happens to those that are over."""
+        self._unsubmitted.clear()
         for request in self.requests:
             if not request.is_over:
                 self._gateway.cancel(self.face, request)
+
+    def _submit(self) -> None:
+        """Raises Refusal when none is taken and none runs; otherwise what runs makes room."""
+        while self._unsubmitted and self._num_open < self.face.attach.serving.batch:
+            try:
+                self._gateway.submit(self.face, self._unsubmitted[0])
+            except Refusal as refusal:
+                if not self._num_open or refusal.status != BUSY_STATUS:
+                    self.cancel()
+                    raise
+                return
+            self._unsubmitted.popleft()
+            self._num_open += 1
 
     def _request(self, index: int, draft: Draft) -> Request:
         limits = [draft.max_tokens or UNLIMITED]

@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from agent.api.answer import GenerationAnswer, JsonAnswer
 from agent.api.deployment import Face
+from agent.api.embeddings import ollama_embed, ollama_embeddings
 from agent.api.fields import Fields, read_fields
 from agent.api.gateway import Gateway
 from agent.api.generation import Draft, Generation, encode, monotonic_s
@@ -153,10 +154,6 @@ async def not_implemented(request: HttpRequest) -> Response:
     raise Refusal(501, f"{request.url.path} is not offered by odctl: models are deployed with `odctl apply`")
 
 
-async def embeddings(_request: HttpRequest) -> Response:
-    raise Refusal(501, "embeddings are not offered by odctl: its models generate text")
-
-
 ROUTES = [
     Route("/", root, methods=["GET"]),
     Route("/api/version", version, methods=["GET"]),
@@ -165,8 +162,8 @@ ROUTES = [
     Route("/api/show", show, methods=["POST"]),
     Route("/api/generate", generate, methods=["POST"]),
     Route("/api/chat", chat, methods=["POST"]),
-    Route("/api/embed", embeddings, methods=["POST"]),
-    Route("/api/embeddings", embeddings, methods=["POST"]),
+    Route("/api/embed", ollama_embed, methods=["POST"]),
+    Route("/api/embeddings", ollama_embeddings, methods=["POST"]),
     *[Route(f"/api/{verb}", not_implemented, methods=["POST"]) for verb in ("pull", "push", "create", "copy")],
     Route("/api/delete", not_implemented, methods=["DELETE"]),
     Route("/api/blobs/{digest}", not_implemented, methods=["GET", "HEAD", "POST"]),

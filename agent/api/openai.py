@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from agent.api.answer import GenerationAnswer, JsonAnswer
 from agent.api.deployment import Face
+from agent.api.embeddings import openai_embeddings
 from agent.api.fields import Fields, read_fields, token_ids
 from agent.api.gateway import Gateway
 from agent.api.generation import Draft, Generation, encode, monotonic_s
@@ -121,10 +122,10 @@ ROUTES = [
     Route("/v1/models/{model:path}", get_model, methods=["GET"]),
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     Route("/v1/completions", completions, methods=["POST"]),
+    Route("/v1/embeddings", openai_embeddings, methods=["POST"]),
     *[
         Route(f"/v1/{path}", not_implemented, methods=["GET", "POST", "DELETE"])
         for path in (
-            "embeddings",
             "responses",
             "responses/{rest:path}",
             "messages",

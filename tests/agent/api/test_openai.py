@@ -212,7 +212,7 @@ def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(client: openai
 
 def test_what_we_do_not_offer_is_a_501_in_openais_form(client: openai.OpenAI, http: httpx.Client) -> None:
     with pytest.raises(openai.InternalServerError) as refused:
-        client.embeddings.create(model="demo", input="x")
+        client.moderations.create(input="x")
     assert refused.value.status_code == 501
     assert http.get("/v1/nothing").json()["error"]["type"] == "not_found_error"
 
