@@ -62,8 +62,9 @@ async def chat_completions(request: HttpRequest) -> Response:
     )
     text = render(face, messages, turn)
     reading = reading_of(face, turn, text)
+    prompt = await encode(face, text, adds_special=False)
     draft = Draft(
-        prompt=await encode(face, text, adds_special=False),
+        prompt=prompt,
         params=_sampling(fields, num_top if has_logprobs else -1),
         max_tokens=fields.integer(limit, 0, at_least=1) or None,
         stop=(*fields.stop(at_most=MAX_STOP), *face.chat.stop),
@@ -155,10 +156,11 @@ def _answer(
 
 def _choices(draft: Draft, count: int) -> list[Draft]:
     """Independent requests: the seeds follow each other, so that a seed still repeats them all."""
+    params = msgspec.structs.replace(draft.params, penalties_from=len(draft.prompt))
     return [
         msgspec.structs.replace(
             draft,
-            params=msgspec.structs.replace(draft.params, seed=(draft.params.seed + index) & ((1 << SEED_BITS) - 1)),
+            params=msgspec.structs.replace(params, seed=(params.seed + index) & ((1 << SEED_BITS) - 1)),
             grammar=draft.grammar.fork() if draft.grammar is not None else None,
         )
         for index in range(count)

@@ -167,16 +167,19 @@ def penalise(logits_V: Floats, params: SamplingParams, history: list[int]) -> Fl
     """Make tokens of the last `repeat_last_n` less likely.
 
     A positive logit is divided by `repeat_penalty`, a negative one multiplied; then `presence_penalty` is taken off
-    once, `frequency_penalty` once per occurrence (llama.cpp's `llama_sampler_penalties_apply`).
+    once, `frequency_penalty` once per occurrence (llama.cpp's `llama_sampler_penalties_apply`), of those from
+    position `penalties_from` on.
     """
     if not _has_penalties(params) or not history:
         return logits_V
-    last = history if params.repeat_last_n < 0 else history[-params.repeat_last_n :]
-    tokens, counts = np.unique(np.asarray(last, dtype=np.int64), return_counts=True)
+    begin = 0 if params.repeat_last_n < 0 else max(0, len(history) - params.repeat_last_n)
     penalised_V = logits_V.copy()
+    tokens = np.unique(np.asarray(history[begin:], dtype=np.int64))
     seen = penalised_V[tokens]
-    seen = np.where(seen > 0, seen / params.repeat_penalty, seen * params.repeat_penalty)
-    penalised_V[tokens] = seen - params.presence_penalty - params.frequency_penalty * counts
+    penalised_V[tokens] = np.where(seen > 0, seen / params.repeat_penalty, seen * params.repeat_penalty)
+    counted = np.asarray(history[max(begin, params.penalties_from) :], dtype=np.int64)
+    tokens, counts = np.unique(counted, return_counts=True)
+    penalised_V[tokens] = penalised_V[tokens] - params.presence_penalty - params.frequency_penalty * counts
     return penalised_V
 
 

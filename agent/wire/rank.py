@@ -168,6 +168,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How far the penalties look back; -1: all of the sequence, 0: off."""
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    penalties_from: int = 0
+    """Position of the first token that presence and frequency count: OpenAI's leave the prompt out."""
     logprobs: int = -1
     """Alternatives to report per token (0: the chosen one only; -1: none at all)."""
 

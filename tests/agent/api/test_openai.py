@@ -109,6 +109,8 @@ def test_the_defaults_are_openais(serving_rig: Rig, client: openai.OpenAI) -> No
     params = serving_rig.sent_params()[-1]
     assert (params["temperature"], params["top_p"], params["top_k"]) == (1.0, 1.0, 0)
     assert (params["repeat_penalty"], params["logprobs"]) == (1.0, -1)
+    # Presence and frequency are of generated tokens alone.
+    assert params["penalties_from"] == len(chat_prompt("Say something."))
 
 
 def test_chat_log_probabilities_name_every_token_and_its_bytes(client: openai.OpenAI) -> None:

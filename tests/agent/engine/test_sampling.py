@@ -111,6 +111,15 @@ def test_penalties_follow_llama_cpp(
     assert logits.tolist() == values, "the raw logits are still needed for logprobs"
 
 
+def test_presence_and_frequency_count_from_where_they_are_told() -> None:
+    """OpenAI's leave the prompt out; the repeat penalty does not."""
+    params = SamplingParams(
+        repeat_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25, repeat_last_n=-1, penalties_from=3
+    )
+    got = penalise(np.array([4.0, 4.0, 4.0, 4.0]), params, [0, 1, 1, 1, 2, 2])
+    assert got.tolist() == [2.0, 2.0 - 0.75, 2.0 - 1.0, 4.0]
+
+
 def test_a_penalty_turns_greedy_away_from_repetition() -> None:
     logits = np.array([1.0, 0.9, 0.0])
     assert draw_token(logits, SamplingParams(), [0, 0], 2) == 0
