@@ -15,7 +15,7 @@ from torch.nn import functional
 from agent.engine.batch import Batch, Reads
 from agent.engine.exact import attend_one_by_one
 from agent.engine.kv_cache import KvCache
-from agent.planner.plan import Range
+from agent.planner.plan import BLOCK_TOKENS, Range
 
 
 def attend(
@@ -40,6 +40,11 @@ def attend(
     num_tokens, num_heads, head_size = queries_THS.shape
     num_kv_heads = keys_1KPS.shape[1]
     queries_TKGS = queries_THS.view(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_size)
+    if batch.tables is not None:
+        keys_TKLS, values_TKLS = (_gather_blocks(stored, batch.tables) for stored in cache.layer(layer))
+        mask_T11L = batch.visible(window)[:, None, None]
+        mixed_TKGS = _weigh(queries_TKGS, keys_TKLS, values_TKLS, mask=mask_T11L, scale=scale, softcap=softcap)
+        return mixed_TKGS.reshape(num_tokens, num_heads * head_size)
     if cache.straight is not None:
         mix = partial(_mix, mask=None, scale=scale, softcap=softcap)
         attended_TKGS = attend_one_by_one(
@@ -79,6 +84,15 @@ def _gather(layer_1KPS: Tensor, stretches: list[Range]) -> Tensor:
     return torch.cat([layer_1KPS.narrow(2, begin, end - begin) for begin, end in stretches], dim=2)
 
 
+def _gather_blocks(layer_1KPS: Tensor, tables_TM: Tensor) -> Tensor:
+    """The keys of every row's blocks by index, T x K x L x S: one shape of work wherever the blocks lie."""
+    _, num_kv_heads, _, head_size = layer_1KPS.shape
+    num_rows, num_blocks = tables_TM.shape
+    blocks_KBPS = layer_1KPS.view(num_kv_heads, -1, BLOCK_TOKENS, head_size)
+    found = blocks_KBPS.index_select(1, tables_TM.flatten())
+    return found.view(num_kv_heads, num_rows, num_blocks * BLOCK_TOKENS, head_size).transpose(0, 1)
+
+
 def _mix(
     queries_NKGS: Tensor,
     keys_1KLS: Tensor,
@@ -94,19 +108,31 @@ def _mix(
         queries_1KQS = queries_NKGS
     else:
         queries_1KQS = queries_NKGS.transpose(0, 1).reshape(1, num_kv_heads, num_tokens * group, head_size)
-    if softcap is None:
-        mixed_1KQS = functional.scaled_dot_product_attention(
-            queries_1KQS, keys_1KLS, values_1KLS, attn_mask=mask, scale=scale
-        )
-    else:
-        scores = torch.matmul(queries_1KQS, keys_1KLS.transpose(2, 3)).float()
-        scores.mul_((head_size**-0.5 if scale is None else scale) / softcap).tanh_().mul_(softcap)
-        if mask is not None:
-            scores.add_(mask)
-        mixed_1KQS = torch.matmul(scores.softmax(dim=-1).to(values_1KLS.dtype), values_1KLS)
+    mixed_1KQS = _weigh(queries_1KQS, keys_1KLS, values_1KLS, mask=mask, scale=scale, softcap=softcap)
     if num_tokens == 1:
         return mixed_1KQS
     return mixed_1KQS.view(num_kv_heads, num_tokens, group, head_size).transpose(0, 1)
+
+
+def _weigh(
+    queries_BKQS: Tensor,
+    keys_BKLS: Tensor,
+    values_BKLS: Tensor,
+    *,
+    mask: Tensor | None,
+    scale: float | None,
+    softcap: float | None,
+) -> Tensor:
+    """Softmax of the scores times the values, B x K x Q x S. `mask` is added to the scores."""
+    if softcap is None:
+        return functional.scaled_dot_product_attention(
+            queries_BKQS, keys_BKLS, values_BKLS, attn_mask=mask, scale=scale
+        )
+    scores = torch.matmul(queries_BKQS, keys_BKLS.transpose(2, 3)).float()
+    scores.mul_((queries_BKQS.shape[3] ** -0.5 if scale is None else scale) / softcap).tanh_().mul_(softcap)
+    if mask is not None:
+        scores.add_(mask)
+    return torch.matmul(scores.softmax(dim=-1).to(values_BKLS.dtype), values_BKLS)
 
 
 def _mix_parts(queries_TKGS: Tensor, stored: tuple[Tensor, Tensor], reads: Reads, *, scale: float | None) -> Tensor:

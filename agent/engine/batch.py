@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agent.engine.block_table import BlockTable
 from agent.planner.memory import MAX_PARTS
-from agent.planner.plan import Range
+from agent.planner.plan import BLOCK_TOKENS, Range
 from agent.wire.rank import Step
 
 
@@ -88,6 +88,8 @@ class Batch:
     """Where their keys go; None when there are none."""
     stretches: tuple[tuple[int, int, int], ...]
     """(row, place, length) of the others."""
+    tables: Tensor | None = None
+    """T x blocks: where each row's keys are, for attention by index (`graphs`); None: the spans say so."""
     _masks: dict[tuple[int, int | None, int], Tensor] = field(default_factory=dict)
     _reads: dict[tuple[int | None, bool], Reads] = field(default_factory=dict)
 
@@ -105,6 +107,20 @@ class Batch:
         key = (span.row, window, group)
         if key not in self._masks:
             self._masks[key] = self._make_mask(span, window).repeat_interleave(group, dim=0)
+        return self._masks[key]
+
+    def visible(self, window: int | None) -> Tensor:
+        """Added to the scores of attention by index: T x L, L the positions of a row's blocks."""
+        assert self.tables is not None
+        key = (0, window, 0)
+        if key not in self._masks:
+            keys_1L = torch.arange(self.tables.shape[1] * BLOCK_TOKENS, device=self.positions.device)[None]
+            positions_T1 = self.positions[:, None]
+            is_hidden_TL = keys_1L > positions_T1
+            if window is not None:
+                is_hidden_TL |= keys_1L <= positions_T1 - window
+            mask_TL = torch.zeros(is_hidden_TL.shape, dtype=self.kind, device=self.positions.device)
+            self._masks[key] = mask_TL.masked_fill_(is_hidden_TL, float("-inf"))
         return self._masks[key]
 
     def reads(self, window: int | None, *, may_split: bool) -> Reads:

@@ -53,6 +53,14 @@ class BlockTable:
             run += 1
         return found
 
+    def blocks(self, count: int) -> list[int]:
+        """The first `count` blocks."""
+        return [
+            block
+            for begin, end in self.stretches(0, count * BLOCK_TOKENS)
+            for block in range(begin // BLOCK_TOKENS, end // BLOCK_TOKENS)
+        ]
+
     def place(self, position: int) -> int:
         run = bisect_right(self._positions, position) - 1
         return self._places[run] + position - self._positions[run]

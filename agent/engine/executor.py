@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from agent.engine.batch import Batch, lay_out
-from agent.engine.decoder import Decoder
+from agent.engine.decoder import Decoder, Reduce
+from agent.engine.graphs import Record, StepGraphs, cuda_recorder
 from agent.engine.inbox import Inbox, LinkOrder, StepOrder
 from agent.engine.kv_cache import KvCache
 from agent.engine.links.build import Links, RankPosition
@@ -34,7 +35,13 @@ class Executor:
     """`run` belongs to the engine thread; `abort_links` may be called from any."""
 
     def __init__(
-        self, config: RankConfig, board: StatusBoard, inbox: Inbox, *, sampler: Sampler | None = None
+        self,
+        config: RankConfig,
+        board: StatusBoard,
+        inbox: Inbox,
+        *,
+        sampler: Sampler | None = None,
+        record: Record | None = None,
     ) -> None:
         self._config = config
         self._board = board
@@ -45,6 +52,8 @@ class Executor:
         self._is_linked = False
         self._links_lock = threading.Lock()
         self._sampler = sampler or Sampler(config.batch)
+        self._record = record
+        self._graphs: StepGraphs | None = None
 
     def run(self) -> None:
         """Returns when the inbox is closed, or at once in state `failed` when the shard cannot be loaded."""
@@ -123,9 +132,25 @@ class Executor:
             )
         except (RuntimeError, MemoryError) as error:
             raise _kernel_error(error, f"loading {weight_bytes + kv_bytes} bytes onto {self._device}") from error
+        self._prepare_graphs()
         board.weight_bytes = weights.num_bytes
         board.kv_cache_bytes = self._cache.num_bytes
         board.loaded_fraction = 1.0
+
+    def _prepare_graphs(self) -> None:
+        """Exact mode attends query by query, whatever the device."""
+        config = self._config
+        if self._record is None and self._device.type == "cuda":
+            self._record = cuda_recorder(self._device)
+        if self._record is not None and not config.is_exact:
+            self._graphs = StepGraphs(
+                self._decoder,
+                self._cache,
+                hidden_size=config.model.hidden_size,
+                kind=self._kind,
+                device=self._device,
+                record=self._record,
+            )
 
     # --- links ----------------------------------------------------------------------------------------
 
@@ -217,7 +242,7 @@ class Executor:
             hidden_TD = self._decoder.embed(batch.tokens, reduce)
         else:
             hidden_TD = links.receiver.receive(key, batch.num_tokens)
-        hidden_TD = self._decoder.run_layers(hidden_TD, batch, self._cache, reduce)
+        hidden_TD = self._run_layers(hidden_TD, batch, reduce, links)
         for span in batch.spans:
             self._cache.lengths[span.slot] = span.end
         for sender in links.senders:
@@ -228,6 +253,15 @@ class Executor:
         if config.tensor_index != 0:
             return None
         return StepDone(step_id=step.step_id, tokens=tokens, embeddings=self._embed(step, batch, hidden_TD))
+
+    def _run_layers(self, hidden_TD: Tensor, batch: Batch, reduce: Reduce, links: Links) -> Tensor:
+        """By graph where there is one: sums over a group wait for other ranks, which no graph can."""
+        if self._graphs is not None and links.group is None and self._graphs.takes(batch):
+            result_TD = self._graphs.run_layers(hidden_TD, batch)
+            if result_TD is not None:
+                self._board.bump_progress()
+                return result_TD
+        return self._decoder.run_layers(hidden_TD, batch, self._cache, reduce)
 
     def _sample(self, order: StepOrder, batch: Batch, hidden_TD: Tensor, links: Links) -> list[SampledToken]:
         is_leader = self._config.tensor_index == 0

@@ -34,6 +34,9 @@ allocator's fragmentation.
 MAX_PARTS = 4
 """Most runs of blocks that a decoding row reads one by one; the keys of more of them are gathered first."""
 
+MAX_GRAPH_ROWS = 64
+"""Most rows of a step that a CUDA rank runs as a recorded graph, which gathers the keys of every row."""
+
 
 class StageMemory(msgspec.Struct, frozen=True, kw_only=True):
     """A rank's memory as a line: `fixed_bytes + num_layers * layer_bytes`."""
@@ -52,7 +55,7 @@ def shard_bytes(spec: ModelSpec, extent: ShardExtent, serving: Serving, kind: De
     return ShardBytes(
         weights=shard_weight_bytes(spec, extent, serving.dtype, serving.quantisation),
         kv_cache=num_layers * kv_layer_bytes(spec, extent.kv_heads[1] - extent.kv_heads[0], serving),
-        activations=activation_bytes(spec, extent, serving),
+        activations=activation_bytes(spec, extent, serving, kind),
         headroom=runtime_bytes(kind),
     )
 
@@ -63,7 +66,7 @@ def kv_layer_bytes(spec: ModelSpec, num_kv_heads: int, serving: Serving) -> int:
     return 2 * positions * num_kv_heads * spec.head_size * DTYPE_BYTES[serving.dtype]
 
 
-def activation_bytes(spec: ModelSpec, extent: ShardExtent, serving: Serving) -> int:
+def activation_bytes(spec: ModelSpec, extent: ShardExtent, serving: Serving, kind: DeviceKind) -> int:
     """Workspace of the largest step.
 
     With T = max(prefill_chunk, batch) rows, as the scheduler fills a step, and b bytes per element:
@@ -74,7 +77,8 @@ def activation_bytes(spec: ModelSpec, extent: ShardExtent, serving: Serving) -> 
     - `(g + 1)*N*context*b + 2*N*context` for the attention mask of a chunk of N = min(T, context) rows: positions
       compared as bytes, the mask, and its copy for each of g query heads that share a KV head; twice where layers
       differ in their window;
-    - `2*context*kv_heads*head_size*b`: keys and values of one sequence gathered from scattered blocks, and
+    - `2*N*context*kv_heads*head_size*b`: keys and values gathered from their blocks, of one sequence on a CPU, of
+      every row of a recorded step on a GPU (`MAX_GRAPH_ROWS` at most), and
       `2*P*batch*heads*head_size*4` for decoding rows that read their keys in P parts;
     - on the last stage `2*R*vocabulary*4`: float32 logits of every sampled row, gathered from the whole group, and
       one sorted or filtered copy of them; R is `batch`, and `max_drafts` more where drafts are verified.
@@ -97,7 +101,8 @@ def activation_bytes(spec: ModelSpec, extent: ShardExtent, serving: Serving) -> 
     mask = num_masks * visible * ((spec.queries_per_kv_head + 1) * element + 2)
     capped = 10 * visible * heads if spec.attention_softcap is not None else 0
     routing = 24 * rows * spec.num_experts
-    gathered = 2 * serving.context * kv_heads * spec.head_size
+    sequences = 1 if kind == "cpu" else min(serving.batch, MAX_GRAPH_ROWS)
+    gathered = 2 * sequences * serving.context * kv_heads * spec.head_size
     parts = 2 * MAX_PARTS * serving.batch * heads * spec.head_size * 4
     sampled = serving.batch + (0 if serving.speculation == "none" else serving.max_drafts)
     logits = 2 * sampled * spec.vocab_size * 4 if extent.is_last_stage else 0

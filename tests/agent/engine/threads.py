@@ -1,4 +1,4 @@
-"""Ranks as threads of this process, over real gloo groups: the wide matrix without a process start per case."""
+"""Ranks as threads of this process, over real links: the wide matrix without a process start per case."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from agent.engine.executor import Executor, kv_blocks
+from agent.engine.graphs import Record
 from agent.engine.inbox import Inbox, LinkOrder, StepOrder
 from agent.engine.sampling import Sampler
 from agent.engine.status_board import StatusBoard
 from agent.facts.model import Dtype, ModelSpec
+from agent.planner.carriers import CarrierKind
 from agent.planner.shards import ShardExtent
 from agent.wire.rank import (
     LinkRank,
@@ -32,6 +34,7 @@ from agent.wire.rank import (
     TlsFiles,
 )
 from tests.agent.engine.blocks import Blocks
+from tests.agent.engine.certificates import Authority
 from tests.agent.engine.rendezvous import serve_rendezvous
 
 Stages = Sequence[Sequence[ShardExtent]]
@@ -42,21 +45,23 @@ def rank_name(stage: int, tensor_index: int) -> str:
     return f"r0s{stage}t{tensor_index}"
 
 
-def plan_links(stages: Stages, *, generation: int, timeout_s: float = 10.0) -> dict[str, LinkRank]:
+def plan_links(
+    stages: Stages, *, generation: int, timeout_s: float = 10.0, carrier: CarrierKind = "tls"
+) -> dict[str, LinkRank]:
     """Links of every rank: rank (j mod its stage's size) of the stage before sends to rank j."""
     links: dict[str, LinkRank] = {}
     for stage, shards in enumerate(stages):
         for index in range(len(shards)):
             receives = None
             if stage > 0:
-                receives = _link(stage - 1, index % len(stages[stage - 1]), stage, index, is_sender=False)
+                receives = _link(stage - 1, index % len(stages[stage - 1]), stage, index, carrier, is_sender=False)
             sends = tuple(
-                _link(stage, index, stage + 1, other, is_sender=True)
+                _link(stage, index, stage + 1, other, carrier, is_sender=True)
                 for other in range(len(stages[stage + 1]) if stage + 1 < len(stages) else 0)
                 if other % len(shards) == index
             )
             members = tuple(rank_name(stage, member) for member in range(len(shards)))
-            group = TensorGroup(name=f"r0s{stage}", members=members, carrier="gloo") if len(shards) > 1 else None
+            group = TensorGroup(name=f"r0s{stage}", members=members, carrier=carrier) if len(shards) > 1 else None
             links[rank_name(stage, index)] = LinkRank(
                 generation=generation,
                 receives_from=receives,
@@ -68,9 +73,11 @@ def plan_links(stages: Stages, *, generation: int, timeout_s: float = 10.0) -> d
     return links
 
 
-def _link(stage: int, index: int, other_stage: int, other: int, *, is_sender: bool) -> PipelineLink:
+def _link(
+    stage: int, index: int, other_stage: int, other: int, carrier: CarrierKind, *, is_sender: bool
+) -> PipelineLink:
     source, target = rank_name(stage, index), rank_name(other_stage, other)
-    return PipelineLink(name=f"{source}>{target}", other_rank=target if is_sender else source, carrier="gloo")
+    return PipelineLink(name=f"{source}>{target}", other_rank=target if is_sender else source, carrier=carrier)
 
 
 def rank_config(
@@ -150,7 +157,7 @@ class Answers:
 class ThreadReplica:
     """One replica whose ranks are threads. Steps go to all of them, as a gateway would send them."""
 
-    def __init__(self, configs: Sequence[RankConfig]) -> None:
+    def __init__(self, configs: Sequence[RankConfig], *, record: Record | None = None) -> None:
         self.configs = configs
         self.blocks = Blocks(kv_blocks(configs[0]))
         self.answers = Answers()
@@ -163,7 +170,7 @@ class ThreadReplica:
             inbox = Inbox(on_room=lambda: None)
             board = StatusBoard(config, count_queued=inbox.__len__)
             is_leader = config.extent.is_last_stage and config.tensor_index == 0
-            executor = Executor(config, board, inbox, sampler=self.sampler if is_leader else None)
+            executor = Executor(config, board, inbox, sampler=self.sampler if is_leader else None, record=record)
             thread = threading.Thread(target=executor.run, name=config.rank_id, daemon=True)
             thread.start()
             self._inboxes[config.rank_id] = inbox
@@ -248,7 +255,9 @@ def run_threads(
     context: int = 128,
     kv_blocks: int = 0,
     is_exact: bool = False,
+    record: Record | None = None,
     shard_files: Sequence[str] = (),
+    carrier: CarrierKind = "tls",
 ) -> Iterator[ThreadReplica]:
     configs = [
         rank_config(
@@ -268,10 +277,11 @@ def run_threads(
         for stage, shards in enumerate(stages)
         for index, extent in enumerate(shards)
     ]
+    Authority(folder).leaf("leaf")
     with serve_rendezvous(folder / "agent.sock"):
-        replica = ThreadReplica(configs)
+        replica = ThreadReplica(configs, record=record)
         try:
-            replica.link(plan_links(stages, generation=1))
+            replica.link(plan_links(stages, generation=1, carrier=carrier))
             yield replica
         finally:
             replica.close()
