@@ -2,10 +2,11 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+SECONDS ?= 3600
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-ssh test test-slow check format screenshots bench-preview bench-faults debian clean
+.PHONY: help demo demo-ssh test test-slow check format screenshots bench soak bench-preview bench-faults debian clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -34,6 +35,12 @@ format: $(VENV)/.dev ## let ruff write what it can
 
 screenshots: $(VENV)/.dev ## SVGs of the real app on a real lab cluster, into screenshots/
 	$(BIN)/python -m tests.screenshots
+
+bench: $(VENV)/.dev ## ratios to llama.cpp and transformers (ROWS=names, once: builds the peers); writes docs/benchmarks.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.engine --rows "$(ROWS)"
+
+soak: $(VENV)/.dev ## an hour of mixed load on a lab (SECONDS=3600): leaks, and answers without an end
+	$(BIN)/python -m tests.benchmarks.soak --seconds $(SECONDS)
 
 bench-preview: $(VENV)/.dev ## time per token predicted against measured, five layouts on a lab
 	$(BIN)/python -m tests.benchmarks.preview

@@ -1,8 +1,8 @@
 """The models that are measured, made once in the bench folder: the same random weights for us and for llama.cpp.
 
 `1b` and `100m` have the shapes of Llama-3.2-1B and of a small model; their weights are seeded noise in bfloat16.
-`demo` is the trained demo model, which copies when its prompt repeats. Each is written as safetensors, as GGUF in
-BF16 with the same bits, and (by llama.cpp's own tool) as GGUF in Q8_0.
+`copy` is a trained demo model, which goes on with what its prompt repeats. Each is written as safetensors, as GGUF
+in BF16 with the same bits, and (by llama.cpp's own tool) as GGUF in Q8_0.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class BenchModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def bench_model(peers: Peers, name: str) -> BenchModel:
-    """`1b`, `100m` or `demo`; what is missing of its files is written first (each appears whole or not at all)."""
+    """`1b`, `100m` or `copy`; what is missing of its files is written first (each appears whole or not at all)."""
     made = BenchModel(
         name=name,
         directory=peers.models / name,
@@ -69,8 +69,8 @@ def bench_model(peers: Peers, name: str) -> BenchModel:
     peers.models.mkdir(parents=True, exist_ok=True)
     if not made.directory.exists():
         say(f"writing the model {name}")
-        if name == "demo":
-            write_demo_model(made.directory, DemoChoices(dtype="bfloat16"))
+        if name == "copy":
+            write_demo_model(made.directory, DemoChoices(dtype="bfloat16", layers=24, hidden=512))
         else:
             write_random_model(made.directory, SHAPES[name])
     if not made.bf16.exists():
