@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from agent.api import ollama_forms, openai_forms
 from agent.api.answer import EmbeddingAnswer, JsonAnswer
+from agent.api.asker import Asker, asker_of
 from agent.api.deployment import Face
 from agent.api.fields import Fields, read_fields, token_ids
 from agent.api.gateway import Gateway
@@ -41,7 +42,9 @@ async def ollama_embed(request: HttpRequest) -> Response:
         if len(prompt) > room and not fields.boolean("truncate", True):
             raise Refusal(400, "the input length exceeds the context length")
         prompts.append(prompt[:room])
-    generation = _generation(request, face, prompts, arrived_s=arrived_s)
+    generation = _generation(
+        request, face, prompts, asker=asker_of(request, fields.fields("options")), arrived_s=arrived_s
+    )
 
     def word(embeddings: Sequence[bytes]) -> dict[str, Any]:
         started_s = min(request.started_s or arrived_s for request in generation.requests)
@@ -64,7 +67,9 @@ async def ollama_embeddings(request: HttpRequest) -> Response:
     if not prompt:
         return JsonAnswer({"embedding": []})
     tokens = (await _tokens(face, prompt))[: face.attach.serving.context - 1]
-    generation = _generation(request, face, [tokens], arrived_s=monotonic_s())
+    generation = _generation(
+        request, face, [tokens], asker=asker_of(request, fields.fields("options")), arrived_s=monotonic_s()
+    )
     return EmbeddingAnswer(
         generation,
         word=lambda embeddings: {"embedding": _floats(embeddings[0]).tolist()},
@@ -82,7 +87,7 @@ async def openai_embeddings(request: HttpRequest) -> Response:
     hidden_size = face.attach.model.hidden_size
     dimensions = fields.integer("dimensions", hidden_size, at_least=1, at_most=hidden_size)
     prompts = [await _tokens(face, each) for each in inputs]
-    generation = _generation(request, face, prompts, arrived_s=monotonic_s())
+    generation = _generation(request, face, prompts, asker=asker_of(request, fields), arrived_s=monotonic_s())
     num_tokens = sum(len(prompt) for prompt in prompts)
 
     def word(embeddings: Sequence[bytes]) -> dict[str, Any]:
@@ -102,10 +107,18 @@ async def openai_embeddings(request: HttpRequest) -> Response:
 
 
 def _generation(
-    request: HttpRequest, face: Face, prompts: Sequence[tuple[int, ...]], *, arrived_s: float
+    request: HttpRequest, face: Face, prompts: Sequence[tuple[int, ...]], *, asker: Asker, arrived_s: float
 ) -> Generation:
     drafts = [
-        Draft(prompt=prompt, params=SamplingParams(), max_tokens=1, stop=(), arrived_s=arrived_s, embeds=True)
+        Draft(
+            prompt=prompt,
+            params=SamplingParams(),
+            max_tokens=1,
+            stop=(),
+            arrived_s=arrived_s,
+            asker=asker,
+            embeds=True,
+        )
         for prompt in prompts
     ]
     return Generation(_gateway(request), face, drafts)

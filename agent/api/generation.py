@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
+from agent.api.asker import Asker
 from agent.api.deployment import Face
 from agent.api.gateway import Gateway
 from agent.api.refusal import Refusal
@@ -39,6 +40,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     """The client's own, smaller limit on prompt and answer together."""
     ignores_eos: bool = False
     """Go on past the model's end tokens, for measurements of a known length."""
+    asker: Asker = Asker()
     embeds: bool = False
     """The prompt's embedding is wanted, and no text."""
 
@@ -110,6 +112,8 @@ class Generation:
             text=None if draft.embeds else tokens.stream(draft.prompt, stop=draft.stop, shown=draft.shown),
             grammar=draft.grammar,
             embeds=draft.embeds,
+            priority=draft.asker.priority,
+            client=draft.asker.client,
             arrived_s=draft.arrived_s,
             on_event=lambda event: self._events.put_nowait((index, event)),
         )

@@ -13,6 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from agent.api.answer import GenerationAnswer, JsonAnswer
+from agent.api.asker import asker_of
 from agent.api.deployment import Face
 from agent.api.embeddings import ollama_embed, ollama_embeddings
 from agent.api.fields import Fields, read_fields
@@ -198,6 +199,7 @@ async def _answer(
         max_tokens=num_predict if num_predict > 0 else None,
         stop=(*options.stop(at_most=MAX_STOP), *prepared.stop),
         arrived_s=prepared.arrived_s,
+        asker=asker_of(request, options),
         grammar=await grammar_of(face, prepared.turn, prepared.reading),
         shown=prepared.reading.shown,
         context=_context_limit(fields, face),

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agent.api.answer import GenerationAnswer, JsonAnswer
+from agent.api.asker import asker_of
 from agent.api.deployment import Face
 from agent.api.embeddings import openai_embeddings
 from agent.api.fields import Fields, read_fields, token_ids
@@ -69,6 +70,7 @@ async def chat_completions(request: HttpRequest) -> Response:
         max_tokens=fields.integer(limit, 0, at_least=1) or None,
         stop=(*fields.stop(at_most=MAX_STOP), *face.chat.stop),
         arrived_s=arrived_s,
+        asker=asker_of(request, fields),
         grammar=await grammar_of(face, turn, reading),
         shown=reading.shown,
         ignores_eos=fields.boolean("ignore_eos", False),
@@ -99,6 +101,7 @@ async def completions(request: HttpRequest) -> Response:
         max_tokens=fields.integer("max_tokens", COMPLETION_MAX_TOKENS, at_least=1),
         stop=fields.stop(at_most=MAX_STOP),
         arrived_s=arrived_s,
+        asker=asker_of(request, fields),
         grammar=await grammar_of(face, Turn(json=openai_format(fields)), Reading()),
         ignores_eos=fields.boolean("ignore_eos", False),
     )

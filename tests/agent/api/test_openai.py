@@ -166,6 +166,7 @@ def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
     ("changes", "param"),
     [
         ({"n": 1000}, "n"),
+        ({"priority": 11}, "priority"),
         ({"temperature": 3}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"presence_penalty": 5}, "presence_penalty"),
