@@ -14,6 +14,7 @@ from agent.planner.plan import Range
 from agent.planner.shards import ShardExtent
 
 FAMILIES = ("llama2", "llama3", "llama_linear", "mistral", "qwen2", "qwen3")
+FURTHER_FAMILIES = ("gemma2", "gemma3", "phi3", "phi4", "mixtral", "qwen3moe", "qwen2_windowed", "qwen3_yarn")
 VOCAB_SIZE = 131  # prime, so that no share of it is even
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -37,6 +38,20 @@ _ROPE_LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
+}
+_ROPE_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+    "beta_fast": 4,
+}
+_PARTIAL_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 500.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.25, 1.5],
+    "long_factor": [2.0, 3.0, 5.0],
 }
 
 
@@ -85,7 +100,7 @@ def whole(spec: ModelSpec) -> ShardExtent:
         layers=(0, spec.num_layers),
         heads=(0, spec.num_heads),
         kv_heads=(0, spec.num_kv_heads),
-        columns=(0, spec.intermediate_size),
+        columns=(0, spec.mlp_columns),
         vocab=(0, spec.vocab_size),
         is_first_stage=True,
         is_last_stage=True,
@@ -95,7 +110,7 @@ def whole(spec: ModelSpec) -> ShardExtent:
 def stage(spec: ModelSpec, layers: Range, shares: tuple[int, ...] = (1,)) -> tuple[ShardExtent, ...]:
     """The shards of a stage whose tensor-parallel members own heads, columns and vocabulary by these shares."""
     kv_heads = _split(spec.num_kv_heads, shares)
-    columns = _split(spec.intermediate_size, shares)
+    columns = _split(spec.mlp_columns, shares)
     vocab = _split(spec.vocab_size, shares)
     group = spec.queries_per_kv_head
     return tuple(
@@ -137,6 +152,56 @@ def _config(family: str) -> Any:
             return transformers.Qwen2Config(**{**_COMMON, "tie_word_embeddings": True})
         case "qwen3":
             return transformers.Qwen3Config(**_COMMON, head_dim=12)
+        case "gemma2":
+            return transformers.Gemma2Config(
+                **{**_COMMON, "tie_word_embeddings": True},
+                head_dim=12,
+                sliding_window=8,
+                query_pre_attn_scalar=24,
+                attn_logit_softcapping=2.0,  # low enough to bend the scores of a random model
+                final_logit_softcapping=3.0,
+            )
+        case "gemma3":
+            return transformers.Gemma3TextConfig(
+                **{**_COMMON, "tie_word_embeddings": True},
+                head_dim=12,
+                sliding_window=8,
+                query_pre_attn_scalar=24,
+                layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+                rope_parameters={
+                    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                },
+            )
+        case "phi3":
+            return transformers.Phi3Config(**_COMMON, sliding_window=8)
+        case "phi4":  # Phi-4-mini: part of each head is rotated, embedding and head are one
+            return transformers.Phi3Config(
+                **{**_COMMON, "tie_word_embeddings": True},
+                original_max_position_embeddings=256,
+                rope_parameters=_PARTIAL_ROPE,
+            )
+        case "phi4_long":  # prompts are longer than the context that it was trained with
+            return transformers.Phi3Config(
+                **_COMMON, original_max_position_embeddings=16, rope_parameters=_PARTIAL_ROPE
+            )
+        case "mixtral":
+            return transformers.MixtralConfig(**_COMMON, num_local_experts=4, num_experts_per_tok=2)
+        case "qwen3moe":  # layers 0 and 2 have one MLP, of another size than an expert
+            return transformers.Qwen3MoeConfig(
+                **{**_COMMON, "head_dim": 12},
+                num_experts=6,
+                num_experts_per_tok=3,
+                moe_intermediate_size=24,
+                norm_topk_prob=False,
+                decoder_sparse_step=2,
+            )
+        case "qwen2_windowed":
+            return transformers.Qwen2Config(
+                **_COMMON, use_sliding_window=True, sliding_window=8, max_window_layers=2
+            )
+        case "qwen3_yarn":
+            return transformers.Qwen3Config(**_COMMON, head_dim=12, rope_parameters=_ROPE_YARN)
         case _:
             raise AssertionError(family)
 
@@ -145,7 +210,8 @@ def _build(config: Any, seed: int) -> Any:
     import transformers
 
     torch.manual_seed(seed)
-    model = getattr(transformers, type(config).__name__.replace("Config", "ForCausalLM"))(config)
+    name = type(config).__name__.replace("TextConfig", "Config").replace("Config", "ForCausalLM")
+    model = getattr(transformers, name)(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # transformers starts norms at 1 and biases at 0: a loader that forgot them would not be caught
