@@ -12,10 +12,10 @@ from agent.wire.rank import SequenceSlice
 
 
 class Blocks:
-    """Gives slots their blocks, as a gateway would: as few as they need, and consecutive ones only by chance."""
+    """Gives slots their blocks, as few as they need: the lowest ones that are free, or scattered ones."""
 
-    def __init__(self, count: int) -> None:
-        self._free = random.Random(count).sample(range(count), count)
+    def __init__(self, count: int, *, is_scattered: bool = False) -> None:
+        self._free = random.Random(count).sample(range(count), count) if is_scattered else list(range(count))[::-1]
         self._held: dict[int, list[int]] = {}
 
     def fill(self, piece: SequenceSlice) -> SequenceSlice:

@@ -12,7 +12,8 @@ from queue import Empty, Queue
 import torch
 from torch import Tensor
 
-from agent.engine.executor import Executor, kv_blocks
+from agent.engine.executor import Executor
+from agent.engine.executor import kv_blocks as blocks_of
 from agent.engine.graphs import Record
 from agent.engine.inbox import Inbox, LinkOrder, StepOrder
 from agent.engine.sampling import Sampler
@@ -159,7 +160,7 @@ class ThreadReplica:
 
     def __init__(self, configs: Sequence[RankConfig], *, record: Record | None = None) -> None:
         self.configs = configs
-        self.blocks = Blocks(kv_blocks(configs[0]))
+        self.blocks = Blocks(blocks_of(configs[0]))
         self.answers = Answers()
         self.sampler = RecordingSampler(configs[0].batch)
         self.boards: dict[str, StatusBoard] = {}
@@ -280,6 +281,7 @@ def run_threads(
     Authority(folder).leaf("leaf")
     with serve_rendezvous(folder / "agent.sock"):
         replica = ThreadReplica(configs, record=record)
+        replica.blocks = Blocks(blocks_of(configs[0]), is_scattered=True)
         try:
             replica.link(plan_links(stages, generation=1, carrier=carrier))
             yield replica
