@@ -11,6 +11,9 @@ CarrierKind = Literal["tls", "unix", "gloo", "nccl"]
 End = tuple[str, str]
 """Host and device of a rank."""
 
+DIRECT_SUM_BYTES = 65536
+"""Up to here more than two ranks send everybody everything, in one hop; above, each sums a part, in two hops."""
+
 
 def carrier_of(ends: Sequence[End], *, is_network_trusted: bool) -> CarrierKind:
     """The carrier of a link or a group with these ends.

@@ -13,15 +13,14 @@ import msgspec
 
 from agent.facts.cluster import LinkFacts
 from agent.facts.model import DTYPE_BYTES, Dtype, ModelSpec, Quantisation
+from agent.planner.carriers import DIRECT_SUM_BYTES, CarrierKind, carrier_of
 from agent.planner.layout import Layout, Place, Share, StageLayout, cut_shares
 from agent.planner.plan import Serving
 from agent.planner.rates import (
-    GLOO_CALL_S,
-    NCCL_CALL_S,
+    CARRIERS,
     STEP_S,
     DeviceRates,
     LinkTable,
-    message_call_s,
     rates_of,
 )
 from agent.planner.shards import dense_columns, weight_bytes
@@ -173,17 +172,22 @@ def transfer_s(link: LinkFacts, num_bytes: int) -> float:
     return link.latency_s + num_bytes / link.bytes_per_s
 
 
-def all_reduce_s(link: LinkFacts, num_bytes: int, group_size: int, *, call_s: float) -> float:
-    """Seconds of one all-reduce among `group_size` ranks over their slowest link: the faster of ring and tree.
+def all_reduce_s(link: LinkFacts, num_bytes: int, group_size: int, *, carrier: CarrierKind) -> float:
+    """Seconds of one all-reduce among `group_size` ranks over their slowest link.
 
-    `call_s` is what the library itself takes per call.
+    Sockets: two ranks exchange, more send everybody everything up to `DIRECT_SUM_BYTES` and sum parts above it.
+    torch.distributed: the faster of ring and tree.
     """
     if group_size == 1:
         return 0.0
-    p, alpha, beta = group_size, link.latency_s, link.bytes_per_s
+    p, alpha, beta, own = group_size, link.latency_s, link.bytes_per_s, CARRIERS[carrier]
+    if carrier in ("tls", "unix"):
+        is_one_hop = p == 2 or num_bytes <= DIRECT_SUM_BYTES
+        hops, crossing = (1, (p - 1) * num_bytes) if is_one_hop else (2, 2 * (p - 1) / p * num_bytes)
+        return own.all_reduce_s + hops * alpha + crossing * (1 / beta + own.seconds_per_byte)
     ring = 2 * (p - 1) * alpha + 2 * (p - 1) / p * num_bytes / beta
     tree = 2 * math.ceil(math.log2(p)) * alpha + 2 * num_bytes / beta
-    return call_s + min(ring, tree)
+    return own.all_reduce_s + min(ring, tree)
 
 
 def all_gather_s(link: LinkFacts, num_bytes: int, group_size: int) -> float:
@@ -207,18 +211,34 @@ def group_link(places: Sequence[Place], links: LinkTable) -> LinkFacts:
     )
 
 
-def collective_call_s(places: Sequence[Place]) -> float:
-    """Seconds that a collective's library takes by itself: NCCL among GPUs of one host, gloo elsewhere."""
-    is_nccl = len({place.host for place in places}) == 1 and all(place.device.kind == "cuda" for place in places)
-    return NCCL_CALL_S if is_nccl else GLOO_CALL_S
+def carrier_between(places: Sequence[Place], links: LinkTable) -> CarrierKind:
+    """The carrier of a link or a group with these ends, as the supervisor will name it."""
+    ends = [(place.host, place.device.id) for place in places]
+    return carrier_of(ends, is_network_trusted=links.is_network_trusted)
+
+
+def hop_s(sender: StageLayout, receiver: StageLayout, num_bytes: int, links: LinkTable) -> float:
+    """Seconds from one stage to the next: the slowest of the links between them, and what its carrier takes."""
+    pairs = hop_pairs(sender, receiver)
+    return max(
+        transfer_s(link_between(a, b, links), num_bytes) + message_s(carrier_between((a, b), links), num_bytes)
+        for a, b in pairs
+    )
+
+
+def message_s(carrier: CarrierKind, num_bytes: int) -> float:
+    """Seconds that a carrier takes by itself for a message of a pipeline link."""
+    return CARRIERS[carrier].message_s + num_bytes * CARRIERS[carrier].seconds_per_byte
+
+
+def hop_pairs(sender: StageLayout, receiver: StageLayout) -> list[tuple[Place, Place]]:
+    """Who sends hidden states to whom: rank j of the receiving stage hears rank j modulo the sender's size."""
+    return [(sender.places[index % len(sender.places)], place) for index, place in enumerate(receiver.places)]
 
 
 def hop_link(sender: StageLayout, receiver: StageLayout, links: LinkTable) -> LinkFacts:
-    """The slowest of the links that carry hidden states between two stages.
-
-    Rank j of the receiving stage hears rank j modulo the sender's size, as the engine is linked.
-    """
-    pairs = [(sender.places[index % len(sender.places)], place) for index, place in enumerate(receiver.places)]
+    """The slowest of the links that carry hidden states between two stages."""
+    pairs = hop_pairs(sender, receiver)
     return max((link_between(a, b, links) for a, b in pairs), key=lambda link: transfer_s(link, 16384))
 
 
@@ -248,8 +268,8 @@ def stage_cost(
     element = DTYPE_BYTES[dtype]
     p = len(places)
     link = group_link(places, links)
-    call_s = collective_call_s(places)
-    reduce_s = all_reduce_s(link, step.rows * spec.hidden_size * element, p, call_s=call_s)
+    carrier = carrier_between(places, links)
+    reduce_s = all_reduce_s(link, step.rows * spec.hidden_size * element, p, carrier=carrier)
     reads_s = flops_s = compute_s = head_s = embed_s = 0.0
     for place, share in zip(places, cut_shares(spec, units), strict=True):
         rates = rates_of(place.device, dtype)
@@ -333,10 +353,9 @@ def pipeline_times(
     hop_bytes = step.rows * spec.hidden_size * DTYPE_BYTES[dtype]
     pairs = list(zip(layout.stages, layout.stages[1:], strict=False))
     between = [hop_link(a, b, links) for a, b in pairs]
-    calls = [message_call_s(a.places[-1].device.kind, b.places[0].device.kind) for a, b in pairs]
     return PipelineTimes(
         stages=stages,
-        hops=tuple(transfer_s(link, hop_bytes) + call for link, call in zip(between, calls, strict=True)),
+        hops=tuple(hop_s(a, b, hop_bytes, links) for a, b in pairs),
         sends=(*(hop_bytes / link.bytes_per_s for link in between), 0.0),
     )
 

@@ -261,7 +261,7 @@ def _predict(
 
     Each step also crosses from the gateway to the first stage and back from the last, as a message without weight.
     """
-    links = LinkTable(facts)
+    links = LinkTable(facts, is_network_trusted=serving.trusted_network)
     tokens = prompt_tokens or max(1, min(DEFAULT_PROMPT_TOKENS, serving.context // 2))
     estimates = [estimate_layout(spec, layout, serving, prompt_tokens=tokens, links=links) for layout in layouts]
     ways = []

@@ -14,10 +14,11 @@ import msgspec
 import numpy as np
 
 from agent.facts.model import DTYPE_BYTES
-from agent.planner.cost import StageCost, StepShape, decode_step, prefill_step, stage_cost, transfer_s
+from agent.planner.carriers import carrier_of
+from agent.planner.cost import StageCost, StepShape, decode_step, message_s, prefill_step, stage_cost, transfer_s
 from agent.planner.layout import Layout, Place, StageLayout, cut_shares
 from agent.planner.problem import Problem
-from agent.planner.rates import DISTINCT_HOSTS, SAME_HOST_CPU, SAME_HOST_CUDA, message_call_s, rates_of
+from agent.planner.rates import DISTINCT_HOSTS, SAME_HOST_CPU, SAME_HOST_CUDA, rates_of
 from agent.planner.split import Floats, Ints, OptionTable, Split, SplitLimits, split_layers
 from agent.planner.tensor import decode_speed
 
@@ -285,9 +286,21 @@ def _hop_seconds(problem: Problem, options: list[StageOption], hosts: list[str],
     num_bytes = step.rows * problem.spec.hidden_size * DTYPE_BYTES[problem.serving.dtype]
     first = np.array([number[option.places[0].host] for option in options])
     last = np.array([number[option.places[-1].host] for option in options])
-    calls = np.array([[message_call_s(kinds[a], kinds[b]) for b in hosts] for a in hosts])
+    is_cuda = np.array([kinds[host] == "cuda" for host in hosts], dtype=np.intp)
+    is_same = np.eye(len(hosts), dtype=np.intp)
+    calls = _call_seconds(problem, num_bytes)[is_cuda[:, None], is_cuda[None, :], is_same]
     between: Floats = (latency_s + calls + num_bytes / bytes_per_s)[last[:, None], first[None, :]]
     return between
+
+
+def _call_seconds(problem: Problem, num_bytes: int) -> Floats:
+    """[from CUDA, to CUDA, within one host] seconds of the carrier itself for a message between two devices."""
+    seconds = np.zeros((2, 2, 2))
+    for one, other, is_same in itertools.product((0, 1), repeat=3):
+        ends = [("a", ("cpu", "cuda:0")[one]), ("a" if is_same else "b", ("cpu", "cuda:1")[other])]
+        carrier = carrier_of(ends, is_network_trusted=problem.links.is_network_trusted)
+        seconds[one, other, is_same] = message_s(carrier, num_bytes)
+    return seconds
 
 
 def _is_uniform(problem: Problem, by_host: dict[str, list[Place]]) -> bool:

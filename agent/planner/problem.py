@@ -70,7 +70,7 @@ class Problem:
         self.places = places
         self.serving = serving
         self.memory_scale = memory_scale
-        self.links = LinkTable(request.facts)
+        self.links = LinkTable(request.facts, is_network_trusted=serving.trusted_network)
         self.sizes = StageSizes(request.spec, serving)
 
     @property

@@ -6,6 +6,7 @@ import msgspec
 
 from agent.facts.cluster import ClusterFacts, DeviceFacts, DeviceKind, LinkFacts
 from agent.facts.model import Dtype
+from agent.planner.carriers import CarrierKind
 
 
 class DeviceRates(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,27 +80,34 @@ IDLE_WATTS_SHARE = 0.2
 FLOAT32_SLOWDOWN = 4.0
 """float32 products against 16-bit ones: 4.8 times slower where a bf16 CPU was measured; GPUs are slower still."""
 
-# One way, latency and rate. Between hosts: 1 GbE through TCP. Within a host: gloo through loopback (30 us and
-# 2.2 GB/s measured), NCCL through PCIe 4.
+# One way, latency and rate, carriers left out. Between hosts: 1 GbE through TCP. Within a host: a unix socket (4 us
+# and 3.6 GB/s measured, between processes that had just run), NCCL through PCIe 4.
 DISTINCT_HOSTS = (150e-6, 117e6)
-SAME_HOST_CPU = (40e-6, 2.2e9)
+SAME_HOST_CPU = (10e-6, 3.5e9)
 SAME_HOST_CUDA = (20e-6, 20e9)
 
-NCCL_CALL_S = 12e-6
-"""Per all-reduce, on top of the links; fitted with the efficiencies above."""
-GLOO_CALL_S = 1.2e-3
-"""8 KiB between two ranks on one machine: 0.1 ms when idle, 1 to 1.6 ms when gloo's threads must wait for a core,
-as they do beside ranks that compute."""
-NCCL_MESSAGE_S = 8e-6
-GLOO_MESSAGE_S = 1.2e-3
-"""One hidden state from stage to stage, on top of the link: gloo's rendezvous and the threads it wakes."""
 STEP_S = 700e-6
 """Gateway, its connections to the ranks, and sampling: once a step, whatever the model."""
 
 
-def message_call_s(sender: DeviceKind, receiver: DeviceKind) -> float:
-    """Seconds that the carrier of a pipeline link takes by itself for one message."""
-    return NCCL_MESSAGE_S if sender == receiver == "cuda" else GLOO_MESSAGE_S
+class CarrierRates(msgspec.Struct, frozen=True, kw_only=True):
+    """What a carrier takes by itself, on top of the link."""
+
+    message_s: float
+    """One hidden state from stage to stage."""
+    all_reduce_s: float
+    seconds_per_byte: float = 0.0
+    """Of a message: ciphers and copies, done by the ranks' own threads."""
+
+
+# 8 KiB and 256 KiB between two processes on one machine, medians beside other load (`make bench-links`). NCCL's are
+# fitted with the efficiencies above. Gloo's threads wait for a core beside ranks that compute: 0.1 ms when idle.
+CARRIERS: dict[CarrierKind, CarrierRates] = {
+    "tls": CarrierRates(message_s=30e-6, all_reduce_s=60e-6, seconds_per_byte=1e-9),
+    "unix": CarrierRates(message_s=20e-6, all_reduce_s=40e-6, seconds_per_byte=0.2e-9),
+    "gloo": CarrierRates(message_s=1.2e-3, all_reduce_s=1.2e-3),
+    "nccl": CarrierRates(message_s=8e-6, all_reduce_s=12e-6),
+}
 
 
 def rates_of(device: DeviceFacts, dtype: Dtype) -> DeviceRates:
@@ -137,7 +145,8 @@ def nominal_of(device: DeviceFacts) -> Nominal:
 class LinkTable:
     """Latency and rate between any two hosts of a cluster; defaults where no link fact tells."""
 
-    def __init__(self, facts: ClusterFacts) -> None:
+    def __init__(self, facts: ClusterFacts, *, is_network_trusted: bool = False) -> None:
+        self.is_network_trusted = is_network_trusted
         self._links = {(link.source, link.target): link for link in facts.links}
 
     def between(self, source: str, target: str, kind: DeviceKind) -> LinkFacts:

@@ -109,6 +109,8 @@ class Outgoing:
         self._timeout_s = timeout_s
         self._poll = select.poll()
         self._poll.register(connection, select.POLLOUT)
+        self._hang_up = select.poll()
+        self._hang_up.register(connection, select.POLLRDHUP)
         self._changed = threading.Condition()
         self._queue: deque[_Waiting] = deque()
         self._writer: threading.Thread | None = None
@@ -147,6 +149,9 @@ class Outgoing:
             if self._broken:
                 raise RuntimeError(self._broken)
             if not self._queue:
+                # the kernel would still take a message that nobody will read: say so now and not a step later
+                if self._hang_up.poll(0):
+                    raise RuntimeError(CLOSED)
                 view = self._write_some(view)
                 if not view:
                     return SENT

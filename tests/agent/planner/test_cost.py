@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from agent.facts.cluster import LinkFacts
+from agent.planner.carriers import CarrierKind, End, carrier_of
 from agent.planner.cost import (
     PipelineTimes,
     all_reduce_s,
@@ -22,7 +23,7 @@ from agent.planner.cost import (
 )
 from agent.planner.layout import Layout, Place, StageLayout, cut_shares
 from agent.planner.plan import Serving
-from agent.planner.rates import EFFICIENCY, LinkTable, rates_of
+from agent.planner.rates import CARRIERS, EFFICIENCY, LinkTable, rates_of
 from tests.agent.planner.clusters import (
     LLAMA_1B,
     LLAMA_70B,
@@ -133,11 +134,42 @@ def test_a_message_takes_latency_plus_bytes_over_rate() -> None:
 
 def test_an_all_reduce_takes_the_faster_of_ring_and_tree() -> None:
     quick = LinkFacts(source="a", target="b", latency_s=1e-3, bytes_per_s=1e9)
-    small = all_reduce_s(quick, 8, 8, call_s=0.0)
-    assert small == pytest.approx(2 * 3 * 1e-3, rel=1e-3), "few bytes: the tree's 2 log2 p latencies"
-    large = all_reduce_s(quick, 10**9, 8, call_s=0.0)
-    assert large == pytest.approx(2 * 7 * 1e-3 + 2 * 7 / 8), "many bytes: the ring's 2 (p-1)/p of them"
-    assert all_reduce_s(quick, 10**9, 1, call_s=1.0) == 0.0
+    small = all_reduce_s(quick, 8, 8, carrier="nccl")
+    assert small == pytest.approx(2 * 3 * 1e-3 + CARRIERS["nccl"].all_reduce_s, rel=1e-3), (
+        "few bytes: the tree's 2 log2 p latencies"
+    )
+    large = all_reduce_s(quick, 10**9, 8, carrier="nccl")
+    assert large == pytest.approx(2 * 7 * 1e-3 + 2 * 7 / 8, rel=1e-4), "many bytes: the ring's 2 (p-1)/p of them"
+    assert all_reduce_s(quick, 10**9, 1, carrier="tls") == 0.0
+
+
+def test_sockets_sum_in_one_hop_while_the_sums_are_small() -> None:
+    quick = LinkFacts(source="a", target="b", latency_s=1e-3, bytes_per_s=1e9)
+    own = CARRIERS["tls"]
+    assert all_reduce_s(quick, 8, 4, carrier="tls") == pytest.approx(1e-3 + own.all_reduce_s, rel=1e-3)
+    two = all_reduce_s(quick, 10**9, 2, carrier="tls")
+    assert two == pytest.approx(1e-3 + own.all_reduce_s + 1 + 1e9 * own.seconds_per_byte), "an exchange"
+    four = all_reduce_s(quick, 10**9, 4, carrier="tls")
+    assert four == pytest.approx(2e-3 + own.all_reduce_s + 1.5 * (1 + 1e9 * own.seconds_per_byte)), "by parts"
+
+
+@pytest.mark.parametrize(
+    ("ends", "is_network_trusted", "carrier"),
+    [
+        ((("a", "cpu"), ("b", "cpu")), False, "tls"),
+        ((("a", "cpu"), ("b", "cpu")), True, "tls"),
+        ((("a", "cuda:0"), ("b", "cuda:0")), False, "tls"),
+        ((("a", "cuda:0"), ("b", "cuda:0")), True, "nccl"),
+        ((("a", "cuda:0"), ("a", "cuda:1")), False, "nccl"),
+        ((("a", "cuda:0"), ("a", "cuda:0")), True, "unix"),
+        ((("a", "cpu"), ("a", "cuda:0")), True, "unix"),
+        ((("a", "cuda:0"), ("a", "cuda:1"), ("b", "cuda:0")), False, "tls"),
+    ],
+)
+def test_the_carrier_follows_from_where_the_ends_are(
+    ends: tuple[End, ...], is_network_trusted: bool, carrier: CarrierKind
+) -> None:
+    assert carrier_of(ends, is_network_trusted=is_network_trusted) == carrier
 
 
 def test_a_link_of_the_way_back_stands_in_for_one_that_was_not_measured() -> None:

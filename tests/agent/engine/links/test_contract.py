@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -21,9 +20,8 @@ from torch._C._distributed_c10d import AllreduceOptions, ProcessGroupGloo
 
 from agent.engine.links.carrier import Carrier, Group
 from agent.engine.links.connection import JOINED_BYTES
-from agent.engine.links.stream import DIRECT_BYTES
 from agent.errors import FleetError
-from agent.planner.carriers import CarrierKind
+from agent.planner.carriers import DIRECT_SUM_BYTES, CarrierKind
 from agent.wire.rank import TlsFiles
 from tests.agent.engine.certificates import Authority
 from tests.agent.engine.links.members import (
@@ -201,7 +199,7 @@ def test_a_message_of_another_size_is_an_error(seats: Seats, kind: CarrierKind) 
 def test_sums_are_gloos_and_equal_to_the_bit_everywhere(seats: Seats, size: int, kind: CarrierKind) -> None:
     carriers = meet_all(seats(size))
     oracle = _oracles(seats(size))
-    above = DIRECT_BYTES // 2 + 1
+    above = DIRECT_SUM_BYTES // 2 + 1
     cases = [(count, dtype) for count in (1, 5, 4096, above, 300_001) for dtype in (torch.float32, torch.bfloat16)]
     cases.append((7, torch.int64))
     for count, dtype in cases:
@@ -225,7 +223,7 @@ def test_sums_are_gloos_and_equal_to_the_bit_everywhere(seats: Seats, size: int,
 def test_16_bit_partials_are_rounded_once(seats: Seats) -> None:
     size = 4
     carriers = meet_all(seats(size))
-    for count in (33, DIRECT_BYTES):
+    for count in (33, DIRECT_SUM_BYTES):
         partials = [numbers(count, seed=i, kind=torch.bfloat16) for i in range(size)]
         totals = on_all(carriers, lambda i, carrier: carrier.all_reduce(partials[i]))  # noqa: B023 - done at once
         exact = torch.stack([partial.double() for partial in partials]).sum(0)
@@ -240,7 +238,7 @@ def test_members_may_be_out_of_step_by_one_sum(seats: Seats) -> None:
     def act(index: int, carrier: Carrier) -> list[float]:
         sums = []
         for step in range(40):
-            count = 3 if step % 4 else DIRECT_BYTES
+            count = 3 if step % 4 else DIRECT_SUM_BYTES
             sums.append(float(carrier.all_reduce(torch.full((count,), float(step + index)))[0]))
         return sums
 
@@ -371,20 +369,14 @@ def test_a_killed_or_stopped_member_is_noticed(seats: Seats) -> None:
         member.process.send_signal(signal.SIGCONT)
         carrier.close()
 
-        acts: tuple[Callable[[Carrier], Tensor], ...] = (
-            lambda carrier: carrier.receive((8,), torch.float32, 1),
-            lambda carrier: carrier.all_reduce(torch.ones(64)),
-        )
-        for act in acts:
-            first, second = seats(2)
-            member.begin("meet", second)
-            carrier = meet(first)
-            assert member.answer() == "done"
-            threading.Timer(0.1, member.process.kill).start()
-            raises_within(HANG_S / 2, partial(act, carrier))
-            carrier.close()
-            member.end()
-            member = MemberProcess()
+        first, second = seats(2)
+        member.begin("meet", second)
+        carrier = meet(first)
+        assert member.answer() == "done"
+        threading.Timer(0.1, member.process.kill).start()
+        raises_within(HANG_S / 2, lambda: carrier.all_reduce(torch.ones(64)))
+        raises_within(HANG_S / 2, lambda: carrier.send(torch.ones(1), 1).wait())
+        carrier.close()
     finally:
         member.end()
 

@@ -1,4 +1,4 @@
-"""Carriers and what stands on them, over real gloo groups between threads."""
+"""What stands on the carriers, over real links between threads."""
 
 from __future__ import annotations
 
@@ -15,20 +15,32 @@ from torch import Tensor
 
 from agent.engine.links.build import Links, RankPosition
 from agent.errors import FleetError
+from agent.planner.carriers import CarrierKind
 from agent.wire.rank import LinkRank, PipelineLink, TensorGroup, TlsFiles
+from tests.agent.engine.certificates import Authority
+from tests.agent.engine.models import Reference
 from tests.agent.engine.rendezvous import serve_rendezvous
+from tests.agent.engine.test_decoder import LAYOUTS
+from tests.agent.engine.threads import run_threads
 
 HIDDEN_SIZE = 8
 Result = TypeVar("Result")
 
 
+@pytest.fixture(params=["tls", "unix", "gloo"])
+def carrier(request: pytest.FixtureRequest) -> CarrierKind:
+    return request.param  # type: ignore[no-any-return]
+
+
 @pytest.fixture
 def agent_socket(folder: Path) -> Iterator[str]:
+    Authority(folder).leaf("leaf")
     with serve_rendezvous(folder / "agent.sock"):
         yield str(folder / "agent.sock")
 
 
 def position(rank_id: str, agent_socket: str, *, vocab: tuple[int, int] = (0, 1)) -> RankPosition:
+    folder = Path(agent_socket).parent
     return RankPosition(
         rank_id=rank_id,
         deployment="chat",
@@ -40,7 +52,7 @@ def position(rank_id: str, agent_socket: str, *, vocab: tuple[int, int] = (0, 1)
         vocab=vocab,
         cluster="lab",
         host="host01",
-        tls=TlsFiles(ca="", cert="", key=""),
+        tls=TlsFiles(ca=f"{folder}/ca.pem", cert=f"{folder}/leaf.pem", key=f"{folder}/leaf.key"),
         step_port=0,
     )
 
@@ -63,9 +75,9 @@ def on_all(made: dict[str, Links], do: Callable[[str, Links], Result]) -> dict[s
         return dict(zip(made, pool.map(lambda item: do(*item), made.items()), strict=True))
 
 
-def pair(agent_socket: str, *, limit_s: float = 10.0) -> tuple[Links, Links]:
+def pair(agent_socket: str, carrier: CarrierKind, *, limit_s: float = 10.0) -> tuple[Links, Links]:
     def order(*, is_sender: bool) -> LinkRank:
-        link = PipelineLink(name="a>b", other_rank="b" if is_sender else "a", carrier="gloo")
+        link = PipelineLink(name="a>b", other_rank="b" if is_sender else "a", carrier=carrier)
         return LinkRank(
             generation=1,
             receives_from=None if is_sender else link,
@@ -79,8 +91,8 @@ def pair(agent_socket: str, *, limit_s: float = 10.0) -> tuple[Links, Links]:
     return made["a"], made["b"]
 
 
-def test_sends_do_not_wait_for_the_receiver_and_arrive_in_order(agent_socket: str) -> None:
-    sending, receiving = pair(agent_socket)
+def test_sends_do_not_wait_for_the_receiver_and_arrive_in_order(agent_socket: str, carrier: CarrierKind) -> None:
+    sending, receiving = pair(agent_socket, carrier)
     steps = [torch.randn(rows, HIDDEN_SIZE).bfloat16() for rows in (1, 5, 2, 300)]
     begun = time.monotonic()
     for step_id, hidden in enumerate(steps):
@@ -94,8 +106,8 @@ def test_sends_do_not_wait_for_the_receiver_and_arrive_in_order(agent_socket: st
     receiving.close()
 
 
-def test_a_slow_stage_is_waited_for_longer_than_linking_may_take(agent_socket: str) -> None:
-    sending, receiving = pair(agent_socket, limit_s=0.6)
+def test_a_slow_stage_is_waited_for_longer_than_linking_may_take(agent_socket: str, carrier: CarrierKind) -> None:
+    sending, receiving = pair(agent_socket, carrier, limit_s=0.6)
     late = threading.Timer(0.9, lambda: sending.senders[0].send((1, 0), torch.zeros(1, HIDDEN_SIZE).bfloat16()))
     late.start()
     assert receiving.receiver is not None
@@ -107,8 +119,10 @@ def test_a_slow_stage_is_waited_for_longer_than_linking_may_take(agent_socket: s
 
 
 @pytest.mark.parametrize(("key", "rows"), [((8, 0), 2), ((7, 1), 2), ((7, 0), 3)])
-def test_two_ends_with_different_steps_fail_loudly(agent_socket: str, key: tuple[int, int], rows: int) -> None:
-    sending, receiving = pair(agent_socket)
+def test_two_ends_with_different_steps_fail_loudly(
+    agent_socket: str, carrier: CarrierKind, key: tuple[int, int], rows: int
+) -> None:
+    sending, receiving = pair(agent_socket, carrier)
     sending.senders[0].send((7, 0), torch.zeros(2, HIDDEN_SIZE).bfloat16())
     assert receiving.receiver is not None
     with pytest.raises(FleetError, match=rf"a executes step 7 \(2 tokens\), this rank step {key[0]}") as caught:
@@ -118,8 +132,8 @@ def test_two_ends_with_different_steps_fail_loudly(agent_socket: str, key: tuple
     receiving.close()
 
 
-def test_abort_unblocks_a_receive_from_another_thread(agent_socket: str) -> None:
-    sending, receiving = pair(agent_socket)
+def test_abort_unblocks_a_receive_from_another_thread(agent_socket: str, carrier: CarrierKind) -> None:
+    sending, receiving = pair(agent_socket, carrier)
     raised: list[tuple[float, FleetError]] = []
     is_waiting = threading.Event()
 
@@ -145,10 +159,12 @@ def test_abort_unblocks_a_receive_from_another_thread(agent_socket: str) -> None
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_a_group_sums_in_float32_and_gathers_uneven_shares(agent_socket: str, size: int) -> None:
+def test_a_group_sums_in_float32_and_gathers_uneven_shares(
+    agent_socket: str, carrier: CarrierKind, size: int
+) -> None:
     members = tuple(f"t{index}" for index in range(size))
     vocabs = [(0, 5), (5, 6), (6, 9)][:size]
-    group = TensorGroup(name="g", members=members, carrier="gloo")
+    group = TensorGroup(name="g", members=members, carrier=carrier)
     order = LinkRank(generation=1, receives_from=None, sends_to=(), group=group, timeout_s=10)
     made = build_all(
         dict.fromkeys(members, order),
@@ -195,3 +211,14 @@ def test_nccl_is_refused_without_cuda_by_name(agent_socket: str) -> None:
     with pytest.raises(FleetError, match=r"NCCL cannot link a rank on cpu") as caught:
         Links().build(order, position("t0", agent_socket), deadline=time.monotonic() + 1)
     assert caught.value.code == "E802"
+
+
+def test_every_carrier_serves_the_same_tokens(
+    carrier: CarrierKind, reference: Callable[[str], Reference], folder: Path
+) -> None:
+    model = reference("llama3")
+    stages = LAYOUTS["hybrid_wide_first"](model.spec)
+    prompts = {0: [5, 6, 7], 1: list(range(40))}
+    with run_threads(model.spec, stages, model_dir=model.path, folder=folder, carrier=carrier) as replica:
+        made = replica.generate(prompts, 16)
+    assert made == {slot: model.generate(prompt, 16) for slot, prompt in prompts.items()}
