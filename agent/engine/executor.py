@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from agent.engine.kv_cache import KvCache
 from agent.engine.links.build import Links, RankPosition
 from agent.engine.memory import check_memory
 from agent.engine.sampling import Sampler
+from agent.engine.shard_cache import ShardCache
 from agent.engine.status_board import StatusBoard
 from agent.engine.step_check import check_step
 from agent.engine.weights import load_weights
@@ -108,6 +110,7 @@ class Executor:
                 on_read=on_read,
                 quantisation=config.quantisation,
                 is_exact=config.is_exact,
+                cache=ShardCache(Path(config.cache_dir)) if config.cache_dir else None,
             )
             self._decoder = Decoder(
                 config.model,

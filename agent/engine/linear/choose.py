@@ -27,6 +27,17 @@ log = logging.getLogger(__name__)
 
 FastKernel = type[PackedKernel | Int8Kernel | Int4Kernel]
 
+KERNELS: dict[str, type[Kernel]] = {
+    "plain": PlainKernel,
+    "packed": PackedKernel,
+    "int8": Int8Kernel,
+    "int4": Int4Kernel,
+    "int8_weights": WeightOnlyKernel,
+    "fp8_weights": WeightOnlyKernel,
+    "int4_weights": WeightOnlyInt4Kernel,
+}
+"""By the name in their shape."""
+
 _TRIAL_SIZE = 1024
 _TRIAL_ROWS = (1, 5, 32)
 _TRIAL_REPEATS = 5
@@ -55,6 +66,22 @@ def make_kernel(
             return WeightOnlyInt4Kernel.pack(weight_NK, bias_N)
         case "fp8":
             return WeightOnlyKernel.pack_fp8(weight_NK, bias_N)
+        case _:
+            assert_never(quantisation)
+
+
+def kernel_names(quantisation: Quantisation, dtype: torch.dtype) -> tuple[str, ...]:
+    """The kernels that matrices get on this CPU; a matrix that int4 cannot group gets the last one."""
+    int8 = "int8" if is_sound(Int8Kernel, dtype) else "int8_weights"
+    match quantisation:
+        case "none":
+            return ("packed" if is_sound(PackedKernel, dtype) else "plain",)
+        case "int8":
+            return (int8,)
+        case "int4":
+            return ("int4" if is_sound(Int4Kernel, dtype) else "int4_weights", int8)
+        case "fp8":
+            return ("fp8_weights",)
         case _:
             assert_never(quantisation)
 

@@ -33,6 +33,8 @@ class Kernel(ABC):
 
     shape: KernelShape
     parts: dict[str, Tensor]
+    stands_on: object = None
+    """Memory that its parts do not own, such as a mapped file; it stays as long as the kernel."""
 
     @classmethod
     @abstractmethod
