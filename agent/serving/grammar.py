@@ -65,8 +65,10 @@ def schema_with_options(schema: Mapping[str, Any] | bool, *, is_strict: bool) ->
 class TokenGrammar:
     """One answer's place in a grammar (`serving.request.Grammar`)."""
 
-    def __init__(self, matcher: LLMatcher, *, vocab_size: int) -> None:
+    def __init__(self, matcher: LLMatcher, *, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+        """The matcher knows the first end token alone: to it the others are the same."""
         self._matcher = matcher
+        self._eos = eos_token_ids
         self._mask_bytes = -(-vocab_size // 32) * 4
         self._mask: bytes | None = None
         self._is_dead_end = False
@@ -81,20 +83,29 @@ class TokenGrammar:
             mask = b"" if self._matcher.is_error() else self._matcher.compute_bitmask()[: self._mask_bytes]
             self._is_dead_end = not any(mask)
             # A rank must be left something to draw: `accept` then tells what was wrong.
-            self._mask = b"\xff" * self._mask_bytes if self._is_dead_end else mask
+            self._mask = b"\xff" * self._mask_bytes if self._is_dead_end else self._with_all_ends(mask)
         return self._mask
 
     def accept(self, token: int) -> None:
-        if self._is_dead_end or not self._matcher.consume_token(token):
+        known = self._eos[0] if token in self._eos else token
+        if self._is_dead_end or not self._matcher.consume_token(known):
             reason = self._matcher.get_error().partition("\n")[0]
             raise GrammarBroken(reason or "no token of this model can follow")
         self._mask = None
 
     def fork(self) -> TokenGrammar:
         """An independent grammar at the same place."""
-        copy = TokenGrammar(self._matcher.deep_copy(), vocab_size=self._mask_bytes * 8)
+        copy = TokenGrammar(self._matcher.deep_copy(), vocab_size=self._mask_bytes * 8, eos_token_ids=self._eos)
         copy._mask, copy._is_dead_end = self._mask, self._is_dead_end
         return copy
+
+    def _with_all_ends(self, mask: bytes) -> bytes:
+        if len(self._eos) < 2 or not _has(mask, self._eos[0]):
+            return mask
+        widened = bytearray(mask)
+        for token in self._eos:
+            widened[token // 8] |= 1 << token % 8
+        return bytes(widened)
 
 
 class GrammarCompiler:
@@ -103,6 +114,7 @@ class GrammarCompiler:
     def __init__(self, tokens: ModelTokens, *, vocab_size: int) -> None:
         self._tokens = tokens
         self._vocab_size = vocab_size
+        self._eos = tuple(sorted(token for token in tokens.eos_token_ids if token < vocab_size))
         self._lock = threading.Lock()
         self._vocabulary: LLTokenizer | None = None
         self._kept: OrderedDict[str, TokenGrammar] = OrderedDict()
@@ -136,7 +148,7 @@ class GrammarCompiler:
         matcher = LLMatcher(self._load_vocabulary(), grammar, log_level=0)
         if matcher.is_error():
             raise GrammarRefused(" ".join(matcher.get_error().split()))
-        compiled = TokenGrammar(matcher, vocab_size=self._vocab_size)
+        compiled = TokenGrammar(matcher, vocab_size=self._vocab_size, eos_token_ids=self._eos)
         compiled.mask()
         if matcher.is_error():
             raise GrammarRefused(" ".join(matcher.get_error().split()))
@@ -150,7 +162,7 @@ class GrammarCompiler:
                 self._vocabulary = LLTokenizer(
                     self._tokens.serialised(),
                     n_vocab=self._vocab_size,
-                    eos_token=sorted(self._tokens.eos_token_ids) or None,
+                    eos_token=self._eos[0] if self._eos else None,
                 )
             # llguidance raises ValueError and RuntimeError for tokenizers that it cannot turn into bytes.
             except (ValueError, RuntimeError) as error:
@@ -169,6 +181,10 @@ class GrammarCompiler:
                 if str(refused) == message:
                     return name + self._place_of(message, part, root, is_strict=is_strict, trials=trials)
         return ""
+
+
+def _has(mask: bytes, token: int) -> bool:
+    return bool(mask[token // 8] >> token % 8 & 1)
 
 
 def _parts_of(schema: Any) -> Iterator[tuple[str, Any]]:

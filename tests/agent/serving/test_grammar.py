@@ -86,6 +86,16 @@ def test_an_end_token_is_allowed_where_the_value_may_end_and_nowhere_else(compil
     assert not grammar.is_complete
 
 
+def test_every_end_token_of_the_model_ends_it() -> None:
+    several = ModelTokens(small_tokenizer(), eos_token_ids=frozenset({EOS, 3, 5}))
+    for end in (EOS, 3, 5):
+        grammar = GrammarCompiler(several, vocab_size=VOCAB_SIZE).compile_schema({"type": "integer"})
+        assert not {EOS, 3, 5} & set(allowed(grammar))
+        grammar.accept(TOKENS.encode("7", adds_special=False)[0])
+        assert {EOS, 3, 5} <= set(allowed(grammar))
+        grammar.accept(end)
+
+
 def test_a_replay_of_the_tokens_gives_the_same_mask(compiler: GrammarCompiler) -> None:
     first = compiler.compile_schema(PERSON)
     tokens, _ = draw(first, seed=3, limit=12)
