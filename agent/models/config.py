@@ -20,6 +20,7 @@ _LAYER_TYPES = ("full_attention", "sliding_attention")
 class _Defaults(msgspec.Struct, frozen=True, kw_only=True):
     """What a family's configuration in transformers assumes where the file is silent."""
 
+    sizes: dict[str, int] = msgspec.field(default_factory=dict)
     rope: RopeDefaults = RopeDefaults()
     rms_norm_eps: float = 1e-6
     head_size: int | None = None
@@ -50,6 +51,12 @@ _DEFAULTS: dict[str, _Defaults] = {
         logit_softcap=30.0,
     ),
     "gemma3": _Defaults(
+        sizes={  # its larger models' files say only what differs from the 4B one
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "vocab_size": 262_208,
+            "max_position_embeddings": 131_072,
+        },
         rope=RopeDefaults(theta=1_000_000.0, local_theta=10_000.0),
         head_size=256,
         sliding_window=4096,
@@ -75,6 +82,7 @@ def spec_of_config(config: dict[str, Any], *, where: str, name: str) -> ModelSpe
     problems = Problems(where, "E703")
     _refuse_unsupported(config, family, problems)
     required = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    config = {**defaults.sizes, **config}
     sizes = {key: positive(config, key, problems) for key in (*required, "max_position_embeddings")}
     hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
     kv_heads = (

@@ -16,6 +16,7 @@ from agent.facts.model import Dtype, ModelSpec, TensorEntry
 from agent.models.config import spec_of_config
 from agent.models.files import gguf_weight_files, is_gguf_model
 from agent.models.gguf_types import QUANTISED_TYPES
+from agent.models.language_part import language_config, language_part_of, language_tensors
 from agent.models.ollama_store import name_of_manifest, store_of
 from agent.models.problems import Problems
 from agent.models.safetensors_index import read_index
@@ -37,15 +38,18 @@ def read_spec(path: Path, *, name: str = "") -> ModelSpec:
         from agent.models.gguf_index import read_gguf_spec  # it takes configs apart with what is below
 
         return read_gguf_spec(gguf_weight_files(path), name=name or name_of(path), where=str(path))
-    config = read_config(path)
+    whole = read_config(path)
+    part = language_part_of(whole)
+    config = language_config(whole, part) if part is not None else whole
     spec = spec_of_config(config, where=str(path / "config.json"), name=name or name_of(path))
     generation = _read_json(path / "generation_config.json") if (path / "generation_config.json").is_file() else {}
     spec = msgspec.structs.replace(
         spec,
         bos_token_id=_first_id(config, generation, "bos_token_id"),
-        eos_token_ids=_eos_ids(config, generation),
+        eos_token_ids=_eos_ids(whole, config, generation),
     )
-    return add_tensors(spec, read_index(path), where=str(path))
+    index = read_index(path)
+    return add_tensors(spec, index if part is None else language_tensors(index, part), where=str(path))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -148,10 +152,10 @@ def _first_id(config: dict[str, Any], generation: dict[str, Any], key: str) -> i
     return None
 
 
-def _eos_ids(config: dict[str, Any], generation: dict[str, Any]) -> tuple[int, ...]:
-    """Every end-of-sequence token of either file: chat models often name theirs in generation_config alone."""
+def _eos_ids(*sources: dict[str, Any]) -> tuple[int, ...]:
+    """Every end-of-sequence token of the files: chat models often name theirs in generation_config alone."""
     ids: dict[int, None] = {}
-    for source in (config, generation):
+    for source in sources:
         value = source.get("eos_token_id")
         for token in value if isinstance(value, list) else [value]:
             if isinstance(token, int):

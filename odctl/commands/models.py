@@ -191,11 +191,15 @@ def push_model(inventory_path: str, path: Path, host: str) -> Result:
 def _remarks(path: Path) -> tuple[str, ...]:
     """What does not keep the model from running, and may still surprise."""
     from agent.models.files import header_path
+    from agent.models.language_part import language_part_of
+    from agent.models.spec import read_config
 
     header = header_path(path)
     if header is not None:
         return _gguf_remarks(path, header)
     remarks = []
+    if language_part_of(read_config(path)) is not None:
+        remarks.append("its language model alone is run: images and the like are left out")
     if not (path / "tokenizer.json").is_file():
         remarks.append("no tokenizer.json: it cannot be served until there is one")
     config = path / "tokenizer_config.json"

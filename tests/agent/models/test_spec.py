@@ -9,7 +9,7 @@ import pytest
 from agent.errors import FleetError
 from agent.facts.model import RopeSpec
 from agent.models.spec import read_spec
-from tests.agent.models.conftest import edit_json
+from tests.agent.models.conftest import SIZES, edit_json
 
 Models = Callable[[str], Path]
 
@@ -210,3 +210,33 @@ def test_a_hub_snapshot_is_called_by_its_model(models: Models, tmp_path: Path) -
     snapshot.parent.mkdir(parents=True)
     models("llama").rename(snapshot)
     assert read_spec(snapshot).name == "Small-Model"
+
+
+def test_of_a_model_that_sees_the_language_part_is_run(tmp_path: Path) -> None:
+    import torch
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    torch.manual_seed(0)
+    text = {**SIZES, "head_dim": 16, "sliding_window": 64}
+    more: dict[str, Any] = {"eos_token_id": [1, 6]}
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config=text,
+        vision_config={**vision, "image_size": 16, "patch_size": 8},
+        mm_tokens_per_image=4,
+        **more,
+    )
+    model = Gemma3ForConditionalGeneration(config)
+    model.save_pretrained(tmp_path)
+    spec = read_spec(tmp_path)
+    assert (spec.family.name, spec.num_layers, spec.sliding_window) == ("gemma3", 3, 64)
+    assert spec.num_parameters == model.model.language_model.num_parameters()
+    assert {1, 6} <= set(spec.eos_token_ids)
+    entries = {entry.name: entry for entry in spec.tensors}
+    query = entries["model.layers.2.self_attn.q_proj.weight"]
+    stored = (tmp_path / query.file).read_bytes()[query.offset : query.offset + query.length]
+    expected = model.model.language_model.layers[2].self_attn.q_proj.weight
+    assert torch.equal(torch.frombuffer(bytearray(stored), dtype=torch.float32).view(expected.shape), expected)
+    edit_json(tmp_path / "config.json", text_config={"hidden_size": 64})
+    with pytest.raises(FleetError, match=r"num_hidden_layers is missing; intermediate_size is missing$"):
+        read_spec(tmp_path)
