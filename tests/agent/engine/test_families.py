@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from agent.engine.weights import load_weights
+from agent.facts.model import Quantisation
 from agent.models.ranges import ranges_of, read_ranges
 from agent.planner.shards import shard_weight_bytes, slice_shard
 from tests.agent.engine.models import FURTHER_FAMILIES, Reference, stage
@@ -99,3 +101,24 @@ def test_a_fetched_shard_computes_the_same(
     ) as replica:
         ours = replica.logits(tokens, [12, 8])
     assert (ours - model.logits(tokens)[[11, 19]]).abs().max().item() < MAX_DIFFERENCE
+
+
+@pytest.mark.parametrize("quantisation", ["int8", "int4"])
+@pytest.mark.parametrize("family", ["gemma2", "phi4", "qwen3moe"])
+def test_quantised_bytes_are_those_planned(
+    family: str, quantisation: Quantisation, reference: Callable[[str], Reference]
+) -> None:
+    """Experts one by one, the router in its dtype, a tied head as a copy."""
+    model = reference(family)
+    for extent in stage(model.spec, (0, 4), (3, 1)):
+        held = load_weights(
+            model.spec,
+            extent,
+            shard_file="",
+            model_dir=str(model.path),
+            kind=torch.bfloat16,
+            device=torch.device("cpu"),
+            on_read=lambda _: None,
+            quantisation=quantisation,
+        )
+        assert held.num_bytes == shard_weight_bytes(model.spec, extent, "bfloat16", quantisation)
