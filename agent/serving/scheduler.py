@@ -114,6 +114,11 @@ class Scheduler:
         return len(self._in_flight)
 
     @property
+    def num_blocks_held(self) -> int:
+        """By running sequences; contents kept for later prompts hold none."""
+        return self._pool.num_held
+
+    @property
     def is_idle(self) -> bool:
         return not self._waiting and not self._running
 
@@ -281,15 +286,13 @@ class Scheduler:
 
     def _take_decodes(self) -> _Batch:
         """The share of the decoding sequences that makes a micro-batch, longest waiting first."""
-        num_decoding = sum(1 for sequence in self._running.values() if sequence.is_decoding)
-        if not num_decoding:
+        decoding = [sequence for sequence in self._running.values() if sequence.is_decoding]
+        num_micro_batches = count_micro_batches(len(decoding), self._num_stages)
+        if not decoding or sum(map(_is_decode, self._in_flight.values())) >= num_micro_batches:
             return []
-        num_micro_batches = count_micro_batches(num_decoding, self._num_stages)
-        if sum(map(_is_decode, self._in_flight.values())) >= num_micro_batches:
-            return []
-        ready = [each for each in self._running.values() if each.is_ready]
+        ready = [sequence for sequence in decoding if sequence.is_ready]
         ready.sort(key=lambda sequence: sequence.last_step)
-        share = -(-num_decoding // num_micro_batches)
+        share = -(-len(decoding) // num_micro_batches)
         num_rows = min(share, len(ready))
         batch: _Batch = []
         for sequence in ready:
@@ -338,8 +341,11 @@ class Scheduler:
         request = sequence.request
         if not self._max_drafts or request.grammar is not None or request.is_probe:
             return []
+        limit = sequence.draft_length.choose(num_rows)
+        if not limit:
+            return []
         limit = min(
-            sequence.draft_length.choose(num_rows),
+            limit,
             request.max_tokens - len(request.generated) - 1,
             self.context - sequence.num_tokens - 1,
             min(self._step_tokens, self.slots + self._max_drafts) - num_rows,
@@ -440,6 +446,7 @@ class Scheduler:
         advances = []
         for sampled in tokens:
             request.generated.append(sampled.token)
+            sequence.num_tokens += 1
             finish: FinishReason | None = None
             if sampled.token in request.eos_token_ids:
                 finish = "stop"

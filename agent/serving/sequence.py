@@ -20,6 +20,8 @@ class RunningSequence:
         self.slot = slot
         self.table: BlockTable | None = None
         """None until it starts."""
+        self.num_tokens = len(request.prompt) + len(request.generated)
+        """Known ones: the prompt and what was drawn."""
         self.computed = 0
         self.shared = 0
         """Positions that it found computed by others."""
@@ -39,11 +41,6 @@ class RunningSequence:
     def importance(self) -> tuple[int, int]:
         """Smaller is more important: by priority, then by arrival."""
         return self.request.priority, self.request.turn
-
-    @property
-    def num_tokens(self) -> int:
-        """Known tokens: the prompt and what was drawn."""
-        return len(self.request.prompt) + len(self.request.generated)
 
     @property
     def num_pending(self) -> int:
@@ -77,8 +74,12 @@ class RunningSequence:
 
     def complete_keys(self) -> list[tuple[int, bytes]]:
         """(block, key) of those blocks that are complete since the last call."""
+        if self.computed < (self.num_published + 1) * BLOCK_TOKENS:
+            return []
         assert self.table is not None, "only what has started has blocks"
-        begin, end = self.num_published, min(self.computed, self.num_tokens) // BLOCK_TOKENS
+        # a stop string may have cut off tokens that were drawn
+        num_known = len(self.request.prompt) + len(self.request.generated)
+        begin, end = self.num_published, min(self.computed, num_known) // BLOCK_TOKENS
         if begin >= end:
             return []
         self._extend_keys(end)
