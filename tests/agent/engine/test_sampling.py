@@ -188,3 +188,21 @@ def test_logits_that_are_not_finite_are_an_error(bad: float) -> None:
     with pytest.raises(FleetError, match=r"slots \[1\]") as caught:
         sampler.sample(slices, torch.tensor([[0.0, 1.0], [bad, 1.0]]))
     assert caught.value.code == "E803"
+
+
+@pytest.mark.parametrize("spread", [0.2, 3.0])
+@pytest.mark.parametrize(
+    ("top_p", "min_p"), [(1.0, 0.0), (0.9, 0.0), (0.3, 0.0), (1.0, 0.02), (1.0, 1e-9), (0.99, 0.01)]
+)
+def test_sorting_the_likeliest_first_changes_no_draw(top_p: float, min_p: float, spread: float) -> None:
+    random = np.random.default_rng(7)
+    logits = random.normal(size=5000) * spread
+    logits[random.integers(0, 5000, 900)] = -math.inf  # as a mask leaves them
+    ids, ordered = keep_top_k(logits, 0)
+    kept = min(int(np.isfinite(ordered).sum()), keep_top_p(ordered, top_p))
+    kept = min(kept, keep_min_p(ordered, min_p))
+    cumulative = softmax(ordered[:kept] / 0.8).cumsum()
+    for position in range(200):
+        place = int(np.searchsorted(cumulative, uniform(3, position) * cumulative[-1], side="right"))
+        params = SamplingParams(seed=3, temperature=0.8, top_p=top_p, min_p=min_p)
+        assert draw_token(logits, params, [], position) == ids[min(place, kept - 1)]
