@@ -246,6 +246,7 @@ class Backend:
             preemptions=sum(each.preemptions for each in counts),
             drafts_proposed=sum(each.drafts_proposed for each in counts),
             drafts_accepted=sum(each.drafts_accepted for each in counts),
+            blocks_held=sum(replica.scheduler.num_blocks_held for replica in self._replicas),
             **msgspec.structs.asdict(snapshot),
         )
 

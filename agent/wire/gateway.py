@@ -116,6 +116,8 @@ class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Times that a request lost its blocks to a more important one, and was computed again."""
     drafts_proposed: int = 0
     drafts_accepted: int = 0
+    blocks_held: int = 0
+    """Of the KV cache, by sequences that run: none when nothing does."""
 
 
 class GatewayStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -167,10 +167,10 @@ def transformers_row(model: str, what: str, *, tokens: int, batch: int = 1) -> C
 
 
 def prompt_lookup(room: Room) -> Measured:
-    """A prompt that says the same again and again; the trained model goes on with it."""
+    """A prompt that holds what will be said: a beginning, the model's way on from it, and the beginning again."""
     files = room.model("copy")
     tokens = 96
-    text = (files.directory / "copied.txt").read_text()
+    beginning = "Return a string that holds the names of all files in a directory.\n"
     options = (*ONE_HOST, "--batch", "1", "--context", "1024")
     with (
         deployed(room.cluster, files.directory, room.folder, *options, name="plain") as plain,
@@ -179,6 +179,8 @@ def prompt_lookup(room: Room) -> Measured:
         ) as ours,
         llama_server(room.peers, files.bf16, slots=1, context=1024) as other,
     ):
+        way_on = measures.answer_to(plain.listen, plain.model, beginning, tokens=2 * tokens).text
+        text = f"{beginning}{way_on}\n{beginning}"
         said = measures.answer_to(ours.listen, ours.model, text, tokens=tokens).text
         alone = measures.answer_to(plain.listen, plain.model, text, tokens=tokens).text
         is_same = said == alone

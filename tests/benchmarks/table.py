@@ -81,7 +81,8 @@ def _head() -> list[str]:
         f"{_cpu()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB; {platform.system()} {platform.release()}, Python "
         f"{platform.python_version()}, torch {version('torch')}, transformers {version('transformers')}, llama.cpp "
         f"of llama-cpp-python {VERSION}, compiled natively. One thread a process. Medians of the rounds of one "
-        "pair, measured in alternation after one to warm up; commit, time taken and load before each row at its end.",
+        "pair, measured in alternation after one to warm up; at the end of a row its commit, the time it took and "
+        "the load before it.",
     ]
 
 
