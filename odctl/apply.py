@@ -70,6 +70,12 @@ async def preview_apply(fleet: Fleet, plan: Plan, *, cluster: str) -> ApplyPrevi
     Raises the first host's E2xx when a host of the plan is out of reach, E401 or E402 when the plan is stale, E6xx
     when it does not fit.
     """
+    if plan.serving.trusted_network and not fleet.is_network_trusted:
+        raise FleetError(
+            "E106",
+            "the plan has ranks talk in plaintext between hosts, and the inventory does not trust the network",
+            hint="plan again, or set `trusted_network = true` in the inventory's [cluster]",
+        )
     facts, missing = await read_facts(fleet, cluster)
     for host in plan.hosts:
         if host in missing:

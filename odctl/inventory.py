@@ -115,6 +115,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
 class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     cluster: str
+    trusted_network: bool = False
+    """Nobody else hears what passes between the hosts: plans may name carriers without encryption there."""
     hosts: tuple[Host, ...]
     """Sorted by name."""
     groups: dict[str, tuple[str, ...]]
@@ -168,6 +170,7 @@ class _Cluster(msgspec.Struct, frozen=True, kw_only=True):
     document_noun: ClassVar[str] = "cluster"
     name: ClusterName = ""
     """Required, but by a check, so that a file without it is still told everything else."""
+    trusted_network: bool = False
 
 
 class _Defaults(msgspec.Struct, frozen=True, kw_only=True):
@@ -258,6 +261,7 @@ def parse_inventory(text: str, *, path: Path) -> Inventory:
     return Inventory(
         path=path,
         cluster=file.cluster.name,
+        trusted_network=file.cluster.trusted_network,
         hosts=hosts,
         groups={name: _group_members(group, hosts) for name, group in file.groups.items()},
         known_hosts=_known_hosts_files(file.defaults),

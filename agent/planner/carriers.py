@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from agent.planner.plan import Plan, Shard, Stage
+
 CarrierKind = Literal["tls", "unix", "gloo", "nccl"]
 """`tls`: sockets under mutual TLS 1.3; `unix`: sockets inside a host; the others: torch.distributed, plaintext."""
 
@@ -26,3 +28,29 @@ def carrier_of(ends: Sequence[End], *, is_network_trusted: bool) -> CarrierKind:
     if is_cuda and is_plaintext_allowed:
         return "nccl"
     return "unix" if len(hosts) == 1 else "tls"
+
+
+def carrier_among(plan: Plan, *shards: Shard) -> CarrierKind:
+    """The carrier that a plan names for the link or the group between these ranks of it."""
+    ends = [(shard.host, shard.device) for shard in shards]
+    return carrier_of(ends, is_network_trusted=plan.serving.trusted_network)
+
+
+def stage_carriers(plan: Plan) -> list[tuple[str, str]]:
+    """What links stages, and the ranks of one stage: `(s0>s1, tls)`, `(s1, unix)`; `r1 s0>s1` with replicas."""
+    found = []
+    for number, replica in enumerate(plan.replicas):
+        name = f"r{number} " if len(plan.replicas) > 1 else ""
+        for index, stage in enumerate(replica.stages):
+            if index > 0:
+                kinds = {carrier_among(plan, *pair) for pair in linked_shards(replica.stages[index - 1], stage)}
+                found.append((f"{name}s{index - 1}>s{index}", "+".join(sorted(kinds))))
+            if len(stage.shards) > 1:
+                found.append((f"{name}s{index}", carrier_among(plan, *stage.shards)))
+    return found
+
+
+def linked_shards(sender: Stage, receiver: Stage) -> list[tuple[Shard, Shard]]:
+    """Rank j of the receiving stage hears rank j modulo the sender's size."""
+    size = len(sender.shards)
+    return [(sender.shards[index % size], shard) for index, shard in enumerate(receiver.shards)]

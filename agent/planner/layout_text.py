@@ -5,16 +5,19 @@ Bars use eighths of a block where they end. `█` weights, `▓` KV cache, `▒`
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import msgspec
 
+from agent.planner.carriers import stage_carriers
 from agent.planner.compare import imbalance, shape_words
 from agent.planner.plan import Plan, Range, RankPlace, ShardBytes, rank_places
 from agent.planner.words import bytes_words, rate_words, seconds_words
 
 MEMORY_BAR_WIDTH = 10
 LEAST_LAYER_BAR_WIDTH = 8
+MAX_NAMED_LINKS = 8
 LEGEND = "█ weights  ▓ KV cache  ▒ activations and runtime  · free  ◀ bottleneck"
 
 UsableBytes = Mapping[tuple[str, str], int]
@@ -78,7 +81,8 @@ def preview_rows(plan: Plan, *, layer_width: int, usable: UsableBytes | None = N
 
 def preview_lines(plan: Plan, *, width: int, usable: UsableBytes | None = None) -> list[str]:
     """The whole preview at `width` columns: title, layers and memory of every rank, legend, prediction."""
-    return [title_line(plan), "", *layout_lines(plan, width=width, usable=usable), "", *predicted_lines(plan)]
+    layout = layout_lines(plan, width=width, usable=usable)
+    return [title_line(plan), "", *layout, *link_lines(plan), "", *predicted_lines(plan)]
 
 
 def plan_text(plan: Plan, *, width: int = 100, usable: UsableBytes | None = None) -> str:
@@ -120,6 +124,17 @@ def layout_lines(plan: Plan, *, width: int, usable: UsableBytes | None = None) -
         )
         lines.append(line.rstrip())
     return [*lines, LEGEND]
+
+
+def link_lines(plan: Plan) -> list[str]:
+    """`links  s0>s1 tls, s1 unix`: every link's and tensor-parallel group's carrier, counted where they are many."""
+    named = stage_carriers(plan)
+    if not named:
+        return []
+    if len(named) <= MAX_NAMED_LINKS:
+        return [f"links  {', '.join(f'{name} {carrier}' for name, carrier in named)}"]
+    counts = Counter(carrier for _, carrier in named)
+    return [f"links  {', '.join(f'{count} {carrier}' for carrier, count in sorted(counts.items()))}"]
 
 
 def predicted_lines(plan: Plan) -> list[str]:

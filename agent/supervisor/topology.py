@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from agent.planner.carriers import CarrierKind, carrier_of
-from agent.planner.plan import Plan, RankPlace, Shard, rank_places
+from agent.planner.carriers import carrier_among
+from agent.planner.plan import Plan, RankPlace, rank_places
 from agent.planner.shards import ShardExtent
 from agent.wire.agent import RankStart
 from agent.wire.rank import LinkRank, PipelineLink, TensorGroup
@@ -68,7 +68,7 @@ def _incoming(plan: Plan, place: RankPlace) -> PipelineLink | None:
         return None
     previous = plan.replicas[place.replica].stages[place.stage - 1]
     sender = place.tensor_index % previous.tensor_parallel_size
-    carrier = _carrier(plan, previous.shards[sender], place.shard)
+    carrier = carrier_among(plan, previous.shards[sender], place.shard)
     sender_id = f"r{place.replica}s{place.stage - 1}t{sender}"
     return PipelineLink(name=f"{sender_id}>{place.rank_id}", other_rank=sender_id, carrier=carrier)
 
@@ -86,7 +86,7 @@ def _outgoing(plan: Plan, place: RankPlace) -> tuple[PipelineLink, ...]:
                 PipelineLink(
                     name=f"{place.rank_id}>{receiver_id}",
                     other_rank=receiver_id,
-                    carrier=_carrier(plan, place.shard, shard),
+                    carrier=carrier_among(plan, place.shard, shard),
                 )
             )
     return tuple(links)
@@ -97,9 +97,6 @@ def _group(plan: Plan, place: RankPlace) -> TensorGroup | None:
     if len(shards) == 1:
         return None
     members = tuple(f"r{place.replica}s{place.stage}t{index}" for index in range(len(shards)))
-    return TensorGroup(name=f"r{place.replica}s{place.stage}", members=members, carrier=_carrier(plan, *shards))
-
-
-def _carrier(plan: Plan, *shards: Shard) -> CarrierKind:
-    ends = [(shard.host, shard.device) for shard in shards]
-    return carrier_of(ends, is_network_trusted=plan.serving.trusted_network)
+    return TensorGroup(
+        name=f"r{place.replica}s{place.stage}", members=members, carrier=carrier_among(plan, *shards)
+    )

@@ -160,6 +160,7 @@ def plan(
                     "quantisation": quantisation,
                     "exact": exact,
                     "listen": listen,
+                    "trusted_network": inventory.trusted_network,
                 },
                 Serving,
             ),

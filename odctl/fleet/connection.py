@@ -47,8 +47,16 @@ class HostAccess(msgspec.Struct, frozen=True, kw_only=True):
 class Fleet:
     """All hosts of an inventory, or some of them."""
 
-    def __init__(self, hosts: Iterable[HostAccess], *, cluster: str, open_client: OpenClient) -> None:
+    def __init__(
+        self,
+        hosts: Iterable[HostAccess],
+        *,
+        cluster: str,
+        open_client: OpenClient,
+        is_network_trusted: bool = False,
+    ) -> None:
         self.cluster = cluster
+        self.is_network_trusted = is_network_trusted
         self._hosts = {host.name: host for host in hosts}
         self._open_client = open_client
         self._clients: dict[tuple[str, str], httpx.AsyncClient] = {}
@@ -213,7 +221,12 @@ async def open_fleet(inventory: Inventory, *, hosts: Iterable[str] | None = None
         HostAccess(name=host.name, transport=transport_for(inventory, host.name), prefix=host.prefix)
         for host in chosen
     ]
-    fleet = Fleet(accesses, cluster=inventory.cluster, open_client=agent_client)
+    fleet = Fleet(
+        accesses,
+        cluster=inventory.cluster,
+        open_client=agent_client,
+        is_network_trusted=inventory.trusted_network,
+    )
     try:
         yield fleet
     finally:

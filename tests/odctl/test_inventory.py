@@ -68,6 +68,12 @@ def test_the_example_shows_every_field_and_is_right() -> None:
     assert loaded.host("gpu01").limits.devices == ("cuda:0", "cuda:1")
 
 
+def test_a_network_is_trusted_only_where_that_is_said() -> None:
+    text = '[cluster]\nname = "lab"\n{}\n[hosts.a]\nssh = "a"\n'
+    assert not parse_inventory(text.format(""), path=EXAMPLE).trusted_network
+    assert parse_inventory(text.format("trusted_network = true"), path=EXAMPLE).trusted_network
+
+
 def test_defaults_reach_the_hosts_that_say_nothing() -> None:
     loaded = inventory()
     gpu01, gpu02 = loaded.host("gpu01"), loaded.host("gpu02")

@@ -46,6 +46,14 @@ def test_a_preview_keeps_within_its_width_and_names_every_rank(width: int) -> No
     assert any("◀" in line for line in table)
 
 
+def test_a_preview_names_the_carrier_of_every_link() -> None:
+    plan = plan_for(LLAMA_1B, THREE_CPUS, stages=3)
+    assert "links  s0>s1 tls, s1>s2 tls" in preview_lines(plan, width=80)
+    assert not any(
+        line.startswith("links") for line in preview_lines(plan_for(LLAMA_1B, THREE_CPUS, stages=1), width=80)
+    )
+
+
 def test_a_preview_measures_against_usable_memory_where_it_is_known() -> None:
     plan = plan_for(LLAMA_1B, THREE_CPUS, stages=3)
     usable = {(h.name, d.id): d.usable_bytes for h in THREE_CPUS.hosts for d in h.devices}
