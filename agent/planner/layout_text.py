@@ -127,7 +127,7 @@ def layout_lines(plan: Plan, *, width: int, usable: UsableBytes | None = None) -
 
 
 def link_lines(plan: Plan) -> list[str]:
-    """`links  s0>s1 tls, s1 unix`: every link's and tensor-parallel group's carrier, counted where they are many."""
+    """`links  s0>s1 tls, s1 unix`: the carrier of every link and group, counted where they are many."""
     named = stage_carriers(plan)
     if not named:
         return []

@@ -6,8 +6,7 @@ import msgspec
 
 from agent.planner.plan import Plan
 from agent.supervisor.topology import links_by_host
-from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS
-from tests.agent.planner.test_layout_text import plan_for
+from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS, plan_for
 
 
 def carriers(plan: Plan) -> dict[str, str]:
