@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,8 @@ Trouble = (
 
 
 def main() -> int:
+    # As an interrupt: sides are taken down on the way out, and nothing is left running.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", default="", help="names, separated by commas; begins are enough. Default: all")
     parser.add_argument("--list", action="store_true", help="print the rows' names")

@@ -220,7 +220,7 @@ def shared_prefix(room: Room) -> Measured:
 
 
 def cached_shard(room: Room) -> Measured:
-    """Until a rank's weights are ready to compute with, quantised to int8 before, against reading the file."""
+    """Until a rank has its weights ready to compute with, packed before, against reading the tensors."""
     files = room.model("1b")
     with commanded("tests.benchmarks.load_shard", str(files.directory)) as side:
         return alternate(
