@@ -181,7 +181,7 @@ def all_reduce_s(link: LinkFacts, num_bytes: int, group_size: int, *, carrier: C
     if group_size == 1:
         return 0.0
     p, alpha, beta, own = group_size, link.latency_s, link.bytes_per_s, CARRIERS[carrier]
-    if carrier in ("tls", "unix"):
+    if carrier in ("tls", "tcp", "unix"):
         is_one_hop = p == 2 or num_bytes <= DIRECT_SUM_BYTES
         hops, crossing = (1, (p - 1) * num_bytes) if is_one_hop else (2, 2 * (p - 1) / p * num_bytes)
         return own.all_reduce_s + hops * alpha + crossing * (1 / beta + own.seconds_per_byte)

@@ -99,7 +99,7 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True):
     queue: int = 512
     listen: str = "127.0.0.1:11434"
     trusted_network: bool = False
-    """The inventory says that nobody else hears the hosts' network: ranks may use NCCL across it, in plaintext."""
+    """The inventory says that nobody else hears the hosts' network: ranks talk across it in plaintext, or NCCL."""
     gateway: str = ""
     """Host that runs the gateway; the first controller when empty."""
 

@@ -105,6 +105,7 @@ class CarrierRates(msgspec.Struct, frozen=True, kw_only=True):
 CARRIERS: dict[CarrierKind, CarrierRates] = {
     "tls": CarrierRates(message_s=30e-6, all_reduce_s=60e-6, seconds_per_byte=1e-9),
     "unix": CarrierRates(message_s=20e-6, all_reduce_s=40e-6, seconds_per_byte=0.2e-9),
+    "tcp": CarrierRates(message_s=20e-6, all_reduce_s=40e-6, seconds_per_byte=0.3e-9),
     "gloo": CarrierRates(message_s=1.2e-3, all_reduce_s=1.2e-3),
     "nccl": CarrierRates(message_s=8e-6, all_reduce_s=12e-6),
 }

@@ -190,7 +190,7 @@ class Links:
                     device=position.device,
                     except_port=position.step_port,
                 )
-            case "tls" | "unix":
+            case "tls" | "tcp" | "unix":
                 meeting = Meeting(
                     store=store,
                     index=index,

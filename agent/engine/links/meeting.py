@@ -5,8 +5,8 @@ before it, twice (one connection a direction), and is connected to by each after
 with a lower index, so nobody waits in a circle.
 
 The store's keys carry the generation, and a connection must show the token that was published under it: one of an
-earlier generation, or of anybody else, is refused. Between hosts both ends check certificates (`links.tls`); within
-a host the kernel says whether the other end is a process of our own user.
+earlier generation, or of anybody else, is refused. With TLS both ends check certificates (`links.tls`); within a
+host the kernel says whether the other end is a process of our own user; without TLS the token is all there is.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Meeting:
         store: AgentStore,
         index: int,
         size: int,
-        kind: Literal["tls", "unix"],
+        kind: Literal["tls", "tcp", "unix"],
         address: str,
         cluster: str,
         host: str,
@@ -94,7 +94,7 @@ class Meeting:
         self._store = store
         self._index = index
         self._size = size
-        self._is_tls = kind == "tls"
+        self._kind = kind
         self._address = address
         self._cluster = cluster
         self._host = host
@@ -141,7 +141,7 @@ class Meeting:
     # --- the one that listens -----------------------------------------------------------------------------
 
     def _listen(self) -> socket.socket:
-        if self._is_tls:
+        if self._kind != "unix":
             family, kind, protocol, _, endpoint = socket.getaddrinfo(self._address, 0, type=socket.SOCK_STREAM)[0]
             listener = self._keep(socket.socket(family, kind, protocol))
             listener.bind(endpoint)
@@ -154,7 +154,7 @@ class Meeting:
 
     def _publish(self, listener: socket.socket | None) -> None:
         whereabouts = Whereabouts(host=self._host)
-        if listener is not None and self._is_tls:
+        if listener is not None and self._kind != "unix":
             port = listener.getsockname()[1]
             whereabouts = Whereabouts(host=self._host, address=self._address, port=port, token=self._token)
         elif listener is not None:
@@ -163,7 +163,7 @@ class Meeting:
         self._store.set(str(self._index), msgspec.msgpack.encode(whereabouts))
 
     def _accept_all(self, listener: socket.socket) -> None:
-        context = server_context(self._tls) if self._is_tls else None
+        context = server_context(self._tls) if self._kind == "tls" else None
         while missing := [i for i in range(self._index + 1, self._size) if not self._has(i)]:
             listener.settimeout(self._left_s())
             try:
@@ -187,7 +187,7 @@ class Meeting:
     def _accept(self, connection: socket.socket) -> None:
         if isinstance(connection, ssl.SSLSocket):
             connection.do_handshake()
-        else:
+        elif self._kind == "unix":
             _check_user(connection)
         greeting = msgspec.msgpack.decode(receive_frame(connection), type=Greeting)
         self._check_greeting(greeting)
@@ -210,13 +210,13 @@ class Meeting:
     def _connect(self, other: int, to: Whereabouts, *, sends: bool) -> None:
         if not to.address:
             raise RuntimeError(f"member {other} published no address")
-        if self._is_tls:
-            connection = self._connect_tls(to)
-        else:
+        if self._kind == "unix":
             connection = self._keep(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             connection.settimeout(self._left_s())
             connection.connect(to.address)
             _check_user(connection)
+        else:
+            connection = self._connect_tcp(to)
         greeting = Greeting(host=self._host, from_index=self._index, sends=sends, token=to.token)
         send_frame(connection, greeting)
         if connection.recv(1) != b"\x01":
@@ -225,11 +225,13 @@ class Meeting:
         side = self._streams.outgoing if sends else self._streams.incoming
         side[other] = connection
 
-    def _connect_tls(self, to: Whereabouts) -> socket.socket:
+    def _connect_tcp(self, to: Whereabouts) -> socket.socket:
         family, kind, protocol, _, endpoint = socket.getaddrinfo(to.address, to.port, type=socket.SOCK_STREAM)[0]
         plain = self._keep(socket.socket(family, kind, protocol))
         plain.settimeout(self._left_s())
         plain.connect(endpoint)
+        if self._kind == "tcp":
+            return plain
         connection = client_context(self._tls).wrap_socket(plain, do_handshake_on_connect=False)
         self._keep(connection)
         connection.do_handshake()

@@ -157,7 +157,8 @@ def test_sockets_sum_in_one_hop_while_the_sums_are_small() -> None:
     ("ends", "is_network_trusted", "carrier"),
     [
         ((("a", "cpu"), ("b", "cpu")), False, "tls"),
-        ((("a", "cpu"), ("b", "cpu")), True, "tls"),
+        ((("a", "cpu"), ("b", "cpu")), True, "tcp"),
+        ((("a", "cuda:0"), ("b", "cpu")), True, "tcp"),
         ((("a", "cuda:0"), ("b", "cuda:0")), False, "tls"),
         ((("a", "cuda:0"), ("b", "cuda:0")), True, "nccl"),
         ((("a", "cuda:0"), ("a", "cuda:1")), False, "nccl"),

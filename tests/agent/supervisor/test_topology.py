@@ -55,5 +55,6 @@ def test_nccl_needs_two_devices_and_a_network_that_is_trusted() -> None:
     two = ["cuda:0", "cuda:0"]
     assert set(carriers(place(plan, devices=two)).values()) == {"tls"}
     assert set(carriers(place(trusted, devices=two)).values()) == {"nccl"}
+    assert set(carriers(trusted).values()) == {"tcp"}
     assert set(carriers(place(plan, host="one", devices=["cuda:0", "cuda:1"])).values()) == {"nccl"}
     assert set(carriers(place(plan, host="one", devices=two)).values()) == {"unix"}

@@ -60,12 +60,12 @@ def store_of(seat: Seat) -> AgentStore:
 
 
 def meeting_of(seat: Seat) -> Meeting:
-    assert seat.kind in ("tls", "unix")
+    assert seat.kind in ("tls", "tcp", "unix")
     return Meeting(
         store=store_of(seat),
         index=seat.index,
         size=seat.size,
-        kind="tls" if seat.kind == "tls" else "unix",
+        kind=seat.kind,
         address="127.0.0.1",
         cluster=seat.cluster,
         host=seat.host,
@@ -77,7 +77,7 @@ def meeting_of(seat: Seat) -> Meeting:
 def meet(seat: Seat) -> Carrier:
     """Blocks until every member does the same."""
     match seat.kind:
-        case "tls" | "unix":
+        case "tls" | "tcp" | "unix":
             return StreamCarrier(
                 meeting_of(seat).meet(),
                 index=seat.index,

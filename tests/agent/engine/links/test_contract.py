@@ -50,6 +50,7 @@ def can_use_nccl() -> bool:
 @pytest.fixture(
     params=[
         "tls",
+        "tcp",
         "unix",
         "gloo",
         pytest.param(

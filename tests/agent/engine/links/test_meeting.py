@@ -120,7 +120,7 @@ def test_hosts_of_one_cluster_link(seat: Callable[..., Seat], authority: Authori
     second.close()
 
 
-@pytest.mark.parametrize("kind", ["tls", "unix"])
+@pytest.mark.parametrize("kind", ["tls", "tcp", "unix"])
 def test_a_connection_of_another_generation_is_refused_and_the_right_one_still_comes(
     seat: Callable[..., Seat], store: RendezvousServer, kind: CarrierKind
 ) -> None:
