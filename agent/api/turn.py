@@ -33,6 +33,11 @@ class WantedCalls(msgspec.Struct, frozen=True, kw_only=True):
     forced: tuple[Tool, ...] = ()
     makes_several: bool = True
 
+    @property
+    def are_strict(self) -> bool:
+        """Whatever is called, its arguments must fit."""
+        return any(tool.is_strict for tool in self.tools)
+
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """How an answer's text becomes thoughts, content and calls."""
@@ -91,7 +96,7 @@ def reading_of(face: Face, turn: Turn, prompt: str) -> Reading:
 
 async def grammar_of(face: Face, turn: Turn, reading: Reading) -> TokenGrammar | None:
     """What constrains the answer, if anything. Raises Refusal that names the field at fault."""
-    if turn.json is None and not turn.calls.forced:
+    if turn.json is None and not turn.calls.forced and not turn.calls.are_strict:
         return None
     return await asyncio.to_thread(_compile, face, turn, reading)
 
@@ -109,14 +114,17 @@ def _compile(face: Face, turn: Turn, reading: Reading) -> TokenGrammar:
         if thoughts == "none" and not calls.described:
             return alone
     for index, tool in enumerate(calls.tools):
-        if wanted is not None or tool in calls.forced:
+        if calls.are_strict or wanted is not None or tool in calls.forced:
             place = f"tools[{index}].function.parameters"
             _compile_schema(face, tool.parameters, is_strict=tool.is_strict, place=place)
     rules = ""
     if calls.described:
         assert reading.tools is not None, "refused before"
         tools = calls.forced or calls.tools
-        rules = call_grammar.calls(reading.tools, tools, face.tokens, makes_several=calls.makes_several)
+        may_talk = not calls.forced and wanted is None
+        write = call_grammar.talk if may_talk else call_grammar.calls
+        rules = write(reading.tools, tools, face.tokens, makes_several=calls.makes_several)
+        thoughts = "none" if may_talk else thoughts
     if wanted is not None and not calls.forced:
         value = call_grammar.value(wanted.schema, is_strict=wanted.is_strict)
         rules = call_grammar.either(value, rules) if rules else value

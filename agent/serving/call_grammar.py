@@ -11,12 +11,41 @@ from agent.serving.tokens import ModelTokens
 from agent.serving.tools import THINK_CLOSES, THINK_OPENS, Tool, ToolFormat
 
 Thoughts = Literal["none", "opened", "all"]
-_THOUGHTS = r"/(.|\n)*/"
+_ANY_TEXT = r"/(.|\n)*/"
 
 
 def calls(form: ToolFormat, tools: Sequence[Tool], tokens: ModelTokens, *, makes_several: bool) -> str:
     """One call of any of these tools, or several, with arguments as their schemas say."""
+    several = makes_several and form.makes_several
+    blocks = "block"
+    if several and form.style == "tagged":
+        blocks = 'block ("\\n" block)*'
+    elif several and form.style == "named":
+        blocks = "block+"
     opens = marker(form.opens, tokens) if form.opens else ""
+    rules = _rules(form, tools, tokens, several=several)
+    return f"answer: {blocks}\nblock: {opens} rest\n{rules}"
+
+
+def talk(form: ToolFormat, tools: Sequence[Tool], tokens: ModelTokens, *, makes_several: bool) -> str:
+    """Free text; but what begins as a call is one, with arguments as the schemas say."""
+    several = makes_several and form.makes_several
+    rules = _rules(form, tools, tokens, several=several)
+    if form.style == "bare":
+        return f"answer: rest | PLAIN\nPLAIN: /[^{{](.|\\n)*/\n{rules}"
+    times = "*" if several else "?"
+    if tokens.added_id(form.opens) is None:
+        begin = f"begin[lazy]: {_ANY_TEXT} {literal(form.opens)}"
+        return f"answer: (begin rest){times} TEXT\nTEXT: {_ANY_TEXT}\n{begin}\n{rules}"
+    # Text matches no added token, so those of thinking are let through by name.
+    thoughts = [marker(each, tokens) for each in (THINK_OPENS, THINK_CLOSES) if tokens.added_id(each) is not None]
+    free = " | ".join(["TEXT", *thoughts])
+    block = f"{marker(form.opens, tokens)} rest"
+    return f"answer: free ({block} free){times}\nfree: ({free})*\nTEXT: /(.|\\n)+/\n{rules}"
+
+
+def _rules(form: ToolFormat, tools: Sequence[Tool], tokens: ModelTokens, *, several: bool) -> str:
+    """`rest`: a call behind its opening marker."""
     rules = []
     for index, tool in enumerate(tools):
         rules.append(f"args_{index}: %json {_schema_text(tool.parameters, is_strict=tool.is_strict)}")
@@ -27,20 +56,16 @@ def calls(form: ToolFormat, tools: Sequence[Tool], tokens: ModelTokens, *, makes
             body = f'{literal(head)} args_{index} "}}"'
         rules.append(f"call_{index}: {body}")
     rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(tools))))
-    several = makes_several and form.makes_several
     match form.style:
         case "tagged":
-            block = f'{opens} "\\n" call "\\n" {marker(form.closes, tokens)}'
-            start = f'block ("\\n" block)*\nblock: {block}' if several else block
+            rest = f'"\\n" call "\\n" {marker(form.closes, tokens)}'
         case "list":
-            start = f'{opens} "[" call ' + ('(", " call)* "]"' if several else '"]"')
-        case "named":
-            start = f"({opens} call)+" if several else f"{opens} call"
-        case "bare":
-            start = "call"
+            rest = '"[" call ' + ('(", " call)* "]"' if several else '"]"')
+        case "named" | "bare":
+            rest = "call"
         case _:
             assert_never(form.style)
-    return "\n".join([f"answer: {start}", *rules])
+    return "\n".join([f"rest: {rest}", *rules])
 
 
 def value(schema: Mapping[str, Any], *, is_strict: bool) -> str:
@@ -66,9 +91,9 @@ def whole(answer: str, tokens: ModelTokens, *, thoughts: Thoughts = "none") -> s
     opens = f'{marker(THINK_OPENS, tokens)} "\\n" ' if thoughts == "all" else ""
     added = tokens.added_id(THINK_CLOSES)
     if added is None:
-        rules = f"thoughts[lazy]: {_THOUGHTS} {literal(THINK_CLOSES)}"
+        rules = f"thoughts[lazy]: {_ANY_TEXT} {literal(THINK_CLOSES)}"
     else:
-        rules = f"thoughts: THOUGHTS <[{added}]>\nTHOUGHTS: {_THOUGHTS}"
+        rules = f"thoughts: THOUGHTS <[{added}]>\nTHOUGHTS: {_ANY_TEXT}"
     return f'start: {opens}thoughts "\\n\\n" answer\n{rules}\n{answer}'
 
 

@@ -272,3 +272,43 @@ def test_thoughts_end_by_their_text_where_their_mark_is_no_token() -> None:
         assert not grammar.is_complete
         grammar.accept(token)
     assert grammar.is_complete
+
+
+def may_follow(compiler: GrammarCompiler, tokens: ModelTokens, rules: str, text: str) -> bool:
+    """Whether every token of the text is allowed, and the end after it."""
+    grammar = compiler.compile(call_grammar.whole(rules, tokens))
+    for token in [*tokens.encode(text, adds_special=False), EOS]:
+        mask = grammar.mask()
+        if not mask[token // 8] >> token % 8 & 1:
+            return False
+        grammar.accept(token)
+    return True
+
+
+@pytest.mark.parametrize("form", TOOL_FORMATS, ids=lambda form: form.name)
+@pytest.mark.parametrize("has_markers", [True, False])
+def test_a_strict_tool_leaves_talk_free_and_holds_calls(form: ToolFormat, has_markers: bool) -> None:
+    tokens = marked_tokens() if has_markers else ModelTokens(small_tokenizer(), eos_token_ids=frozenset({EOS}))
+    compiler = GrammarCompiler(tokens, vocab_size=517 if has_markers else 512)
+    tools = [Tool(name="get_weather", parameters=WEATHER["function"]["parameters"], is_strict=True)]
+    rules = call_grammar.talk(form, tools, tokens, makes_several=True)
+    written = {
+        "hermes": "<tool_call>\n{}\n</tool_call>",
+        "mistral": "[TOOL_CALLS]get_weather[ARGS]{}",
+        "mistral-list": "[TOOL_CALLS][{}]",
+        "llama3": "{}",
+    }[form.name]
+
+    def call(city: object) -> str:
+        arguments = {"city": city}
+        body = {"name": "get_weather", form.arguments_key: arguments}
+        return written.replace("{}", json.dumps(arguments if form.style == "named" else body))
+
+    assert may_follow(compiler, tokens, rules, "Just talk, with <tags> and [lists].\n")
+    assert may_follow(compiler, tokens, rules, call("Oslo"))
+    assert not may_follow(compiler, tokens, rules, call(7))
+    assert not may_follow(compiler, tokens, rules, call("a name too long"))
+    if form.style != "bare":
+        assert may_follow(compiler, tokens, rules, "So: " + call("Oslo"))
+    if form.style == "tagged":
+        assert may_follow(compiler, tokens, rules, "Hm.</think>\n\n" + call("Oslo") + "\n" + call("Rome"))
