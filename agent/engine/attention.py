@@ -36,44 +36,54 @@ def attend(
     The queries that share a KV head stand behind each other as one long query, so that keys and values are read
     in place and never repeated.
     """
-    keys_1KPS, values_1KPS = cache.layer(layer)
+    stored = cache.layer(layer)
     num_tokens, num_heads, head_size = queries_THS.shape
-    num_kv_heads = keys_1KPS.shape[1]
+    num_kv_heads = stored[0].shape[1]
     queries_TKGS = queries_THS.view(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_size)
     if batch.tables is not None:
-        keys_TKLS, values_TKLS = (_gather_blocks(stored, batch.tables) for stored in cache.layer(layer))
+        keys_TKLS, values_TKLS = _gather_blocks(stored[0], batch.tables), _gather_blocks(stored[1], batch.tables)
         mask_T11L = batch.visible(window)[:, None, None]
-        mixed_TKGS = _weigh(queries_TKGS, keys_TKLS, values_TKLS, mask=mask_T11L, scale=scale, softcap=softcap)
-        return mixed_TKGS.reshape(num_tokens, num_heads * head_size)
-    if cache.straight is not None:
+        attended_TKGS = _weigh(queries_TKGS, keys_TKLS, values_TKLS, mask=mask_T11L, scale=scale, softcap=softcap)
+    elif cache.straight is not None:
         mix = partial(_mix, mask=None, scale=scale, softcap=softcap)
-        attended_TKGS = attend_one_by_one(
-            queries_TKGS, cache.layer(layer), cache.straight, batch.spans, window=window, mix=mix
-        )
-        return attended_TKGS.reshape(num_tokens, num_heads * head_size)
-    may_split = softcap is None and queries_THS.device.type == "cpu"
+        attended_TKGS = attend_one_by_one(queries_TKGS, stored, cache.straight, batch.spans, window=window, mix=mix)
+    else:
+        attended_TKGS = _attend_in_place(queries_TKGS, stored, batch, scale=scale, softcap=softcap, window=window)
+    return attended_TKGS.reshape(num_tokens, num_heads * head_size)
+
+
+def _attend_in_place(
+    queries_TKGS: Tensor,
+    stored: tuple[Tensor, Tensor],
+    batch: Batch,
+    *,
+    scale: float | None,
+    softcap: float | None,
+    window: int | None,
+) -> Tensor:
+    """Slice by slice over views of the cache; rows whose keys lie in a few runs, run by run."""
+    # the operator that tells a part's share of the softmax is the CPU's own, and knows no softcap
+    may_split = softcap is None and queries_TKGS.device.type == "cpu"
     reads = batch.reads(window, may_split=may_split)
     pieces: list[Tensor] = []
     for read in reads.whole:
-        span, mask = read.span, None
-        if span.num_rows > 1:
-            mask = batch.mask(span, window, queries_TKGS.shape[2])
-        queries_NKGS = queries_TKGS.narrow(0, span.row, span.num_rows)
-        keys_1KLS, values_1KLS = _gather(keys_1KPS, read.stretches), _gather(values_1KPS, read.stretches)
+        span = read.span
+        mask = batch.mask(span, window, queries_TKGS.shape[2])
+        is_all = span.num_rows == queries_TKGS.shape[0]
+        queries_NKGS = queries_TKGS if is_all else queries_TKGS.narrow(0, span.row, span.num_rows)
+        keys_1KLS, values_1KLS = _gather(stored[0], read.stretches), _gather(stored[1], read.stretches)
         pieces.append(_mix(queries_NKGS, keys_1KLS, values_1KLS, mask=mask, scale=scale, softcap=softcap))
     if not reads.parts:
-        attended_TKGS = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    elif not pieces:
-        attended_TKGS = _mix_parts(queries_TKGS, cache.layer(layer), reads, scale=scale)
-    else:
-        assert reads.split_rows is not None
-        attended_TKGS = torch.empty_like(queries_TKGS)
-        for read, piece in zip(reads.whole, pieces, strict=True):
-            attended_TKGS.narrow(0, read.span.row, read.span.num_rows).copy_(piece)
-        split_TKGS = queries_TKGS.index_select(0, reads.split_rows)
-        mixed_TKGS = _mix_parts(split_TKGS, cache.layer(layer), reads, scale=scale)
-        attended_TKGS.index_copy_(0, reads.split_rows, mixed_TKGS)
-    return attended_TKGS.reshape(num_tokens, num_heads * head_size)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    if not pieces:
+        return _mix_parts(queries_TKGS, stored, reads, scale=scale)
+    assert reads.split_rows is not None
+    attended_TKGS = torch.empty_like(queries_TKGS)
+    for read, piece in zip(reads.whole, pieces, strict=True):
+        attended_TKGS.narrow(0, read.span.row, read.span.num_rows).copy_(piece)
+    split_TKGS = queries_TKGS.index_select(0, reads.split_rows)
+    attended_TKGS.index_copy_(0, reads.split_rows, _mix_parts(split_TKGS, stored, reads, scale=scale))
+    return attended_TKGS
 
 
 def _gather(layer_1KPS: Tensor, stretches: list[Range]) -> Tensor:

@@ -43,6 +43,7 @@ class KvCache:
         self.lengths = [0] * batch
         self.tables = [BlockTable() for _ in range(batch)]
         self._layers = tuple(zip(self.keys, self.values, strict=True))
+        self._planes = tuple(zip(self.keys[:, 0], self.values[:, 0], strict=True))
 
     @property
     def num_bytes(self) -> int:
@@ -63,9 +64,8 @@ class KvCache:
 
     def store(self, layer: int, batch: Batch, keys_TKS: Tensor, values_TKS: Tensor) -> None:
         """Keep the keys and values of the step's rows at their places."""
-        for stored, rows_TKS in zip(self._layers[layer], (keys_TKS, values_TKS), strict=True):
+        for stored_KPS, rows_TKS in zip(self._planes[layer], (keys_TKS, values_TKS), strict=True):
             rows_KTS = rows_TKS.transpose(0, 1)
-            stored_KPS = stored[0]
             if batch.single_places is not None:
                 single = batch.single_rows
                 single_KTS = rows_KTS if single is None else rows_KTS.index_select(1, single)
