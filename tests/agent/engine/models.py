@@ -141,7 +141,7 @@ def _config(family: str) -> Any:
             return transformers.LlamaConfig(**{**_COMMON, "num_key_value_heads": 8})
         case "llama3":
             return transformers.LlamaConfig(
-                **{**_COMMON, "tie_word_embeddings": True}, rope_parameters=_ROPE_LLAMA3
+                **{**_COMMON, "tie_word_embeddings": True}, rope_parameters={**_ROPE_LLAMA3}
             )
         case "llama_linear":
             linear = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
@@ -179,11 +179,11 @@ def _config(family: str) -> Any:
             return transformers.Phi3Config(
                 **{**_COMMON, "tie_word_embeddings": True},
                 original_max_position_embeddings=256,
-                rope_parameters=_PARTIAL_ROPE,
+                rope_parameters={**_PARTIAL_ROPE},
             )
         case "phi4_long":  # prompts are longer than the context that it was trained with
             return transformers.Phi3Config(
-                **_COMMON, original_max_position_embeddings=16, rope_parameters=_PARTIAL_ROPE
+                **_COMMON, original_max_position_embeddings=16, rope_parameters={**_PARTIAL_ROPE}
             )
         case "mixtral":
             return transformers.MixtralConfig(**_COMMON, num_local_experts=4, num_experts_per_tok=2)
@@ -201,7 +201,7 @@ def _config(family: str) -> Any:
                 **_COMMON, use_sliding_window=True, sliding_window=8, max_window_layers=2
             )
         case "qwen3_yarn":
-            return transformers.Qwen3Config(**_COMMON, head_dim=12, rope_parameters=_ROPE_YARN)
+            return transformers.Qwen3Config(**_COMMON, head_dim=12, rope_parameters={**_ROPE_YARN})
         case _:
             raise AssertionError(family)
 
