@@ -6,6 +6,7 @@ tokens a second.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import sys
 import tempfile
@@ -33,7 +34,9 @@ LOAD_S = 120.0
 class EngineAlone:
     def __init__(self, model_dir: Path, quantisation: str) -> None:
         torch.set_num_threads(1)
-        spec = read_spec(model_dir)
+        # As ranks of a deployment have it: packed shards are kept under the digest of their model.
+        digest = hashlib.sha256(str(model_dir).encode()).hexdigest()
+        spec = msgspec.structs.replace(read_spec(model_dir), digest=digest)
         extents = stage(spec, (0, spec.num_layers))
         config = rank_config(
             spec,
@@ -44,7 +47,12 @@ class EngineAlone:
             context=CONTEXT,
             batch=2,
         )
-        config = msgspec.structs.replace(config, quantisation=cast(Quantisation, quantisation), prefill_chunk=CHUNK)
+        config = msgspec.structs.replace(
+            config,
+            quantisation=cast(Quantisation, quantisation),
+            prefill_chunk=CHUNK,
+            cache_dir=str(model_dir.parent / "packed"),
+        )
         self._replica = ThreadReplica([config])
         self._replica.link(plan_links([extents], generation=1, timeout_s=LOAD_S))
         self._random = random.Random(1)

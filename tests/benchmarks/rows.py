@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from tests.benchmarks import measures
-from tests.benchmarks.alternate import Measured, alternate
+from tests.benchmarks.alternate import ROUNDS, Measured, alternate
 from tests.benchmarks.commanded import commanded
 from tests.benchmarks.llama_cpp import llama_bench, llama_server
 from tests.benchmarks.models import BenchModel, bench_model
@@ -32,6 +32,12 @@ class Room(msgspec.Struct, frozen=True):
     peers: Peers
     cluster: Cluster
     folder: Path
+    rounds: int = ROUNDS
+
+    def alternate(
+        self, unit: str, ours: Callable[[], float], other: Callable[[], float], *, note: str = ""
+    ) -> Measured:
+        return alternate(unit, ours, other, rounds=self.rounds, note=note)
 
     def model(self, name: str) -> BenchModel:
         return bench_model(self.peers, name)
@@ -78,7 +84,7 @@ def decode_row(
         files = room.model(model)
         gguf = files.q8_0 if q8 else files.bf16
         with both(room, files, gguf, *options, slots=1, context=512, splits=splits) as (ours, other):
-            return alternate(
+            return room.alternate(
                 TOKENS_PER_S,
                 lambda: measures.decode(ours.listen, ours.model, prompt=PROMPT, tokens=tokens),
                 lambda: measures.decode(other, model, prompt=PROMPT, tokens=tokens),
@@ -95,7 +101,7 @@ def prefill_row(
         files = room.model(model)
         gguf = files.q8_0 if q8 else files.bf16
         with both(room, files, gguf, *options, slots=1, context=prompt + 64, splits=splits) as (ours, other):
-            return alternate(
+            return room.alternate(
                 TOKENS_PER_S,
                 lambda: measures.prefill(ours.listen, ours.model, prompt=prompt),
                 lambda: measures.prefill(other, model, prompt=prompt),
@@ -111,7 +117,7 @@ def streams_row(
     def measure(room: Room) -> Measured:
         files = room.model(model)
         with both(room, files, files.bf16, *options, slots=count, context=256, splits=splits) as (ours, other):
-            return alternate(
+            return room.alternate(
                 TOKENS_PER_S,
                 lambda: measures.streams(ours.listen, ours.model, count=count, prompt=16, tokens=tokens),
                 lambda: measures.streams(other, model, count=count, prompt=16, tokens=tokens),
@@ -128,7 +134,7 @@ def engine_row(model: str, tokens: int, *, quantisation: str = "none") -> Callab
         files = room.model(model)
         gguf = files.bf16 if quantisation == "none" else files.q8_0
         with commanded("tests.benchmarks.in_process", str(files.directory), quantisation) as ours:
-            return alternate(
+            return room.alternate(
                 TOKENS_PER_S,
                 lambda: ours.ask(measure="decode", tokens=tokens),
                 lambda: llama_bench(room.peers, gguf, decode=tokens),
@@ -146,18 +152,18 @@ def transformers_row(model: str, what: str, *, tokens: int, batch: int = 1) -> C
             commanded("tests.benchmarks.transformers_side", str(files.directory)) as other,
         ):
             if what == "prefill":
-                return alternate(
+                return room.alternate(
                     TOKENS_PER_S,
                     lambda: measures.prefill(ours.listen, ours.model, prompt=tokens),
                     lambda: other.ask(measure="prefill", tokens=tokens),
                 )
             if batch == 1:
-                return alternate(
+                return room.alternate(
                     TOKENS_PER_S,
                     lambda: measures.decode(ours.listen, ours.model, prompt=PROMPT, tokens=tokens),
                     lambda: other.ask(measure="decode", tokens=tokens),
                 )
-            return alternate(
+            return room.alternate(
                 TOKENS_PER_S,
                 lambda: measures.streams(ours.listen, ours.model, count=batch, prompt=16, tokens=tokens),
                 lambda: other.ask(measure="decode", tokens=tokens, batch=batch),
@@ -184,12 +190,12 @@ def prompt_lookup(room: Room) -> Measured:
         said = measures.answer_to(ours.listen, ours.model, text, tokens=tokens).text
         alone = measures.answer_to(plain.listen, plain.model, text, tokens=tokens).text
         is_same = said == alone
-        gain = alternate(
+        gain = room.alternate(
             TOKENS_PER_S,
             lambda: measures.decode_text(ours.listen, ours.model, text, tokens=tokens),
             lambda: measures.decode_text(plain.listen, plain.model, text, tokens=tokens),
         )
-        found = alternate(
+        found = room.alternate(
             TOKENS_PER_S,
             lambda: measures.decode_text(ours.listen, ours.model, text, tokens=tokens),
             lambda: measures.decode_text(other, "copy", text, tokens=tokens),
@@ -216,14 +222,14 @@ def shared_prefix(room: Room) -> Measured:
             prompts = [measures.prompt_of(prefix + rest) for _ in range(count)]
             return measures.first_token_s(ours.listen, ours.model, prompts, at_a_time=4, tokens=4)
 
-        return alternate("s to first token", with_one_prefix, with_many)
+        return room.alternate("s to first token", with_one_prefix, with_many)
 
 
 def cached_shard(room: Room) -> Measured:
     """Until a rank has its weights ready to compute with, packed before, against reading the tensors."""
     files = room.model("1b")
     with commanded("tests.benchmarks.load_shard", str(files.directory)) as side:
-        return alternate(
+        return room.alternate(
             "s to load", lambda: side.ask(measure="cached"), lambda: side.ask(measure="plain"), note="1b, bfloat16"
         )
 
@@ -237,12 +243,12 @@ def exact_cost(count: int) -> Callable[[Room], Measured]:
             deployed(room.cluster, files.directory, room.folder, *options, name="plain") as plain,
         ):
             if count == 1:
-                return alternate(
+                return room.alternate(
                     TOKENS_PER_S,
                     lambda: measures.decode(ours.listen, ours.model, prompt=PROMPT, tokens=64),
                     lambda: measures.decode(plain.listen, plain.model, prompt=PROMPT, tokens=64),
                 )
-            return alternate(
+            return room.alternate(
                 TOKENS_PER_S,
                 lambda: measures.streams(ours.listen, ours.model, count=count, prompt=16, tokens=32),
                 lambda: measures.streams(plain.listen, plain.model, count=count, prompt=16, tokens=32),
