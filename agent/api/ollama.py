@@ -184,7 +184,7 @@ class _Prepared(msgspec.Struct, frozen=True, kw_only=True):
 async def _answer(
     request: HttpRequest, fields: Fields, face: Face, prepared: _Prepared, form: type[NdjsonForm]
 ) -> Response:
-    options = fields.fields("options")
+    options = fields.fields("options", face.chat.options)
     num_top = fields.integer("top_logprobs", 0, at_least=0, at_most=20)
     num_logprobs = num_top if fields.boolean("logprobs", False) else -1
     num_predict = options.integer("num_predict", -1, at_least=-2)
