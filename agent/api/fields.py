@@ -124,6 +124,8 @@ async def read_fields(request: HttpRequest) -> Fields:
         values = msgspec.json.decode(bytes(body))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refusal(400, f"the body is not JSON: {error}") from error
+    except RecursionError as error:
+        raise Refusal(400, "the body is nested too deeply") from error
     if not isinstance(values, dict):
         raise Refusal(400, f"the body must be a JSON object, got {type(values).__name__}")
     return Fields(values)

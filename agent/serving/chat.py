@@ -115,7 +115,7 @@ class ChatTemplate:
                 **self._special_tokens,
             )
         # A template is a program of the model's author: what it raises over odd messages is not ours to list.
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
             raise TemplateRefused(str(error)) from error
 
 
