@@ -191,6 +191,10 @@ class ThreadReplica:
     def put(self, slices: list[SequenceSlice]) -> None:
         step = Step(step_id=self._next_step, slices=[self.blocks.fill(piece) for piece in slices])
         self._next_step += 1
+        self.put_step(step)
+
+    def put_step(self, step: Step) -> None:
+        """A step that names its blocks itself, as a scheduler's does."""
         for inbox in self._inboxes.values():
             assert inbox.put_step(StepOrder(step=step, checksum=0, replies=self.answers))
 
