@@ -87,9 +87,10 @@ def _quantised(problem: Problem) -> list[str]:
     if serving.quantisation != "none":
         return [f"its file is {spec.stored_as}: dequantised as it is loaded, and kept as {serving.quantisation}"]
     served = spec.num_parameters * DTYPE_BYTES[serving.dtype]
+    smaller = "int4" if spec.stored_as.startswith(("Q4", "Q5")) else "int8"
     return [
         f"its file is {spec.stored_as} ({bytes_words(stored)}): dequantised as it is loaded, and served in "
-        f"{serving.dtype} ({bytes_words(served)})"
+        f"{serving.dtype} ({bytes_words(served)}); --quantisation {smaller} would keep it about as small"
     ]
 
 
