@@ -289,7 +289,8 @@ class Backend:
                 self.metrics.count_embedding(request)
                 self.metrics.count_end(request)
                 continue
-            if request.is_over:
+            was_over = request.is_over
+            if was_over:
                 continue  # a stop string ended it among the tokens of one step
             is_stopped = request.deliver(advance.sampled, advance.finish, now_s)
             self.metrics.count_token(request, now_s)

@@ -14,7 +14,7 @@ from agent.errors import ErrorDetail, FleetError
 from agent.serving.chat import ChatTemplate
 from agent.serving.grammar import GrammarCompiler
 from agent.serving.request import Request
-from agent.serving.scheduler import QueueFull
+from agent.serving.scheduler import QueueFull, longest_sequence
 from agent.serving.tokens import ModelTokens
 from agent.wire.gateway import AttachBackend
 
@@ -64,7 +64,7 @@ class Deployment:
     def submit(self, request: Request) -> None:
         """To the active backend, or to those who wait for one. Raises Refusal 400 or 503."""
         assert self.face is not None, "clients find only what was active once"
-        context = self.face.attach.serving.context
+        context = longest_sequence(self.face.attach.serving)
         if len(request.prompt) >= context:
             raise Refusal(
                 400,
@@ -214,12 +214,13 @@ class Deployment:
     def _resubmit(self, request: Request, backend: Backend) -> None:
         """A request that waited goes to the new generation, whose context may be smaller."""
         serving = backend.attach.serving
-        if len(request.prompt) >= serving.context:
+        context, num_tokens = longest_sequence(serving), len(request.prompt) + len(request.generated)
+        if num_tokens >= context:
             request.fail(
                 ErrorDetail(
                     code="E814",
-                    message=f"{self.name} now has a context of {serving.context} tokens, "
-                    f"the prompt has {len(request.prompt)}",
+                    message=f"{self.name} now has a context of {context} tokens, "
+                    f"prompt and answer so far have {num_tokens}",
                 )
             )
             return

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from agent.errors import FleetError
-from agent.planner.plan import BLOCK_TOKENS
+from agent.planner.plan import BLOCK_TOKENS, Serving
 from agent.serving.blocks import BlockPool, num_blocks_of
 from agent.serving.request import FinishReason, Request
 from agent.serving.sequence import RunningSequence
@@ -53,6 +53,11 @@ class SchedulerCounts(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: int = 0
     drafts_proposed: int = 0
     drafts_accepted: int = 0
+
+
+def longest_sequence(serving: Serving) -> int:
+    """Most tokens that a sequence can have: its context, or all of the KV cache where that is smaller."""
+    return min(serving.context, serving.kv_blocks * BLOCK_TOKENS)
 
 
 _Batch = list[tuple[RunningSequence, SequenceSlice]]
@@ -128,13 +133,15 @@ class Scheduler:
         return len(self._free) > len(self._waiting)
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises QueueFull when `queue` requests wait already.
+        """Queue a request. Raises QueueFull when `queue` requests wait already, but not for one that was taken in
+        before, here or by another replica.
 
         Its prompt must leave room for one token in the context; more than fit are not generated.
         """
         assert request.state == "queued", request.state
         assert len(request.prompt) < self.context, f"prompt of {len(request.prompt)} in context {self.context}"
-        if len(self._waiting) >= self._queue_limit and not self.has_free_slot:
+        is_new = request.turn < 0
+        if is_new and len(self._waiting) >= self._queue_limit and not self.has_free_slot:
             raise QueueFull
         request.turn = self._next_turn
         self._next_turn += 1

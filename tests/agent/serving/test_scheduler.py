@@ -7,8 +7,9 @@ from collections import deque
 import pytest
 
 from agent.errors import FleetError
+from agent.planner.plan import Serving
 from agent.serving.request import Finished, Request, RequestEvent
-from agent.serving.scheduler import Advance, Embedding, QueueFull, Scheduler
+from agent.serving.scheduler import Advance, Embedding, QueueFull, Scheduler, longest_sequence
 from agent.wire.rank import EmbeddedSlice, SampledToken, SamplingParams, Step, StepDone
 from tests.agent.serving.simulated_rank import SimulatedRank, generate
 
@@ -428,3 +429,14 @@ def test_an_answer_that_contradicts_its_guesses_is_refused(tokens: list[int]) ->
     drawn = [SampledToken(slot=0, position=6 + index, token=token) for index, token in enumerate(tokens)]
     with pytest.raises(FleetError, match="step 1 drew"):
         scheduler.complete(StepDone(step_id=1, tokens=[*drawn, SampledToken(slot=0, position=99, token=1)]))
+
+
+def test_blocks_bound_a_sequence_where_they_are_fewer_than_its_context() -> None:
+    serving = Serving(context=512, batch=4, kv_cache_tokens=100)
+    assert longest_sequence(serving) == 112
+    assert longest_sequence(Serving(context=512, batch=4)) == 512
+    scheduler = make_scheduler(context=serving.context, kv_blocks=serving.kv_blocks, prefill_chunk=64)
+    request = make_request(100, max_tokens=100)
+    scheduler.submit(request)
+    run_dry(scheduler, SimulatedRank(num_blocks=serving.kv_blocks, slots=4))
+    assert request.generated == generate(request.prompt, 12)

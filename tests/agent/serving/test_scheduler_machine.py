@@ -140,10 +140,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.lose_rank()
         for request in lost:
             request.state = "queued"
-            try:
-                self.scheduler.submit(request)
-            except QueueFull:
-                request.state = "cancelled"
+            self.scheduler.submit(request)
 
     @invariant()
     def holds_together(self) -> None:
