@@ -48,6 +48,7 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True):
     cluster: str = "lab"
     step_timeout_s: float = STEP_TIMEOUT_S
     meet_limit_s: float = MEET_LIMIT_S
+    device: str = "cpu"
 
 
 def store_of(seat: Seat) -> AgentStore:
@@ -82,7 +83,7 @@ def meet(seat: Seat) -> Carrier:
                 meeting_of(seat).meet(),
                 index=seat.index,
                 size=seat.size,
-                device=CPU,
+                device=torch.device(seat.device),
                 timeout_s=seat.step_timeout_s,
             )
         case "gloo":
@@ -92,7 +93,7 @@ def meet(seat: Seat) -> Carrier:
                 size=seat.size,
                 address="127.0.0.1",
                 timeout_s=seat.meet_limit_s,
-                device=CPU,
+                device=torch.device(seat.device),
                 except_port=0,
                 step_timeout_s=seat.step_timeout_s,
             )

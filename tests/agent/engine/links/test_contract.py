@@ -263,6 +263,23 @@ def _gloo_sum(group: ProcessGroupGloo, partial: Tensor) -> Tensor:
     return total
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_two_ranks_on_one_gpu_link_through_host_memory(seats: Seats, kind: CarrierKind) -> None:
+    if kind == "nccl":
+        pytest.skip("NCCL takes one rank on a device")
+    device = torch.device("cuda", 0)
+    carriers = meet_all([msgspec.structs.replace(seat, device=str(device)) for seat in seats(2)])
+    body = numbers(5000, seed=1, kind=torch.bfloat16).to(device)
+    carriers[0].send(body, 1).wait()
+    received = carriers[1].receive((5000,), torch.bfloat16, 0)
+    assert received.device == device
+    assert torch.equal(received, body)
+    totals = on_all(carriers, lambda _, carrier: carrier.all_reduce(body))
+    assert torch.equal(totals[0], body + body)
+    assert totals[1].device == device
+    close_all(*carriers)
+
+
 # --- ends ---------------------------------------------------------------------------------------------------
 
 
