@@ -141,11 +141,11 @@ class Executor:
         board.loaded_fraction = 1.0
 
     def _prepare_graphs(self) -> None:
-        """Exact mode attends query by query, whatever the device."""
+        """Not where the host decides what is run: query by query in exact mode, and which experts a step needs."""
         config = self._config
         if self._record is None and self._device.type == "cuda":
             self._record = cuda_recorder(self._device)
-        if self._record is not None and not config.is_exact:
+        if self._record is not None and not config.is_exact and not config.model.num_experts:
             self._graphs = StepGraphs(
                 self._decoder,
                 self._cache,
