@@ -89,7 +89,8 @@ class StepGraphs:
     def run_layers(self, hidden_TD: Tensor, batch: Batch) -> Tensor | None:
         """As `Decoder.run_layers` does without a group; None when this must be left to it."""
         num_blocks = max(-(-span.end // BLOCK_TOKENS) for span in batch.spans)
-        size = (_power_of_two(batch.num_tokens, 1), _power_of_two(num_blocks, MIN_BLOCKS))
+        most_blocks = -(-self._cache.context // BLOCK_TOKENS)
+        size = (_power_of_two(batch.num_tokens, 1), min(_power_of_two(num_blocks, MIN_BLOCKS), most_blocks))
         graph = self._graphs.get(size)
         if graph is None:
             graph = _StepGraph(*size, hidden_size=self._hidden_size, kind=self._kind, device=self._device)

@@ -78,7 +78,7 @@ def activation_bytes(spec: ModelSpec, extent: ShardExtent, serving: Serving, kin
       compared as bytes, the mask, and its copy for each of g query heads that share a KV head; twice where layers
       differ in their window;
     - `2*N*context*kv_heads*head_size*b`: keys and values gathered from their blocks, of one sequence on a CPU, of
-      every row of a recorded step on a GPU (`MAX_GRAPH_ROWS` at most), and
+      every row of a recorded step on a GPU (R below to the next power of two, `MAX_GRAPH_ROWS` at most), and
       `2*P*batch*heads*head_size*4` for decoding rows that read their keys in P parts;
     - on the last stage `2*R*vocabulary*4`: float32 logits of every sampled row, gathered from the whole group, and
       one sorted or filtered copy of them; R is `batch`, and `max_drafts` more where drafts are verified.
@@ -101,10 +101,10 @@ def activation_bytes(spec: ModelSpec, extent: ShardExtent, serving: Serving, kin
     mask = num_masks * visible * ((spec.queries_per_kv_head + 1) * element + 2)
     capped = 10 * visible * heads if spec.attention_softcap is not None else 0
     routing = 24 * rows * spec.num_experts
-    sequences = 1 if kind == "cpu" else min(serving.batch, MAX_GRAPH_ROWS)
+    sampled = serving.batch + (0 if serving.speculation == "none" else serving.max_drafts)
+    sequences = 1 if kind == "cpu" else min(1 << (sampled - 1).bit_length(), MAX_GRAPH_ROWS)
     gathered = 2 * sequences * serving.context * kv_heads * spec.head_size
     parts = 2 * MAX_PARTS * serving.batch * heads * spec.head_size * 4
-    sampled = serving.batch + (0 if serving.speculation == "none" else serving.max_drafts)
     logits = 2 * sampled * spec.vocab_size * 4 if extent.is_last_stage else 0
     return (hidden + attention + mlp + gathered) * element + mask + capped + routing + parts + logits
 

@@ -101,6 +101,12 @@ def test_only_the_last_stage_pays_for_logits() -> None:
     assert last.activations - middle.activations == 2 * SERVING.batch * LLAMA_1B.vocab_size * 4
 
 
+def test_a_gpu_gathers_the_keys_of_every_row_of_a_recorded_step() -> None:
+    extent = extent_of(LLAMA_1B, (0, 8), cut_shares(LLAMA_1B, (8,))[0])
+    cpu, cuda = (shard_bytes(LLAMA_1B, extent, SERVING, kind).activations for kind in ("cpu", "cuda"))
+    assert cuda - cpu == (4 - 1) * 2 * SERVING.context * 8 * LLAMA_1B.head_size * 2  # three rows fill up four
+
+
 def test_the_runtime_depends_on_the_kind_of_device() -> None:
     extent = extent_of(LLAMA_1B, (0, 1), cut_shares(LLAMA_1B, (8,))[0])
     assert shard_bytes(LLAMA_1B, extent, SERVING, "cpu").headroom == CPU_RUNTIME_BYTES
