@@ -23,6 +23,7 @@ from agent.facts.cluster import HostFacts
 from agent.facts.sample import HostSample
 from agent.journal import Journal
 from agent.telemetry.history import SampleHistory
+from agent.wire.accuracy import AccuracyReport, CheckModel
 from agent.wire.agent import (
     AbortRequest,
     ApplyEvent,
@@ -65,6 +66,7 @@ class Control(Protocol):
     async def facts(self) -> HostFacts: ...
     async def holdings(self) -> tuple[ModelHolding, ...]: ...
     async def manifest(self, query: ModelQuery) -> ModelManifest: ...
+    async def check(self, request: CheckModel) -> AccuracyReport: ...
     async def ranges(self, request: RangeRequest) -> tuple[str, AsyncIterator[bytes]]:
         """SHA-256 (hex) of the bytes, and the bytes."""
         ...
@@ -172,6 +174,9 @@ def _model_routes(control: Control) -> list[Route]:
     async def manifest(request: Request) -> Response:
         return _encoded(request, await control.manifest(await _body(request, ModelQuery)))
 
+    async def check(request: Request) -> Response:
+        return _encoded(request, await control.check(await _body(request, CheckModel)))
+
     async def ranges(request: Request) -> Response:
         sha256, chunks = await control.ranges(await _body(request, RangeRequest))
         return StreamingResponse(chunks, media_type="application/octet-stream", headers={"x-sha256": sha256})
@@ -184,6 +189,7 @@ def _model_routes(control: Control) -> list[Route]:
     return [
         Route("/v1/models", models),
         Route("/v1/manifest", manifest, methods=["POST"]),
+        Route("/v1/check", check, methods=["POST"]),
         Route("/v1/ranges", ranges, methods=["POST"]),
         Route("/v1/upload/{digest}/{file:path}", upload, methods=["PUT"]),
     ]

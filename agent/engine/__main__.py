@@ -1,4 +1,8 @@
-"""`python -m agent.engine CONFIG.json`: one rank, from its start file to its exit code."""
+"""`python -m agent.engine CONFIG.json`: one rank, from its start file to its exit code.
+
+`python -m agent.engine check` measures what quantisation costs instead: a `CheckConfig` comes on standard input,
+and an `AccuracyReport`, or the `ErrorDetail` with exit code 1, leaves on standard output.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ from pathlib import Path
 
 import msgspec
 
+from agent.errors import ErrorDetail, FleetError
+from agent.wire.accuracy import AccuracyReport, CheckConfig
 from agent.wire.rank import RankConfig
 
 _FIELDS_OF_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message"}
@@ -28,6 +34,12 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
+
+
+def _log_json_lines() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _import_torch(config: RankConfig) -> None:
@@ -50,18 +62,34 @@ async def _run(config: RankConfig) -> int:
     return await RankProcess(config).run()
 
 
+def _check() -> int:
+    """Measure a model and say what came of it. Ends by SIGALRM at its limit, even when its agent is gone."""
+    config = msgspec.json.decode(sys.stdin.buffer.read(), type=CheckConfig)
+    signal.alarm(config.limit_s)
+    from agent.engine.accuracy import measure
+
+    try:
+        answer: AccuracyReport | ErrorDetail = measure(config)
+    except FleetError as error:
+        answer = error.detail
+    sys.stdout.buffer.write(msgspec.json.encode(answer))
+    sys.stdout.flush()
+    return 0 if isinstance(answer, AccuracyReport) else 1
+
+
 def main(argv: list[str]) -> int:
     if len(argv) != 1:
-        print("usage: python -m agent.engine CONFIG.json", file=sys.stderr)  # noqa: T201 - there is no log yet
+        print("usage: python -m agent.engine CONFIG.json | check", file=sys.stderr)  # noqa: T201 - no log yet
         return 3
+    if argv == ["check"]:
+        _log_json_lines()
+        return _check()
     try:
         config = msgspec.json.decode(Path(argv[0]).read_bytes(), type=RankConfig)
     except (OSError, msgspec.DecodeError) as error:
         print(f"error[E101]: {argv[0]}: {error}", file=sys.stderr)  # noqa: T201
         return 3
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    _log_json_lines()
     # a rank outlives the terminal and the agent that started it; SIGTERM and StopRank end it
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

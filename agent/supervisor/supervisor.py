@@ -18,6 +18,7 @@ from agent.facts.fault import Fault
 from agent.healing.state import FaultKey
 from agent.journal import Journal
 from agent.planner.file import plan_from_toml
+from agent.supervisor.accuracy import AccuracyChecks
 from agent.supervisor.apply import Transaction
 from agent.supervisor.clean_up import tell_left_behind
 from agent.supervisor.controller import DeploymentWatch
@@ -37,6 +38,7 @@ from agent.supervisor.store import RendezvousStore
 from agent.supervisor.weights import WeightStore
 from agent.telemetry.facts import read_boot_id
 from agent.telemetry.host import OwnProcess
+from agent.wire.accuracy import AccuracyReport, CheckModel
 from agent.wire.agent import (
     AbortRequest,
     AgentConfig,
@@ -94,6 +96,7 @@ class Supervisor:
         self._gateways = GatewayTable(config, self._paths, self._processes)
         self._members = MemberTable(config.host, journal)
         self._weights = WeightStore(config, self._paths, client)
+        self._accuracy = AccuracyChecks(config, self._paths, self._weights)
         self._store = RendezvousStore()
         self._state = ControllerState(journal)
         self._faults = FaultBook(journal)
@@ -177,6 +180,9 @@ class Supervisor:
 
     async def manifest(self, query: ModelQuery) -> ModelManifest:
         return await self._weights.manifest(query)
+
+    async def check(self, request: CheckModel) -> AccuracyReport:
+        return await self._accuracy.check(request)
 
     async def ranges(self, request: RangeRequest) -> tuple[str, AsyncIterator[bytes]]:
         return await self._weights.ranges(request)

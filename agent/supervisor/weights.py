@@ -74,11 +74,16 @@ class WeightStore:
 
     async def manifest(self, query: ModelQuery) -> ModelManifest:
         """Of a model that is complete here. Raises E701 when it is not."""
+        path = await self.directory(query)
+        return await asyncio.to_thread(read_manifest, path, cache_dir=self._cache_dir)
+
+    async def directory(self, query: ModelQuery) -> Path:
+        """Of a model that is complete here. Raises E701 when it is not."""
         path = await self._find(query.digest, query.path)
         if path is None:
             what = query.path or query.digest[:12]
             raise FleetError("E701", f"model {what} is not complete on this host", host=self._config.host)
-        return await asyncio.to_thread(read_manifest, path, cache_dir=self._cache_dir)
+        return path
 
     async def ranges(self, request: RangeRequest) -> tuple[str, AsyncIterator[bytes]]:
         """Hash and bytes. Raises E701 when the model is not complete here, E709 for a range outside of it."""

@@ -22,6 +22,7 @@ socket) serves all of it; the cluster plane (TLS, both ends with a certificate) 
 | POST /v1/report | BackendReport -> Done |
 | POST /v1/ranges | RangeRequest -> raw bytes, header x-sha256 |
 | POST /v1/manifest | ModelQuery -> ModelManifest |
+| POST /v1/check | wire.accuracy: CheckModel -> AccuracyReport, which may take half an hour |
 | GET /v1/heartbeat?controller=HOST | Heartbeat |
 | PUT /v1/upload/{digest}/{file}?offset=N | raw bytes -> UploadReply: an operator's model, through SSH |
 

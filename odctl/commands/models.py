@@ -8,12 +8,16 @@ import click
 import msgspec
 
 from agent.errors import ErrorDetail, FleetError
-from agent.facts.model import ModelSpec
+from agent.facts.model import Dtype, ModelSpec, Quantisation
+from agent.wire.accuracy import AccuracyReport
 from agent.wire.agent import ModelHolding
 from odctl.result import ExitCode, Result, run_command
 
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 DEFAULT_DEMO_DIR = "demo-model"
+MEASURE_TIMEOUT_S = 1900.0
+"""A little more than a host allows itself, so that its reason is heard."""
+LEAST_DIGEST_CHARS = 8
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,12 +51,42 @@ def command(ctx: click.Context, as_json: bool) -> None:
 
 
 @command.command("check")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("model")
 @click.option("--hash", "with_digest", is_flag=True, help="Also read all files and print the model's digest.")
+@click.option("--quantisation", default="", help="Measure what these cost on a host: int8, or int8,int4,fp8.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="bfloat16",
+    show_default=True,
+    help="What quantised weights are held against.",
+)
+@click.option("--host", default="", help="Host that has the model and measures. Default: the first that has it.")
 @_AS_JSON
-def check_command(path: Path, with_digest: bool, as_json: bool) -> None:
-    """Say whether the model directory PATH can be run, and what it is."""
-    run_command(lambda: check_model(path, with_digest=with_digest), as_json=as_json)
+@click.pass_obj
+def check_command(
+    inventory_path: str,
+    /,
+    *,
+    model: str,
+    with_digest: bool,
+    quantisation: str,
+    dtype: str,
+    host: str,
+    as_json: bool,
+) -> None:
+    """Say whether the model directory MODEL can be run, and what it is.
+
+    With --quantisation MODEL is a model that a host of the fleet has (name, path or digest), and that host measures
+    perplexity and how far logits agree with the plain model's.
+    """
+    if quantisation:
+        run_command(
+            lambda: measure_model(inventory_path, model, quantisation.split(","), dtype=dtype, host=host),
+            as_json=as_json,
+        )
+    else:
+        run_command(lambda: check_model(Path(model), with_digest=with_digest), as_json=as_json)
 
 
 @command.command("make-demo")
@@ -144,6 +178,73 @@ def check_model(path: Path, *, with_digest: bool = False) -> Result:
     )
     exit_code = ExitCode.ERROR if problem else ExitCode.OK
     return Result(kind="model", data=report, prose=report_prose(report), exit_code=exit_code)
+
+
+def measure_model(
+    inventory_path: str, model: str, quantisations: list[str], *, dtype: str, host: str = ""
+) -> Result:
+    """What quantisation costs, measured by a host that has the model. Raises E101, E701, E804."""
+    from agent.wire.accuracy import CheckModel
+    from odctl.fleet import Fleet
+    from odctl.inventory import Inventory
+    from odctl.session import visit_fleet
+
+    try:
+        wanted = msgspec.convert(quantisations, tuple[Quantisation, ...])
+        kept_as = msgspec.convert(dtype, Dtype)
+    except msgspec.ValidationError as error:
+        raise FleetError(
+            "E101", f"--quantisation {','.join(quantisations)}: {error}", hint="write --quantisation int8,int4"
+        ) from error
+
+    async def measure(fleet: Fleet, _: Inventory) -> AccuracyReport:
+        answers = await fleet.get_all("/v1/models", tuple[ModelHolding, ...])
+        whole = [
+            holding
+            for answer in answers.values()
+            if not isinstance(answer, FleetError)
+            for holding in answer
+            if holding.is_complete
+        ]
+        holders = [held for held in whole if _is_named(held, model)]
+        if not holders:
+            known = ", ".join(sorted({f"{held.name} on {held.host}" for held in whole})) or "none"
+            raise FleetError(
+                "E701",
+                f"no reachable host{f' named {host}' if host else ''} has `{model}` whole",
+                hint=f"whole models: {known}; odctl models push brings one there",
+            )
+        held = holders[0]
+        check = CheckModel(quantisations=wanted, digest=held.digest, path=held.path, dtype=kept_as)
+        return await fleet.post(held.host, "/v1/check", check, AccuracyReport, timeout_s=MEASURE_TIMEOUT_S)
+
+    report = visit_fleet(inventory_path, measure, hosts=(lambda _: [host]) if host else None)
+    return Result(kind="accuracy", data=report, prose=accuracy_prose(report))
+
+
+def _is_named(held: ModelHolding, wanted: str) -> bool:
+    is_digest = len(wanted) >= LEAST_DIGEST_CHARS and held.digest.startswith(wanted)
+    return wanted in (held.name, held.path) or is_digest
+
+
+def accuracy_prose(report: AccuracyReport) -> str:
+    """A table: what each way of keeping the matrices takes and costs."""
+    rows = [("MATRICES", "WEIGHTS", "PERPLEXITY", "SAME TOKEN", "DIVERGENCE", "TOOK")]
+    for precision in report.precisions:
+        rows.append(
+            (
+                report.dtype if precision.quantisation == "none" else precision.quantisation,
+                _size(precision.weight_bytes),
+                f"{precision.perplexity:.3f}",
+                f"{precision.top1_agreement:.1%}",
+                f"{precision.mean_kl:.5f} nats",
+                f"{precision.measured_s:.1f} s",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    title = f"{report.model} on {report.host}: {report.num_tokens} tokens of held text"
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([title, *(f"  {line}" for line in table)])
 
 
 def make_demo(path: Path, choices: dict[str, int | str]) -> Result:

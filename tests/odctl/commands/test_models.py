@@ -175,3 +175,20 @@ def test_experts_and_windows_are_told_with_the_layers_that_have_them(tmp_path: P
             remarks=(),
         )
         assert words in report_prose(report)
+
+
+def test_a_host_measures_what_quantisation_costs(demo: Path, lab: Lab) -> None:
+    inventory = ("-i", lab.inventory_path)
+    assert _odctl(*inventory, "models", "push", demo, "h1").returncode == 0
+    measured = _odctl(*inventory, "models", "check", "small", "--quantisation", "int8,int4", "--json")
+    assert measured.returncode == 0, measured.stderr
+    plain, int8, int4 = _data(measured)["precisions"]
+    assert (plain["quantisation"], plain["mean_kl"]) == ("none", 0.0)
+    assert plain["weight_bytes"] > int8["weight_bytes"] > int4["weight_bytes"]
+    assert 0.5 < int8["top1_agreement"] <= 1
+
+    unknown = _odctl(*inventory, "models", "check", "large", "--quantisation", "int8", "--host", "h1")
+    assert "E701" in unknown.stderr
+    assert "small on h1" in unknown.stderr
+    nonsense = _odctl(*inventory, "models", "check", "small", "--quantisation", "int7")
+    assert nonsense.returncode == ExitCode.BAD_FILE
