@@ -96,6 +96,8 @@ def spec_of_config(config: dict[str, Any], *, where: str, name: str) -> ModelSpe
     rope, local_rope = read_ropes(
         config, family, defaults.rope, head_size=head_size, max_context=max_context, problems=problems
     )
+    if rope.kind == "yarn":  # files often keep the context from before it was stretched
+        max_context = max(max_context, int(rope.factor * rope.original_context))
     spec = ModelSpec(
         name=name,
         family=family,

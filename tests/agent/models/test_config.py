@@ -86,6 +86,7 @@ def test_yarn_keeps_its_numbers_or_follows_from_the_context() -> None:
     rope = read("Qwen3ForCausalLM", rope_scaling=stated, rope_theta=1e6).rope
     assert (rope.factor, rope.original_context, rope.beta_fast, rope.beta_slow) == (4.0, 2048, 16.0, 1.0)
     assert rope.magnitude == 0.1 * math.log(4) + 1
+    assert read("Qwen3ForCausalLM", rope_scaling=stated, max_position_embeddings=2048).max_context == 8192
     own = read("LlamaForCausalLM", rope_scaling={**stated, "attention_factor": 1.5, "truncate": False}).rope
     assert (own.magnitude, own.truncates) == (1.5, False)
     derived = read(
