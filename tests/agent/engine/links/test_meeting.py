@@ -62,7 +62,7 @@ def seat(folder: Path, tls: TlsFiles, store: RendezvousServer) -> Callable[..., 
             size=2,
             tls=tls,
             host=host,
-            meet_limit_s=LIMIT_S,
+            meet_limit_s=HANG_S,
         )
 
     return make
@@ -76,7 +76,7 @@ def refusals(*pairs: tuple[Seat, Seat]) -> list[tuple[str, str]]:
             meet(seat)
         return str(caught.value)
 
-    seats = [seat for pair in pairs for seat in pair]
+    seats = [_impatient(seat) for pair in pairs for seat in pair]
     with ThreadPoolExecutor(len(seats)) as pool:
         said = list(pool.map(act, seats))
     return list(zip(said[::2], said[1::2], strict=True))
@@ -144,7 +144,7 @@ def test_strangers_that_say_nothing_or_nonsense_do_not_stop_a_meeting(
     seat: Callable[..., Seat], store: RendezvousServer, tls: TlsFiles
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
-        listening = pool.submit(meet, msgspec.structs.replace(seat(0), meet_limit_s=HANG_S))
+        listening = pool.submit(meet, seat(0))
         published = _published(store, "chat/1/link/0")
         for opening in (b"", b"GET / HTTP/1.1\r\n\r\n"):
             stranger = socket.create_connection((published.address, published.port), timeout=HANG_S)
@@ -163,7 +163,7 @@ def test_nothing_older_than_tls_1_3_and_nobody_without_a_certificate(
     seat: Callable[..., Seat], store: RendezvousServer, tls: TlsFiles
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
-        listening = pool.submit(meet, seat(0))
+        listening = pool.submit(meet, _impatient(seat(0)))
         published = _published(store, "chat/1/link/0")
         with pytest.raises(OSError, match=r"PROTOCOL_VERSION|alert protocol version"):
             _tls_socket(published, tls, ssl.TLSVersion.TLSv1_2)
@@ -200,7 +200,7 @@ def test_another_user_of_the_host_is_refused(seat: Callable[..., Seat], store: R
     if os.getuid() != 0:
         pytest.skip("only root can start a process of another user")
     with ThreadPoolExecutor(1) as pool:
-        listening: Future[object] = pool.submit(meet, seat(0, kind="unix"))
+        listening: Future[object] = pool.submit(meet, _impatient(seat(0, kind="unix")))
         published = _published(store, "chat/1/link/0")
         script = (
             "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX);"
@@ -234,6 +234,11 @@ def test_certificates_that_are_missing_are_named(seat: Callable[..., Seat]) -> N
     with pytest.raises(FleetError, match=r"certificates /nowhere/host\.pem") as caught:
         StreamCarrier(meeting_of(seat(0, tls=missing)).meet(), index=0, size=2, device=CPU)
     assert caught.value.code == "E808"
+
+
+def _impatient(seat: Seat) -> Seat:
+    """One that will wait in vain."""
+    return msgspec.structs.replace(seat, meet_limit_s=LIMIT_S)
 
 
 def _published(store: RendezvousServer, key: str) -> Whereabouts:
