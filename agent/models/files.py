@@ -171,5 +171,8 @@ def _whole(path: Path) -> FilePart:
 
 
 def _has_magic(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False  # not ours to read

@@ -51,11 +51,13 @@ class _Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 def known_stores() -> tuple[Path, ...]:
-    """Where Ollama keeps models on this host: what OLLAMA_MODELS says, and the usual places that are there."""
+    """Where Ollama keeps models here: OLLAMA_MODELS if that is set (empty: nowhere), else its usual places."""
     said = os.environ.get("OLLAMA_MODELS")
-    places = [Path(said)] if said else []
-    places += [Path(place).expanduser() for place in _KNOWN_STORES]
-    return tuple(dict.fromkeys(place for place in places if is_store(place)))
+    if said is not None:
+        places = [Path(said)] if said else []
+    else:
+        places = [Path(place).expanduser() for place in _KNOWN_STORES]
+    return tuple(place for place in places if is_store(place))
 
 
 def is_store(directory: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ MAX_HELD_TOKENS = 4
 """A UTF-8 character has at most four bytes, so after four tokens without an end it was no character at all."""
 MAX_WINDOW_TOKENS = 32
 """Held tokens after which the window moves on, so that a model that writes no text costs no quadratic time."""
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+"""How SentencePiece writes a byte that is in none of its pieces."""
 _BROKEN = "\ufffd"
 
 
@@ -66,6 +69,8 @@ class ModelTokens:
         name = self._tokenizer.id_to_token(token)
         if self._is_byte_level and name is not None and all(character in _BYTE_OF for character in name):
             return bytes(_BYTE_OF[character] for character in name)
+        if name is not None and (byte := _BYTE_TOKEN.fullmatch(name)) is not None:
+            return bytes.fromhex(byte[1])
         return self.text_of(token).encode()
 
     def special_id(self, text: str) -> int | None:

@@ -6,12 +6,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.errors import FleetError
 from agent.models.files import HEADER_FILE, gguf_files, gguf_models_in, header_path, is_gguf_model, is_model, locate
-from agent.models.holdings import list_holdings
-from agent.models.manifest import read_manifest
+from agent.models.holdings import find_model, list_holdings
+from agent.models.manifest import MANIFEST_FILE, read_manifest
 from agent.models.ranges import check_ranges, read_ranges
 from agent.models.spec import read_spec
 from agent.wire.agent import ByteRange
@@ -56,6 +57,23 @@ def test_files_are_listed_beside_directories(gguf_dir: Path, models: Models, tmp
     assert found["a-Q8_0"].quantisation == "Q8_0"
     assert found["plain"].quantisation == ""
     assert "would end at byte" in found["broken"].trouble
+
+
+def test_an_uploaded_model_is_the_same_model(gguf_dir: Path, tmp_path: Path) -> None:
+    """Upload writes every file of the manifest under its own name: the header is then there twice."""
+    manifest = read_manifest(gguf_dir / "a-Q8_0.gguf", cache_dir=tmp_path / "cache")
+    target = tmp_path / "models" / manifest.digest
+    target.mkdir(parents=True)
+    (target / MANIFEST_FILE).write_bytes(msgspec.json.encode(manifest))
+    for file in manifest.files:
+        part = locate(gguf_dir / "a-Q8_0.gguf", file.name)
+        (target / file.name).write_bytes(part.path.read_bytes()[: part.length])
+    there = tmp_path / "models"
+    uploaded = find_model([there], cache_dir=there, digest=manifest.digest)
+    assert uploaded == target
+    assert read_manifest(target, cache_dir=there) == manifest
+    (held,) = list_holdings([there], host="h", cache_dir=there)
+    assert (held.name, held.is_complete, held.quantisation) == ("a-Q8_0", True, "Q8_0")
 
 
 def test_the_header_is_a_part_of_the_file(gguf_dir: Path) -> None:

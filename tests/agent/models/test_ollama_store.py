@@ -62,7 +62,9 @@ def test_stores_are_found_where_ollama_keeps_them(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "store"))
-    assert (tmp_path / "store") in known_stores()
+    assert known_stores() == (tmp_path / "store",)
+    monkeypatch.setenv("OLLAMA_MODELS", "")
+    assert known_stores() == ()
     monkeypatch.delenv("OLLAMA_MODELS")
     assert (tmp_path / "store") not in known_stores()
     (tmp_path / ".ollama").mkdir()

@@ -149,6 +149,7 @@ def test_a_sentencepiece_tokenizer_merges_by_score(text: str) -> None:
     assert list(ids) == merged_as_llama_cpp(metadata, text)
     assert ours.decode(list(ids)) == text
     assert ours.encode("a", adds_special=True)[0] == 1
+    assert ours.bytes_of(3 + 0xE2) == b"\xe2"
 
 
 def test_gemma_s_sentencepiece_puts_no_space_in_front() -> None:
