@@ -6,6 +6,7 @@ import pytest
 from agent.facts.cluster import LinkFacts
 from agent.planner.carriers import CarrierKind, End, carrier_of
 from agent.planner.cost import (
+    EXPERT_OVERHEAD,
     PipelineTimes,
     all_reduce_s,
     attended_positions,
@@ -14,6 +15,7 @@ from agent.planner.cost import (
     decode_step,
     estimate_layout,
     layer_flops,
+    layer_overheads,
     layer_parameters,
     layer_read_bytes,
     prefill_step,
@@ -93,6 +95,12 @@ def test_larger_batches_cover_more_experts_up_to_all() -> None:
     assert covered == sorted(covered)
     assert covered[-1] == pytest.approx(8, rel=1e-6)
     assert covered_experts(LLAMA_1B, 4) == 0
+
+
+def test_every_expert_that_is_touched_is_launched() -> None:
+    assert layer_overheads(LLAMA_1B, decode_step(8, 64)) == 1
+    assert layer_overheads(MIXTRAL, decode_step(1, 64)) == 1 + EXPERT_OVERHEAD * 2
+    assert layer_overheads(MIXED_MOE, decode_step(1, 64)) == pytest.approx(1 + EXPERT_OVERHEAD * 2 * 4 / 6)
 
 
 def test_dense_layers_among_those_with_experts_count_as_what_they_are() -> None:
