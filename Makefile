@@ -6,7 +6,7 @@ SECONDS ?= 3600
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-ssh test test-slow check format screenshots bench soak bench-preview bench-links bench-faults debian clean
+.PHONY: help demo demo-ssh test test-slow test-gguf check format screenshots bench soak bench-preview bench-links bench-faults debian clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -22,6 +22,9 @@ test: $(VENV)/.dev debian ## every test but the slow ones
 
 test-slow: $(VENV)/.dev debian ## the minutes-long ones
 	$(PYTEST) -m slow -s
+
+test-gguf: $(VENV)/.dev ## GGUF models of every quantisation and family against llama.cpp itself (after `make bench`)
+	OMP_NUM_THREADS=1 $(PYTEST) -m slow tests/agent/engine/test_gguf_peer.py
 
 check: $(VENV)/.dev ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .
