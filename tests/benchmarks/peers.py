@@ -118,7 +118,7 @@ def unpack_source(peers: Peers, pip: tuple[str, ...]) -> None:
             "--quiet",
             "--no-deps",
             "--no-binary",
-            ":all:",
+            "llama-cpp-python",
             "--dest",
             str(downloads),
             package,
