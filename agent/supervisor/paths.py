@@ -24,7 +24,7 @@ class HostPaths(msgspec.Struct, frozen=True):
     @property
     def packed_shards(self) -> Path:
         """Shards as kernels want them, by content hash: made once, mapped by later starts."""
-        return self.prefix / "packed"
+        return self.prefix / "var" / "packed"
 
     @property
     def logs(self) -> Path:
