@@ -55,7 +55,7 @@ class Experts:
     def __call__(self, x_TD: Tensor) -> Tensor:
         weights_TX, experts_TX = self._route(x_TD)
         if x_TD.shape[0] == 1:
-            return self._run_one(x_TD, weights_TX[0], experts_TX[0].tolist())
+            return self._run_one(x_TD, weights_TX[0].tolist(), experts_TX[0].tolist())
         order_P = experts_TX.flatten().argsort(stable=True)  # pairs of a token and an expert, by expert
         rows_P = order_P // self._experts_per_token
         weights_P1 = weights_TX.flatten()[order_P][:, None]
@@ -70,10 +70,10 @@ class Experts:
                 begin += count
         return sum_TD
 
-    def _run_one(self, x_1D: Tensor, weights_X: Tensor, chosen: list[int]) -> Tensor:
+    def _run_one(self, x_1D: Tensor, weights: list[float], chosen: list[int]) -> Tensor:
         sum_1D: Tensor | None = None
-        for place in sorted(range(len(chosen)), key=chosen.__getitem__):
-            mixed_1D = self._experts[chosen[place]](x_1D).mul_(weights_X[place])
+        for expert, weight in sorted(zip(chosen, weights, strict=True)):
+            mixed_1D = self._experts[expert](x_1D).mul_(weight)
             sum_1D = mixed_1D if sum_1D is None else sum_1D.add_(mixed_1D)
         assert sum_1D is not None, "a token has at least one expert"
         return sum_1D
