@@ -30,11 +30,18 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def alternate(
-    unit: str, ours: Callable[[], float], other: Callable[[], float], *, rounds: int = ROUNDS, note: str = ""
+    unit: str,
+    ours: Callable[[], float],
+    other: Callable[[], float],
+    *,
+    rounds: int = ROUNDS,
+    is_warm: bool = False,
+    note: str = "",
 ) -> Measured:
-    """One warm-up each, then ABAB; every figure is told as it comes."""
-    ours()
-    other()
+    """One warm-up each unless they are warm, then ABAB; every figure is told as it comes."""
+    if not is_warm:
+        ours()
+        other()
     found: list[tuple[float, float]] = []
     for _ in range(rounds):
         pair = (ours(), other())

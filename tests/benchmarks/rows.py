@@ -24,6 +24,7 @@ TWO_TENSOR_RANKS = ("--strategy", "tensor", "--tensor", "2", "--min-hosts", "2")
 INT8 = ("--quantisation", "int8")
 TOKENS_PER_S = "tokens/s"
 PROMPT = 32
+WARM_UP_PROMPT = 64
 
 
 class Room(msgspec.Struct, frozen=True):
@@ -35,9 +36,15 @@ class Room(msgspec.Struct, frozen=True):
     rounds: int = ROUNDS
 
     def alternate(
-        self, unit: str, ours: Callable[[], float], other: Callable[[], float], *, note: str = ""
+        self,
+        unit: str,
+        ours: Callable[[], float],
+        other: Callable[[], float],
+        *,
+        is_warm: bool = False,
+        note: str = "",
     ) -> Measured:
-        return alternate(unit, ours, other, rounds=self.rounds, note=note)
+        return alternate(unit, ours, other, rounds=self.rounds, is_warm=is_warm, note=note)
 
     def model(self, name: str) -> BenchModel:
         return bench_model(self.peers, name)
@@ -101,10 +108,13 @@ def prefill_row(
         files = room.model(model)
         gguf = files.q8_0 if q8 else files.bf16
         with both(room, files, gguf, *options, slots=1, context=prompt + 64, splits=splits) as (ours, other):
+            for listen, name in ((ours.listen, ours.model), (other, model)):
+                measures.prefill(listen, name, prompt=WARM_UP_PROMPT)
             return room.alternate(
                 TOKENS_PER_S,
                 lambda: measures.prefill(ours.listen, ours.model, prompt=prompt),
                 lambda: measures.prefill(other, model, prompt=prompt),
+                is_warm=True,
                 note=_split_note(ours),
             )
 
@@ -222,7 +232,8 @@ def shared_prefix(room: Room) -> Measured:
             prompts = [measures.prompt_of(prefix + rest) for _ in range(count)]
             return measures.first_token_s(ours.listen, ours.model, prompts, at_a_time=4, tokens=4)
 
-        return room.alternate("s to first token", with_one_prefix, with_many)
+        measures.prefill(ours.listen, ours.model, prompt=WARM_UP_PROMPT)
+        return room.alternate("s to first token", with_one_prefix, with_many, is_warm=True)
 
 
 def cached_shard(room: Room) -> Measured:
@@ -266,17 +277,17 @@ SERVER, RPC, HF = "llama.cpp's server", "llama.cpp RPC", "transformers"
 
 ROWS = (
     Row(name="decode-bf16-1b", work="one stream, decode, bf16, 1b", other=f"{SERVER}, BF16", goal=0.97,
-        measure=decode_row("1b", 24, *ONE_HOST)),
+        measure=decode_row("1b", 16, *ONE_HOST)),
     Row(name="decode-bf16-1b-engine", work="the same, engine alone", other="llama-bench, BF16",
-        measure=engine_row("1b", 24)),
+        measure=engine_row("1b", 16)),
     Row(name="decode-bf16-100m", work="one stream, decode, bf16, 100m", other=f"{SERVER}, BF16", goal=1.0,
         measure=decode_row("100m", 96, *ONE_HOST)),
     Row(name="decode-bf16-100m-engine", work="the same, engine alone", other="llama-bench, BF16",
         measure=engine_row("100m", 96)),
     Row(name="decode-int8-1b", work="one stream, decode, int8, 1b", other=f"{SERVER}, Q8_0", goal=1.0,
-        measure=decode_row("1b", 32, *ONE_HOST, *INT8, q8=True)),
+        measure=decode_row("1b", 24, *ONE_HOST, *INT8, q8=True)),
     Row(name="decode-int8-1b-engine", work="the same, engine alone", other="llama-bench, Q8_0",
-        measure=engine_row("1b", 32, quantisation="int8")),
+        measure=engine_row("1b", 24, quantisation="int8")),
     Row(name="prompt-lookup", work="one stream, prompt-lookup, copying, bf16", other=f"{SERVER}, BF16, without",
         goal=1.6, measure=prompt_lookup),
     Row(name="prefill-bf16", work="prefill 512, bf16, 1b", other=f"{SERVER}, BF16", goal=1.4,
@@ -286,11 +297,11 @@ ROWS = (
     Row(name="streams-16-100m", work="16 streams, one process, bf16, 100m", other=f"{SERVER}, 16 slots", goal=1.5,
         measure=streams_row("100m", 16, 32, *ONE_HOST)),
     Row(name="streams-16-1b", work="16 streams, one process, bf16, 1b", other=f"{SERVER}, 16 slots", goal=1.5,
-        measure=streams_row("1b", 16, 16, *ONE_HOST)),
+        measure=streams_row("1b", 16, 12, *ONE_HOST)),
     Row(name="stages-stream-1", work="two stages over TLS, one stream, bf16, 1b", other=f"{RPC}, same split",
-        goal=1.0, measure=decode_row("1b", 24, *TWO_STAGES, splits=True)),
+        goal=1.0, measure=decode_row("1b", 16, *TWO_STAGES, splits=True)),
     Row(name="stages-streams-8", work="two stages over TLS, 8 streams, bf16, 1b", other=f"{RPC}, 8 sequences",
-        goal=1.8, measure=streams_row("1b", 8, 16, *TWO_STAGES, splits=True)),
+        goal=1.8, measure=streams_row("1b", 8, 12, *TWO_STAGES, splits=True)),
     Row(name="stages-prefill-bf16", work="two stages over TLS, prefill 2048, bf16, 1b", other=f"{RPC}, BF16",
         goal=1.6, measure=prefill_row("1b", 2048, *TWO_STAGES, splits=True)),
     Row(name="stages-prefill-int8", work="two stages over TLS, prefill 2048, int8, 1b", other=f"{RPC}, Q8_0",
@@ -298,7 +309,7 @@ ROWS = (
     Row(name="tensor-prefill", work="two tensor ranks over TLS, prefill 512, bf16, 1b", other=f"{RPC}, BF16",
         goal=2.0, measure=prefill_row("1b", 512, *TWO_TENSOR_RANKS, splits=True)),
     Row(name="hf-decode-1b", work="one stream, decode, bf16, 1b", other=HF, goal=1.8,
-        measure=transformers_row("1b", "decode", tokens=12)),
+        measure=transformers_row("1b", "decode", tokens=8)),
     Row(name="hf-decode-100m", work="one stream, decode, bf16, 100m", other=HF, goal=1.8,
         measure=transformers_row("100m", "decode", tokens=48)),
     Row(name="hf-prefill", work="prefill 512, bf16, 1b", other=HF, goal=1.8,
