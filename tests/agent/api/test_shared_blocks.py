@@ -95,3 +95,38 @@ def test_requests_that_lose_their_blocks_go_on_with_the_same_tokens(served: Serv
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer == served.reference.generate(prompt, 60)[: len(answer)]
     assert served.rig.backend().running == 0
+
+
+def complete(served: Served, prompt: list[int], **settings: Any) -> dict[str, Any]:
+    body = {"model": "demo", "prompt": prompt, "max_tokens": 40, "temperature": 0, "ignore_eos": True, **settings}
+    with httpx.Client(timeout=60) as client:
+        answer = client.post(f"{served.rig.base_url}/v1/completions", json=body).raise_for_status()
+    return dict(answer.json())
+
+
+def test_log_probabilities_of_right_guesses_are_transformers_own(served: Served) -> None:
+    import torch
+
+    prompt = words(20, seed=3)
+    before = served.rig.backend().drafts_accepted
+    [choice] = complete(served, prompt, logprobs=1)["choices"]
+    assert served.rig.backend().drafts_accepted > before
+    generated = served.reference.generate(prompt, 40)
+    logits = served.reference.logits([*prompt, *generated])[len(prompt) - 1 : -1]
+    expected = torch.log_softmax(logits, dim=-1)[range(len(generated)), generated]
+    assert choice["logprobs"]["token_logprobs"][: len(generated)] == pytest.approx(expected.tolist(), abs=1e-3)
+    assert len(choice["logprobs"]["token_logprobs"]) == 40
+
+
+def test_a_stop_string_among_right_guesses_ends_the_answer_there(served: Served) -> None:
+    prompt = words(20, seed=3)
+    whole = complete(served, prompt)
+    text = str(whole["choices"][0]["text"])
+    for begin in range(len(text) // 2, len(text) - 3):
+        stop = text[begin : begin + 3]
+        cut = complete(served, prompt, stop=[stop])
+        assert cut["choices"][0]["text"] == text[: text.index(stop)]
+        assert cut["choices"][0]["finish_reason"] == "stop"
+        assert cut["usage"]["completion_tokens"] < whole["usage"]["completion_tokens"] == 40
+        if begin > len(text) // 2 + 4:
+            break
