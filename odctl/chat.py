@@ -61,13 +61,6 @@ async def stream_answer(
         ) from error
 
 
-def as_curl(status: DeploymentStatus, request: ChatRequest) -> str:
-    """The same request for a shell on the gateway's host."""
-    route, body = _body(request)
-    quoted = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
-    return f"curl http://{status.listen}{route} -d '{quoted}'"
-
-
 def _body(request: ChatRequest) -> tuple[str, dict[str, Any]]:
     options: dict[str, Any] = {}
     if request.max_tokens is not None:

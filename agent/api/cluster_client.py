@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 
-from agent.api.tls import client_context, dns_name, watch_leaf
+from agent.api.tls import client_context, watch_leaf
 from agent.errors import ErrorDetail, FleetError
 from agent.wire.agent import (
     Heartbeat,
@@ -24,6 +24,7 @@ from agent.wire.agent import (
     StoreReply,
     StoreRequest,
 )
+from agent.wire.identity import dns_name
 from agent.wire.rank import TlsFiles
 
 CONNECT_TIMEOUT_S = 3.0

@@ -54,10 +54,6 @@ class Deployment:
         return self.face is not None and (self.active is not None or time.monotonic() < self._known_until_s)
 
     @property
-    def num_waiting(self) -> int:
-        return len(self._waiting)
-
-    @property
     def is_empty(self) -> bool:
         return not self.backends and not self._waiting and not self.is_known
 

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from agent.api.tls import server_context, watch_leaf
 from agent.errors import FleetError
+from agent.wire.identity import agent_uri
 from agent.wire.rank import TlsFiles
 
 log = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ def _agents_only(cluster: str) -> type[H11Protocol]:
 def _is_agent(peer: ssl.SSLObject, cluster: str) -> bool:
     certificate = peer.getpeercert() or {}
     names: Any = certificate.get("subjectAltName", ())
-    return any(kind == "URI" and value.startswith(f"spiffe://{cluster}/agent/") for kind, value in names)
+    return any(kind == "URI" and value.startswith(agent_uri("", cluster)) for kind, value in names)
 
 
 def _listen_unix(path: Path) -> tuple[socket.socket, int]:

@@ -7,10 +7,10 @@ import ssl
 
 import msgspec
 
-from agent.api.tls import dns_name
 from agent.errors import ErrorDetail, FleetError
 from agent.wire.framing import StreamClosed, decode, encode_frame, read_frame
 from agent.wire.gateway import RankEndpoint
+from agent.wire.identity import dns_name
 from agent.wire.rank import OpenStep, RankMessage, StepDone, StepFailed, StepOpened, StepRefused
 
 OPEN_TIMEOUT_S = 10.0

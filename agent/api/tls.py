@@ -16,16 +16,6 @@ log = logging.getLogger(__name__)
 CHECK_INTERVAL_S = 5.0
 
 
-def dns_name(host: str, cluster: str) -> str:
-    """DNS SAN of a host's leaf."""
-    return f"{host}.{cluster}.odctl"
-
-
-def agent_uri(host: str, cluster: str) -> str:
-    """URI SAN of a host's leaf: its role."""
-    return f"spiffe://{cluster}/agent/{host}"
-
-
 def server_context(files: TlsFiles) -> ssl.SSLContext:
     """Raises FleetError E208 when a file is missing or unusable."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

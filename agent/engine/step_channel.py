@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from agent.engine.inbox import Inbox, StepOrder
-from agent.errors import ErrorDetail, FleetError
+from agent.engine.tls import server_context
+from agent.errors import ErrorDetail
 from agent.wire.framing import StreamClosed, decode, encode_frame, read_frame
 from agent.wire.rank import (
     GatewayMessage,
@@ -89,7 +90,7 @@ class StepChannel:
             self._converse,
             address,
             0,
-            ssl=server_context(self._tls),
+            ssl=_lasting_context(self._tls),
             ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
         )
         try:
@@ -137,30 +138,15 @@ class StepChannel:
             await self._has_room.wait()
 
 
-def server_context(tls: TlsFiles) -> ssl.SSLContext:
-    """TLS 1.3, a certificate of the cluster's CA required of the client; leaves are read anew per connection."""
-    context = _fresh_context(tls)
+def _lasting_context(tls: TlsFiles) -> ssl.SSLContext:
+    """For a server that outlives its leaf: certificates are read anew for each connection."""
+    context = server_context(tls)
 
     def take_current_leaf(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         # leaves live for days and ranks for months: a rotated one must be presented without a restart
-        connection.context = _fresh_context(tls)
+        connection.context = server_context(tls)
 
     context.sni_callback = take_current_leaf
-    return context
-
-
-def _fresh_context(tls: TlsFiles) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.num_tickets = 0
-    try:
-        context.load_cert_chain(tls.cert, tls.key)
-        context.load_verify_locations(tls.ca)
-    except (OSError, ssl.SSLError) as error:
-        raise FleetError(
-            "E808", f"certificates {tls.cert}, {tls.ca} cannot be used: {error}", hint="run `odctl bootstrap`"
-        ) from error
     return context
 
 

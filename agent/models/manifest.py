@@ -41,13 +41,9 @@ CREATE TABLE IF NOT EXISTS models (path TEXT PRIMARY KEY, digest TEXT);
 """
 
 
-def model_files(path: Path) -> tuple[str, ...]:
-    """Names of the files that make up a model, sorted; READMEs, pickles and second copies do not count."""
-    return tuple(sorted(model_parts(path)))
-
-
 def model_parts(path: Path) -> dict[str, FilePart]:
-    """The same files, and where on this host their bytes are. Raises E701, E702 or E704 when there is no model."""
+    """The files that make up a model, by name, and where on this host their bytes are; READMEs, pickles and second
+    copies do not count. Raises E701, E702 or E704 when there is no model."""
     if is_gguf_model(path):
         return gguf_files(path)
     weights = weight_files(path)

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from agent.errors import FleetError
+from agent.wire.identity import agent_uri, dns_name
 from odctl.inventory import cluster_directory
 
 ROOT_LIFE = timedelta(days=3650)
@@ -44,11 +45,11 @@ class LeafIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def dns_name(self) -> str:
-        return f"{self.host}.{self.cluster}.odctl"
+        return dns_name(self.host, self.cluster)
 
     @property
     def uri(self) -> str:
-        return f"spiffe://{self.cluster}/agent/{self.host}"
+        return agent_uri(self.host, self.cluster)
 
 
 class ClusterAuthority:

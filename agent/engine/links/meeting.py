@@ -5,7 +5,7 @@ before it, twice (one connection a direction), and is connected to by each after
 with a lower index, so nobody waits in a circle.
 
 The store's keys carry the generation, and a connection must show the token that was published under it: one of an
-earlier generation, or of anybody else, is refused. With TLS both ends check certificates (`links.tls`); within a
+earlier generation, or of anybody else, is refused. With TLS both ends check certificates (`engine.tls`); within a
 host the kernel says whether the other end is a process of our own user; without TLS the token is all there is.
 """
 
@@ -26,8 +26,8 @@ from typing import Literal
 import msgspec
 
 from agent.engine.links.connection import reason_of, shut_down
-from agent.engine.links.tls import check_agent, client_context, server_context
 from agent.engine.store import AgentStore
+from agent.engine.tls import check_agent, client_context, server_context
 from agent.wire.framing import receive_frame, send_frame
 from agent.wire.rank import TlsFiles
 

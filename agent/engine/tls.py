@@ -1,6 +1,6 @@
-"""TLS 1.3 between ranks: both ends show a leaf of the cluster's CA, and it must name an agent of this cluster.
+"""TLS 1.3 to and between ranks: both ends show a leaf of the cluster's CA, and between ranks it names their agents.
 
-Contexts are made for each meeting, so that a rotated leaf is the one shown.
+Links make contexts for each meeting, so that a rotated leaf is the one shown.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import ssl
 from typing import Any
 
 from agent.errors import FleetError
+from agent.wire.identity import agent_uri
 from agent.wire.rank import TlsFiles
 
 
@@ -32,7 +33,7 @@ def check_agent(connection: ssl.SSLSocket, *, cluster: str, host: str) -> None:
     certificate = connection.getpeercert() or {}
     names: Any = certificate.get("subjectAltName", ())
     uris = [value for kind, value in names if kind == "URI"]
-    wanted = f"spiffe://{cluster}/agent/{host}"
+    wanted = agent_uri(host, cluster)
     if wanted not in uris:
         raise RuntimeError(f"its certificate names {', '.join(uris) or 'no agent'}, not {wanted}")
 
