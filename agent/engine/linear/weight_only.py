@@ -6,6 +6,7 @@ runs on a CPU, where it is right but slow.
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 
 import torch
@@ -16,6 +17,8 @@ from agent.engine.linear.int4 import quantise_int4
 from agent.engine.linear.int8 import quantise_int8
 from agent.engine.linear.kernel import Kernel, KernelShape, named_parts
 from agent.planner.shards import INT4_GROUP
+
+log = logging.getLogger(__name__)
 
 _FP8_MAX = 448.0
 """Of float8_e4m3fn."""
@@ -126,6 +129,7 @@ def can_read_int8_on_cuda() -> bool:
     codes_NK, scales_N = quantise_int8(weight_NK)
     try:
         product_RN = torch._weight_int8pack_mm(rows_RK, codes_NK, scales_N.bfloat16())
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError as error:
+        log.warning("int8 codes are widened on the GPU", extra={"why": str(error)})
         return False
     return torch.allclose(product_RN.float(), functional.linear(rows_RK, weight_NK).float(), rtol=0.05, atol=0.5)
