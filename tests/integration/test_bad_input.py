@@ -100,6 +100,20 @@ def test_a_plan_whose_layers_leave_a_gap_is_refused_before_anything_starts(
     assert json.loads(status.stdout)["data"]["deployments"] == []
 
 
+def test_a_plan_in_plaintext_needs_an_inventory_that_trusts_the_network(
+    lab: Lab, model: Path, tmp_path: Path
+) -> None:
+    odctl("plan", str(model), "-o", "plan.toml", inventory=lab.inventory_path, cwd=tmp_path)
+    plan = tmp_path / "plan.toml"
+    asked, trusting = plan.read_text(), "trusted_network = true"
+    assert "trusted_network = false" in asked
+    plan.write_text(asked.replace("trusted_network = false", trusting))
+    done = odctl("apply", "plan.toml", "--yes", inventory=lab.inventory_path, cwd=tmp_path)
+    assert_one_message(done, exit_code=3, says=("E106", "plaintext", trusting))
+    status = odctl("status", "--json", inventory=lab.inventory_path, cwd=tmp_path)
+    assert json.loads(status.stdout)["data"]["deployments"] == []
+
+
 def test_apply_without_a_terminal_needs_a_yes_and_does_not_hang(lab: Lab, model: Path, tmp_path: Path) -> None:
     odctl("plan", str(model), "-o", "plan.toml", inventory=lab.inventory_path, cwd=tmp_path)
     done = odctl("apply", "plan.toml", inventory=lab.inventory_path, cwd=tmp_path)
