@@ -16,7 +16,7 @@ from agent.engine.graphs import Record, StepGraphs, cuda_recorder
 from agent.engine.inbox import Inbox, LinkOrder, StepOrder
 from agent.engine.kv_cache import KvCache
 from agent.engine.links.build import Links, RankPosition
-from agent.engine.memory import check_memory
+from agent.engine.memory import check_memory, keep_freed_memory
 from agent.engine.sampling import Sampler
 from agent.engine.shard_cache import ShardCache
 from agent.engine.status_board import StatusBoard
@@ -136,6 +136,7 @@ class Executor:
         except (RuntimeError, MemoryError) as error:
             raise _kernel_error(error, f"loading {weight_bytes + kv_bytes} bytes onto {self._device}") from error
         self._prepare_graphs()
+        keep_freed_memory()
         board.weight_bytes = weights.num_bytes
         board.kv_cache_bytes = self._cache.num_bytes
         board.loaded_fraction = 1.0

@@ -25,6 +25,7 @@ class RmsNorm:
         self._is_wide = adds_one
         self._gain_D = 1 + weight_D.float() if adds_one else weight_D
         self._is_fused = weight_D.device.type == "cuda"
+        self._eps_1 = torch.full((1,), eps)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._is_fused:
@@ -32,9 +33,8 @@ class RmsNorm:
         # On a CPU torch makes a dozen operations of rms_norm, but the length of float32 vectors is one. The others
         # round as one does, so that a row's bits do not depend on where it stands among others.
         wide = x.float()
-        scale: Tensor = (
-            torch.linalg.vector_norm(wide, 2, -1, True).square_().mul_(1 / self._size).add_(self._eps).rsqrt_()
-        )
+        length = torch.linalg.vector_norm(wide, 2, -1, True)
+        scale = torch.addcmul(self._eps_1, length, length, value=1 / self._size).rsqrt_()
         if self._is_wide:
             return (wide * scale).mul_(self._gain_D).to(self._kind)
         return (wide * scale).to(self._kind).mul_(self._gain_D)

@@ -25,7 +25,7 @@ from agent.planner.shards import ShardExtent
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Grows when the same shard would be packed otherwise."""
 MAX_UNUSED_BYTES = 64 << 30
 """Of entries that no rank has mapped; the least recently used go first."""

@@ -41,23 +41,23 @@ class ExactRows:
     """Calls a kernel in row counts that are equal to the bit."""
 
     def __init__(self, kernel: Kernel) -> None:
-        self._kernel = kernel
+        self._multiply = kernel.multiply
         self.counts = row_counts(kernel)
 
     def __call__(self, rows_RK: Tensor) -> Tensor:
         num_rows = rows_RK.shape[0]
         if num_rows == 1 and self.counts.is_single_equal:
-            return self._kernel(rows_RK)
+            return self._multiply(rows_RK)
         products: list[Tensor] = []
         begin = 0
         for count in (*self.counts.wide, self.counts.block):
             while num_rows - begin >= count:
-                products.append(self._kernel(rows_RK[begin : begin + count]))
+                products.append(self._multiply(rows_RK[begin : begin + count]))
                 begin += count
         if begin < num_rows:
             filled_BK = rows_RK.new_zeros((self.counts.block, rows_RK.shape[1]))
             filled_BK[: num_rows - begin] = rows_RK[begin:]
-            products.append(self._kernel(filled_BK)[: num_rows - begin])
+            products.append(self._multiply(filled_BK)[: num_rows - begin])
         return products[0] if len(products) == 1 else torch.cat(products)
 
 
@@ -97,19 +97,19 @@ def _agree(kernel: Kernel, count: int, way: Callable[[Kernel, Tensor], Tensor]) 
     trials = min(_MAX_TRIALS, -(-_TRIAL_OUTPUTS // (shape.outputs * count)))
     for _ in range(trials):
         rows_RK = torch.randn(count, shape.inputs, generator=generator).to(shape.device, shape.dtype)
-        in_blocks = torch.cat([kernel(block) for block in torch.split(rows_RK, BLOCK_TOKENS)])
+        in_blocks = torch.cat([kernel.multiply(block) for block in torch.split(rows_RK, BLOCK_TOKENS)])
         if not torch.equal(way(kernel, rows_RK), in_blocks):
             return False
     return True
 
 
 def _at_once(kernel: Kernel, rows_RK: Tensor) -> Tensor:
-    return kernel(rows_RK)
+    return kernel.multiply(rows_RK)
 
 
 def _one_by_one(kernel: Kernel, rows_RK: Tensor) -> Tensor:
-    return torch.cat([kernel(row) for row in torch.split(rows_RK, 1)])
+    return torch.cat([kernel.multiply(row) for row in torch.split(rows_RK, 1)])
 
 
 def _upside_down(kernel: Kernel, rows_RK: Tensor) -> Tensor:
-    return kernel(rows_RK.flip(0)).flip(0)
+    return kernel.multiply(rows_RK.flip(0)).flip(0)

@@ -2,6 +2,7 @@
 
 oneDNN multiplies unsigned by signed bytes, so a row is shifted by 128; its scale is its largest magnitude, which
 the row's own dtype holds exactly. Sums of integers have no order: a row's product minds none of its neighbours.
+One row alone takes a shorter way, in which oneDNN applies the scale before the product is rounded, not after.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Int8Kernel(Kernel):
             device=torch.device("cpu"),
         )
         self._zero_point_1 = torch.zeros(1, dtype=torch.int32)
-        self._multiply = torch.ops.onednn.qlinear_pointwise.default
+        self._qlinear = torch.ops.onednn.qlinear_pointwise.default
+        self._shift_1 = torch.tensor([_ZERO_POINT + 0.5])
 
     @classmethod
     def pack(cls, weight_NK: Tensor, bias_N: Tensor | None) -> Int8Kernel:
@@ -50,11 +52,24 @@ class Int8Kernel(Kernel):
         return device.type == "cpu" and dtype in (torch.bfloat16, torch.float32)
 
     def __call__(self, rows_RK: Tensor) -> Tensor:
+        if rows_RK.shape[0] != 1:
+            return self.multiply(rows_RK)
+        # While a model streams through the caches every operation finds its code and operands cold: few are quick.
+        peak = max(rows_RK.abs().amax().item(), _SMALLEST_PEAK)
+        codes_1K = torch.add(self._shift_1, rows_RK.float(), alpha=_LEVELS / peak).to(torch.uint8)
+        product_1N = self._multiply_codes(codes_1K, peak / _LEVELS, rows_RK.dtype)
+        return product_1N if self._bias_N is None else product_1N.add_(self._bias_N)
+
+    def multiply(self, rows_RK: Tensor) -> Tensor:
         peaks_R1 = rows_RK.abs().amax(-1, True).clamp_min_(_SMALLEST_PEAK)  # torch's norms are no vector loops
         codes_RK = (rows_RK * (_LEVELS / peaks_R1.float())).add_(_ZERO_POINT + 0.5).to(torch.uint8)
-        product_RN: Tensor = self._multiply(
+        product_RN = self._multiply_codes(codes_RK, 1 / _LEVELS, rows_RK.dtype).mul_(peaks_R1)
+        return product_RN if self._bias_N is None else product_RN.add_(self._bias_N)
+
+    def _multiply_codes(self, codes_RK: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+        product_RN: Tensor = self._qlinear(
             codes_RK,
-            1 / _LEVELS,
+            scale,
             _ZERO_POINT,
             self._packed_KN,
             self._scales_N,
@@ -62,13 +77,12 @@ class Int8Kernel(Kernel):
             None,
             1.0,
             0,
-            rows_RK.dtype,
+            dtype,
             "none",
             [],
             "",
         )
-        product_RN.mul_(peaks_R1)
-        return product_RN if self._bias_N is None else product_RN.add_(self._bias_N)
+        return product_RN
 
 
 def quantise_int8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,10 @@ class Kernel(ABC):
     @abstractmethod
     def __call__(self, rows_RK: Tensor, /) -> Tensor: ...
 
+    def multiply(self, rows_RK: Tensor, /) -> Tensor:
+        """The same product in the one way that serves every number of rows: `__call__` may know a shorter one."""
+        return self(rows_RK)
+
     @property
     def num_bytes(self) -> int:
         """Of its parts; what a layout fills up to round numbers is not counted."""

@@ -10,8 +10,12 @@ from torch import Tensor
 
 from agent.engine.linear.kernel import Kernel, KernelShape, named_parts
 
-_PACK_ROWS = 1
-"""Rows that the layout is chosen for. Decoding is bound by reading the weight; more rows lose nothing."""
+_WIDE_BYTES = 8 << 20
+_WIDE_ROWS = 64
+"""Rows that the layout of a weight of `_WIDE_BYTES` and more is chosen for, of a smaller one it is one row.
+
+Measured with AMX: large weights multiply one row as fast in either layout and 256 rows a fifth faster in the wide
+one; small ones multiply 256 rows a third faster in it, but one row, of which small models live, 5% slower."""
 
 
 class PackedKernel(Kernel):
@@ -32,7 +36,8 @@ class PackedKernel(Kernel):
 
     @classmethod
     def pack(cls, weight_NK: Tensor, bias_N: Tensor | None) -> PackedKernel:
-        return cls(torch.ops.mkldnn._reorder_linear_weight(weight_NK, _PACK_ROWS), bias_N)
+        rows = _WIDE_ROWS if weight_NK.nbytes >= _WIDE_BYTES else 1
+        return cls(torch.ops.mkldnn._reorder_linear_weight(weight_NK, rows), bias_N)
 
     @classmethod
     def of_parts(cls, parts: dict[str, Tensor], _shape: KernelShape, /) -> PackedKernel:
