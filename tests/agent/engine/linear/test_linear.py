@@ -14,6 +14,7 @@ from agent.engine.linear.choose import is_sound, make_kernel
 from agent.engine.linear.int4 import Int4Kernel
 from agent.engine.linear.int8 import Int8Kernel
 from agent.engine.linear.kernel import Kernel
+from agent.engine.linear.opaque import bytes_of, layout_of, wrap
 from agent.engine.linear.packed import PackedKernel
 from agent.engine.linear.weight_only import WeightOnlyInt4Kernel, WeightOnlyKernel
 from agent.facts.model import Dtype, Quantisation
@@ -134,6 +135,31 @@ def test_a_kernel_holds_the_planned_bytes_and_can_be_made_of_its_parts(
     assert kernel.num_bytes == matrix_bytes(outputs, inputs, dtype, quantisation) + bias_bytes
     x = torch.randn(5, inputs).to(kind)
     assert torch.equal(type(kernel).of_parts(kernel.parts, kernel.shape)(x), kernel(x))
+
+
+@pytest.mark.skipif(not is_sound(PackedKernel, torch.bfloat16), reason="this CPU or build does not pack bfloat16")
+def test_a_large_weight_is_laid_out_for_many_rows_and_can_still_be_mapped() -> None:
+    weight = torch.linspace(-1, 1, 2048 * 2048).view(2048, 2048).bfloat16()
+    small, large = PackedKernel.pack(weight[:1024].contiguous(), None), PackedKernel.pack(weight.clone(), None)
+    packed = large.parts["weight"]
+    assert layout_of(packed) != layout_of(torch.ops.mkldnn._reorder_linear_weight(weight, 1))
+    copy = torch.frombuffer(bytearray(bytes_of(packed)), dtype=torch.uint8)
+    mapped = wrap(copy.data_ptr(), shape=tuple(packed.shape), dtype=torch.bfloat16, layout=layout_of(packed))
+    for rows in ROWS:
+        x = torch.randn(rows, 2048).bfloat16()
+        assert torch.allclose(large(x)[:, :1024].float(), small(x).float(), rtol=0.02, atol=0.2)
+        assert torch.equal(PackedKernel(mapped, None)(x), large(x))
+
+
+@pytest.mark.skipif(not is_sound(Int8Kernel, torch.bfloat16), reason="this CPU or build has no int8 kernel")
+def test_one_row_in_int8_takes_the_shorter_way_to_the_same_codes() -> None:
+    """Only the rounding of the product may differ: by one step of bfloat16."""
+    torch.manual_seed(3)
+    kernel = Int8Kernel.pack(torch.randn(200, 256).bfloat16(), torch.randn(200).bfloat16())
+    for scale in (1e-3, 1.0, 1e3):
+        row = torch.randn(1, 256).bfloat16() * scale
+        short, general = kernel(row).float(), kernel.multiply(row).float()
+        assert torch.allclose(short, general, rtol=2**-6, atol=float(general.abs().max()) * 2**-8)
 
 
 def test_int4_keeps_its_least_and_greatest_weight() -> None:
