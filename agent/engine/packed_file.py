@@ -30,6 +30,9 @@ from agent.engine.stored_tensors import TensorKey
 _MAGIC = b"odpack01"
 _FOOTER = struct.Struct("<QQ32s")
 _PAGE = 4096
+_HUGE_PAGES = 14
+"""`MADV_HUGEPAGE`: what is read into the page cache through this mapping comes in pages of 2 MiB, where the
+filesystem has them (ext4 since Linux 6.16, xfs). A core streams weights a few hundredths faster through them."""
 _POPULATE_READ = 22
 """`MADV_POPULATE_READ` (Linux 5.14): pages are mapped at once instead of fault by fault."""
 
@@ -135,6 +138,8 @@ class PackedFileWriter:
         self._file.write(header + _FOOTER.pack(offset, len(header), hashlib.sha256(header).digest()))
         self._file.flush()
         os.fsync(self._file.fileno())
+        # Written pages are small ones. Forgotten, they are read anew through the mapping that asks for large ones.
+        os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         self._part_path.rename(self._path)
         folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -153,6 +158,7 @@ class PackedFile:
             raise PackedFileError(f"it holds {self._header.key}, not {key}")
         self.mapping = mmap.mmap(fd, 0, access=mmap.ACCESS_COPY)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self.mapping))
+        self._advise(0, len(self.mapping), _HUGE_PAGES)  # no matter when it cannot be had
         looked_up = {entry.part.offset for entry in self._header.tensors if entry.is_looked_up}
         for part in self._parts():
             if part.offset not in looked_up:
@@ -197,10 +203,13 @@ class PackedFile:
 
     def _populate(self, part: _Part) -> None:
         """Have its pages now: memory and disk that fail must fail while loading, not in the middle of a stream."""
-        advise = ctypes.CDLL(None, use_errno=True).madvise
-        address, length = ctypes.c_void_p(self._address + part.offset), ctypes.c_size_t(part.length)
-        if advise(address, length, _POPULATE_READ):
+        if not self._advise(part.offset, part.length, _POPULATE_READ):
             sum(self.mapping[part.offset : part.offset + part.length : _PAGE])
+
+    def _advise(self, offset: int, length: int, advice: int) -> bool:
+        """Whether the kernel took it."""
+        address = ctypes.c_void_p(self._address + offset)
+        return not ctypes.CDLL(None).madvise(address, ctypes.c_size_t(length), advice)
 
 
 def _read_header(fd: int) -> _Header:
