@@ -9,7 +9,7 @@ after it: a prompt's chunks follow each other through the stages, and a block is
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -18,9 +18,10 @@ from agent.planner.plan import BLOCK_TOKENS, Serving
 from agent.serving.blocks import BlockPool, num_blocks_of
 from agent.serving.request import FinishReason, Request
 from agent.serving.sequence import RunningSequence
+from agent.serving.step_answer import Batch, match_embeddings, match_tokens
 from agent.serving.step_cost import count_micro_batches, cut_prompt
 from agent.serving.waiting import DRAWN_TOKEN_CHARGE, PROMPT_TOKEN_CHARGE, WaitingRequests
-from agent.wire.rank import EmbeddedSlice, SampledToken, SequenceSlice, Step, StepDone
+from agent.wire.rank import SampledToken, SequenceSlice, Step, StepDone
 
 PATIENCE_STEPS = 16
 """Steps after which a prompt comes before shorter ones."""
@@ -60,9 +61,6 @@ def longest_sequence(serving: Serving) -> int:
     return min(serving.context, serving.kv_blocks * BLOCK_TOKENS)
 
 
-_Batch = list[tuple[RunningSequence, SequenceSlice]]
-
-
 class Scheduler:
     """Arrivals and step results in, steps out.
 
@@ -100,7 +98,7 @@ class Scheduler:
         self._waiting = WaitingRequests()
         self._free = list(range(slots))
         self._running: dict[int, RunningSequence] = {}
-        self._in_flight: dict[int, _Batch] = {}
+        self._in_flight: dict[int, Batch] = {}
         self._computing: dict[bytes, RunningSequence] = {}
         """Who will have computed a block that others may want, by the block's key."""
         self._next_step_id = 0
@@ -174,8 +172,8 @@ class Scheduler:
         if oldest is None or done.step_id != oldest:
             raise FleetError("E810", f"answer to step {done.step_id} while the oldest in flight is {oldest}")
         batch = self._in_flight[oldest]
-        drawn = _match_tokens(done, batch)
-        embedded = _match_embeddings(done, batch)
+        drawn = match_tokens(done, batch)
+        embedded = match_embeddings(done, batch)
         del self._in_flight[oldest]
         advances: list[Advance | Embedding] = []
         for (sequence, part), tokens in zip(batch, drawn, strict=True):
@@ -291,7 +289,7 @@ class Scheduler:
 
     # --- what the next step holds ---------------------------------------------------------------------
 
-    def _take_decodes(self) -> _Batch:
+    def _take_decodes(self) -> Batch:
         """The share of the decoding sequences that makes a micro-batch, longest waiting first."""
         decoding = [sequence for sequence in self._running.values() if sequence.is_decoding]
         num_micro_batches = count_micro_batches(len(decoding), self._num_stages)
@@ -301,7 +299,7 @@ class Scheduler:
         ready.sort(key=lambda sequence: sequence.last_step)
         share = -(-len(decoding) // num_micro_batches)
         num_rows = min(share, len(ready))
-        batch: _Batch = []
+        batch: Batch = []
         for sequence in ready:
             if len(batch) == share:
                 break
@@ -359,7 +357,7 @@ class Scheduler:
         )
         return sequence.guess(limit) if limit > 0 else []
 
-    def _add_prompts(self, batch: _Batch) -> None:
+    def _add_prompts(self, batch: Batch) -> None:
         """Chunks of prompts: what is soonest done first, unless another has waited long."""
         budget = self._step_tokens - sum(len(part.tokens) for _, part in batch)
         waiting = [each for each in self._running.values() if each.num_pending and not each.is_ready]
@@ -488,38 +486,5 @@ class Scheduler:
             self.counts = msgspec.structs.replace(counts, **changes)
 
 
-def _is_decode(batch: _Batch) -> bool:
+def _is_decode(batch: Batch) -> bool:
     return any(part.samples and part.params is None and len(part.tokens) == part.drafts + 1 for _, part in batch)
-
-
-def _match_tokens(done: StepDone, batch: _Batch) -> list[list[SampledToken]]:
-    """The tokens of each slice: after a right guess one more. Raises FleetError E810 when they are others."""
-    tokens = iter(done.tokens)
-    matched = []
-    for _, part in batch:
-        drawn: list[SampledToken] = []
-        if part.samples:
-            num_certain = len(part.tokens) - part.drafts
-            for guess in [*part.tokens[num_certain:], None]:
-                place = (part.slot, part.start + num_certain + len(drawn))
-                sampled = next(tokens, None)
-                if sampled is None or (sampled.slot, sampled.position) != place:
-                    raise FleetError("E810", f"step {done.step_id} drew {_places(done.tokens)}, {place} missing")
-                drawn.append(sampled)
-                if sampled.token != guess:
-                    break
-        matched.append(drawn)
-    if next(tokens, None) is not None:
-        raise FleetError("E810", f"step {done.step_id} drew {_places(done.tokens)}, which is too much")
-    return matched
-
-
-def _match_embeddings(done: StepDone, batch: _Batch) -> Iterator[EmbeddedSlice]:
-    slots = [part.slot for _, part in batch if part.embeds]
-    if [each.slot for each in done.embeddings] != slots:
-        raise FleetError("E810", f"step {done.step_id} did not embed slots {slots}")
-    return iter(done.embeddings)
-
-
-def _places(tokens: Sequence[SampledToken]) -> list[tuple[int, int]]:
-    return [(token.slot, token.position) for token in tokens]
