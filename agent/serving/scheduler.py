@@ -18,7 +18,7 @@ from agent.planner.plan import BLOCK_TOKENS, Serving
 from agent.serving.blocks import BlockPool, num_blocks_of
 from agent.serving.request import FinishReason, Request
 from agent.serving.sequence import RunningSequence
-from agent.serving.step_answer import Batch, match_embeddings, match_tokens
+from agent.serving.step_answer import Batch, match_embeddings, match_guesses, match_tokens
 from agent.serving.step_cost import count_micro_batches, cut_prompt
 from agent.serving.waiting import DRAWN_TOKEN_CHARGE, PROMPT_TOKEN_CHARGE, WaitingRequests
 from agent.wire.rank import SampledToken, SequenceSlice, Step, StepDone
@@ -66,6 +66,8 @@ class Scheduler:
 
     A step has at most `max(prefill_chunk, slots)` tokens: those of decoding sequences, guesses included, and what
     is left for prompts. `kv_blocks` 0 stands for every slot's full context, `max_drafts` 0 for no guesses.
+    With a `draft_cost`, what a pass of the draft model takes of the time that a step takes to read the weights,
+    guesses are that model's: they come with the draw before. Without, they are looked up.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Scheduler:
         queue: int,
         kv_blocks: int = 0,
         max_drafts: int = 0,
+        draft_cost: float | None = None,
         shares_prefixes: bool = True,
     ) -> None:
         assert slots >= 1, f"slots {slots}"
@@ -94,6 +97,7 @@ class Scheduler:
         self._step_tokens = max(prefill_chunk, slots)
         self._queue_limit = queue
         self._max_drafts = max_drafts
+        self._draft_cost = draft_cost
         self._shares_prefixes = shares_prefixes
         self._waiting = WaitingRequests()
         self._free = list(range(slots))
@@ -174,10 +178,12 @@ class Scheduler:
         batch = self._in_flight[oldest]
         drawn = match_tokens(done, batch)
         embedded = match_embeddings(done, batch)
+        guessed = match_guesses(done, batch)
         del self._in_flight[oldest]
         advances: list[Advance | Embedding] = []
         for (sequence, part), tokens in zip(batch, drawn, strict=True):
             sequence.num_in_flight -= 1
+            sequence.drafted = next(guessed) if part.guesses_wanted else []
             if sequence.is_cancelled:
                 if not sequence.num_in_flight:
                     self._release(sequence)
@@ -236,6 +242,8 @@ class Scheduler:
             assert sequence.computed <= sequence.num_tokens <= self.context, "computed tokens that do not exist"
             assert num_in_flight or not sequence.is_cancelled, "a cancelled sequence stayed"
             assert sequence.is_started or not num_in_flight, "a sequence travels that holds no blocks"
+            assert sequence.is_decoding or not sequence.drafted, "guesses for a sequence that draws nothing"
+            assert len(sequence.drafted) <= self._max_drafts, "more guesses than are ever verified"
             if sequence.table is not None:
                 assert sequence.computed <= len(sequence.table) * BLOCK_TOKENS, "computed beyond its blocks"
         tables = [each.table for each in self._running.values() if each.table is not None]
@@ -319,10 +327,13 @@ class Scheduler:
             return None  # it has just lost its blocks to another
         known = sequence.num_tokens
         guesses = self._guess(sequence, num_rows)
-        missing = num_blocks_of(known + len(guesses)) - len(table)
-        if missing > self._pool.num_available:
+        wanted = self._want(sequence, num_rows + len(guesses), num_drafts=len(guesses))
+        missing = num_blocks_of(min(known + len(guesses) + wanted, self.context)) - len(table)
+        if missing > self._pool.num_available:  # nobody gives way to a guess
             missing = num_blocks_of(known) - len(table)
-            guesses = guesses[: (len(table) + missing) * BLOCK_TOKENS - known]
+            room = (len(table) + missing) * BLOCK_TOKENS - known
+            guesses = guesses[:room]
+            wanted = min(wanted, room - len(guesses))
         new_blocks: list[int] = []
         if missing > 0:
             priority, turn = sequence.importance
@@ -340,22 +351,42 @@ class Scheduler:
             new_blocks=new_blocks,
             drafts=len(guesses),
             masks=sequence.request.next_mask(),
+            guesses_wanted=wanted,
         )
 
     def _guess(self, sequence: RunningSequence, num_rows: int) -> list[int]:
+        """Tokens to verify now: those of a draft model cost no more than their rows any more."""
+        if not self._may_guess(sequence):
+            return []
+        limit = min(sequence.draft_length.choose(num_rows), self._draft_room(sequence, num_rows))
+        if limit <= 0:
+            return []
+        return sequence.look_up(limit) if self._draft_cost is None else sequence.drafted[:limit]
+
+    def _want(self, sequence: RunningSequence, num_rows: int, *, num_drafts: int) -> int:
+        """Guesses to have of the draft model for the step after this one, which draws a token at least."""
+        if self._draft_cost is None or not self._may_guess(sequence):
+            return 0
+        length = sequence.draft_length
+        if length.is_due and num_drafts:
+            return 0  # what is tried again is on its way
+        num_others = num_rows - num_drafts
+        room = self._draft_room(sequence, num_others, num_drawn=1)
+        return max(0, min(length.choose(num_others, draft_cost=self._draft_cost), room))
+
+    def _may_guess(self, sequence: RunningSequence) -> bool:
         request = sequence.request
-        if not self._max_drafts or request.grammar is not None or request.is_probe:
-            return []
-        limit = sequence.draft_length.choose(num_rows)
-        if not limit:
-            return []
-        limit = min(
-            limit,
-            request.max_tokens - len(request.generated) - 1,
-            self.context - sequence.num_tokens - 1,
+        return self._max_drafts > 0 and request.grammar is None and not request.is_probe
+
+    def _draft_room(self, sequence: RunningSequence, num_rows: int, *, num_drawn: int = 0) -> int:
+        """Most guesses that a step of `num_rows` may verify, with so many tokens drawn until then: what is drawn
+        behind them must be of use."""
+        request = sequence.request
+        return min(
+            request.max_tokens - len(request.generated) - num_drawn - 1,
+            self.context - sequence.num_tokens - num_drawn - 1,
             min(self._step_tokens, self.slots + self._max_drafts) - num_rows,
         )
-        return sequence.guess(limit) if limit > 0 else []
 
     def _add_prompts(self, batch: Batch) -> None:
         """Chunks of prompts: what is soonest done first, unless another has waited long."""

@@ -35,6 +35,8 @@ class RunningSequence:
         self.keys: list[bytes] = []
         """Of its full blocks, as far as they were needed."""
         self.draft_length = DraftLength(max_drafts)
+        self.drafted: list[int] = []
+        """What a draft model takes the next tokens to be, since the last draw."""
         self._lookup: PromptLookup | None = None
 
     @property
@@ -86,8 +88,8 @@ class RunningSequence:
         self.num_published = end
         return [(self.table.blocks[index], self.keys[index]) for index in range(begin, end)]
 
-    def guess(self, count: int) -> list[int]:
-        """Up to `count` tokens after the known ones."""
+    def look_up(self, count: int) -> list[int]:
+        """Up to `count` tokens after the known ones, as they followed the same words before."""
         if self._lookup is None:
             self._lookup = PromptLookup(self.request.prompt)
         self._lookup.extend(self.tokens(len(self._lookup), self.num_tokens))

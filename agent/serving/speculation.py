@@ -1,4 +1,7 @@
-"""Guesses of the next tokens that cost no model: what followed the same words before. No I/O. Deterministic."""
+"""Guesses of the next tokens: what followed the same words before, at no cost, and how many of them pay.
+
+No I/O. Deterministic.
+"""
 
 from __future__ import annotations
 
@@ -64,12 +67,18 @@ class DraftLength:
         """Chance that a guess is right when those before it were."""
         return self._right / self._judged
 
-    def choose(self, num_rows: int) -> int:
-        """Guesses for a step that has `num_rows` already: the last one's chance must still pay for its row."""
-        needed = least_acceptance(num_rows)
+    @property
+    def is_due(self) -> bool:
+        """Guesses did not pay for so long that one is tried again."""
+        return self._num_idle >= RETRY_TOKENS
+
+    def choose(self, num_rows: int, *, draft_cost: float = 0.0) -> int:
+        """Guesses for a step that has `num_rows` already: the last one's chance must still pay for its row, and for
+        what it costs to guess."""
+        needed = min(least_acceptance(num_rows, draft_cost=draft_cost), 1.0)
         chance = min(max(self.acceptance, 1e-6), 0.99)
         length = min(self._limit, int(math.log(needed) / math.log(chance)))
-        if length == 0 and self._num_idle >= RETRY_TOKENS:
+        if length == 0 and self.is_due:
             return min(1, self._limit)
         return length
 

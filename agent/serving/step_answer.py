@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 
 from agent.errors import FleetError
@@ -32,6 +33,15 @@ def match_tokens(done: StepDone, batch: Batch) -> list[list[SampledToken]]:
     if next(tokens, None) is not None:
         raise FleetError("E810", f"step {done.step_id} drew {_places(done.tokens)}, which is too much")
     return matched
+
+
+def match_guesses(done: StepDone, batch: Batch) -> Iterator[list[int]]:
+    """What each slice that wants guesses gets. Raises FleetError E810 when they are others', or too many."""
+    wanted = [part.guesses_wanted for _, part in batch if part.guesses_wanted]
+    guesses = done.guesses or [[] for _ in wanted]
+    if len(guesses) != len(wanted) or any(map(operator.lt, wanted, map(len, guesses))):
+        raise FleetError("E810", f"step {done.step_id} has {list(map(len, guesses))} guesses, {wanted} were wanted")
+    return iter(guesses)
 
 
 def match_embeddings(done: StepDone, batch: Batch) -> Iterator[EmbeddedSlice]:

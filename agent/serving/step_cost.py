@@ -36,7 +36,10 @@ def cut_prompt(num_tokens: int, num_stages: int, limit: int) -> int:
     return min(limit, max(MIN_CHUNK, whole_blocks))
 
 
-def least_acceptance(num_rows: int) -> float:
-    """Chance of being right from which another guess pays in a step of `num_rows`: what a row adds to the step's
-    time over what each of the tokens costs that come of it."""
-    return ROW_COST * num_rows / (1 + ROW_COST * num_rows)
+def least_acceptance(num_rows: int, *, draft_cost: float = 0.0) -> float:
+    """Chance of being right from which another guess pays in a step of `num_rows`: what it adds to the step's time
+    over what each of the tokens costs that come of it.
+
+    It adds a row, and where a draft model guesses its share of a pass of that: `draft_cost` for all rows together.
+    """
+    return (ROW_COST * num_rows + draft_cost) / (1 + ROW_COST * num_rows)

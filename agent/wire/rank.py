@@ -28,6 +28,14 @@ class TlsFiles(msgspec.Struct, frozen=True, kw_only=True):
     key: str
 
 
+class DraftConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The draft model beside a shard: whole, in the rank's dtype and quantisation. Files as in `RankConfig`."""
+
+    model: ModelSpec
+    model_dir: str
+    shard_file: str
+
+
 class RankConfig(msgspec.Struct, frozen=True, kw_only=True):
     """All that a rank is told at start, as a JSON file: `python -m agent.engine FILE`.
 
@@ -65,6 +73,8 @@ class RankConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Blocks of `planner.plan.BLOCK_TOKENS` positions in the KV cache of each layer; 0: `batch` full contexts."""
     cache_dir: str = ""
     """Where quantised and packed shards are kept for the next start; empty: nowhere."""
+    draft: DraftConfig | None = None
+    """On the leader of the last stage, where the plan has a draft model."""
 
 
 # --- supervisor -> rank, over the unix socket ---------------------------------------------------------
@@ -197,6 +207,9 @@ class SequenceSlice(msgspec.Struct, frozen=True, array_like=True):
     The last `drafts` of `tokens` are guesses. The last stage then draws after each of the last `drafts + 1` tokens,
     in order, as long as the guess before was what it drew: 1 to `drafts + 1` tokens come back, and the next slice
     starts behind the last one that was right.
+
+    `guesses_wanted` of the tokens behind the last one drawn are to come back with it, from the draft model. Their
+    keys go to the same places of a cache of its own: there are as many guesses as the slot's blocks have room for.
     """
 
     slot: int
@@ -212,6 +225,7 @@ class SequenceSlice(msgspec.Struct, frozen=True, array_like=True):
     little-endian 32-bit words, lowest bit first. Empty: all."""
     embeds: bool = False
     """Report the final hidden state of the slice's last token (after the final norm) instead of drawing one."""
+    guesses_wanted: int = 0
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
@@ -258,11 +272,15 @@ class EmbeddedSlice(msgspec.Struct, frozen=True, array_like=True):
 class StepDone(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
     """From the leader of the last stage: for each slice that samples, in the step's order, the token that was
     drawn, or with drafts as many as were right and one more, positions ascending.
+
+    `guesses` are the draft model's: for each slice that wants some, in the step's order, at most as many as it
+    wants; empty where none of them gets any.
     """
 
     step_id: int
     tokens: list[SampledToken]
     embeddings: list[EmbeddedSlice] = []
+    guesses: list[list[int]] = []
 
 
 class StepFailed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):

@@ -32,8 +32,11 @@ def generate(prompt: Sequence[int], count: int, end_tokens: frozenset[int] = fro
 class SimulatedRank:
     """Executes steps in order, as every rank does, and checks what it is told."""
 
-    def __init__(self, *, num_blocks: int, slots: int) -> None:
+    def __init__(self, *, num_blocks: int, slots: int, wrong_guess_every: int = 0, context: int = 1 << 20) -> None:
         self.num_blocks = num_blocks
+        self._context = context
+        self._wrong_guess_every = wrong_guess_every
+        """Of so many guesses of the draft model, the last one is wrong; 0: none is."""
         self.num_computed = 0
         """Rows of all steps."""
         self._cells: dict[tuple[int, int], Cell] = {}
@@ -51,10 +54,12 @@ class SimulatedRank:
         assert len(written) == len(set(written)), "two sequences write to the same place in one step"
         for part in step.slices:
             self._read(part)
+        drawn = {part.slot: self._draw(part) for part in step.slices if part.samples}
         return StepDone(
             step_id=step.step_id,
-            tokens=[token for part in step.slices if part.samples for token in self._draw(part)],
+            tokens=[token for tokens in drawn.values() for token in tokens],
             embeddings=[EmbeddedSlice(slot=part.slot, values=b"\0") for part in step.slices if part.embeds],
+            guesses=[self._guess(part, drawn[part.slot]) for part in step.slices if part.guesses_wanted],
         )
 
     def _begin(self, part: SequenceSlice) -> None:
@@ -100,6 +105,20 @@ class SimulatedRank:
             if length < len(tokens) and tokens[length] != token:
                 break
         return drawn
+
+    def _guess(self, part: SequenceSlice, drawn: list[SampledToken]) -> list[int]:
+        """Where the draft model's keys go must belong to the sequence: they are written over, and spoilt."""
+        assert part.samples, "guesses behind nothing"
+        position = drawn[-1].position
+        known = [*self._tokens[part.slot][:position], drawn[-1].token]
+        end = min(position + part.guesses_wanted, self._context)
+        assert end <= len(self._tables[part.slot]) * BLOCK_TOKENS, "guesses without a block"
+        guesses: list[int] = []
+        for index in range(1, end - position + 1):
+            token = next_token([*known, *guesses])
+            is_wrong = self._wrong_guess_every and index % self._wrong_guess_every == 0
+            guesses.append(99 if is_wrong else token)
+        return guesses
 
     def _place(self, slot: int, position: int) -> tuple[int, int]:
         return self._tables[slot][position // BLOCK_TOKENS], position % BLOCK_TOKENS

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import pairwise
 
+import msgspec
 import pytest
 
 from agent.errors import FleetError
 from agent.planner.plan import Serving
 from agent.serving.request import Finished, Request, RequestEvent
 from agent.serving.scheduler import Advance, Embedding, QueueFull, Scheduler, longest_sequence
+from agent.serving.speculation import RETRY_TOKENS, DraftLength
 from agent.wire.rank import EmbeddedSlice, SampledToken, SamplingParams, Step, StepDone
 from tests.agent.serving.simulated_rank import SimulatedRank, generate
 
@@ -48,6 +51,7 @@ def make_scheduler(
     queue: int = 8,
     kv_blocks: int = 0,
     max_drafts: int = 0,
+    draft_cost: float | None = None,
 ) -> Scheduler:
     return Scheduler(
         slots=slots,
@@ -57,6 +61,7 @@ def make_scheduler(
         queue=queue,
         kv_blocks=kv_blocks,
         max_drafts=max_drafts,
+        draft_cost=draft_cost,
     )
 
 
@@ -429,6 +434,87 @@ def test_an_answer_that_contradicts_its_guesses_is_refused(tokens: list[int]) ->
     drawn = [SampledToken(slot=0, position=6 + index, token=token) for index, token in enumerate(tokens)]
     with pytest.raises(FleetError, match="step 1 drew"):
         scheduler.complete(StepDone(step_id=1, tokens=[*drawn, SampledToken(slot=0, position=99, token=1)]))
+
+
+@pytest.mark.parametrize("wrong_guess_every", [0, 3, 1])
+def test_a_draft_models_guesses_change_no_token(wrong_guess_every: int) -> None:
+    requests = [make_request((1, 2, index), max_tokens=60) for index in range(3)]
+    scheduler = make_scheduler(slots=3, context=128, prefill_chunk=32, max_drafts=6, draft_cost=0.1)
+    for request in requests:
+        scheduler.submit(request)
+    rank = SimulatedRank(num_blocks=24, slots=3, wrong_guess_every=wrong_guess_every, context=128)
+    steps = run_dry(scheduler, rank)
+    for request in requests:
+        assert request.generated == generate(request.prompt, 60)
+    counts = scheduler.counts
+    match wrong_guess_every:
+        case 0:
+            assert counts.drafts_accepted == counts.drafts_proposed > 120
+            assert len(steps) < 30
+        case 3:
+            assert 0 < counts.drafts_accepted < counts.drafts_proposed
+        case _:
+            assert counts.drafts_accepted == 0
+
+
+def test_guesses_that_never_come_true_are_asked_for_rarely() -> None:
+    request = make_request((1, 2, 3), max_tokens=200)
+    scheduler = make_scheduler(slots=1, context=256, max_drafts=6, draft_cost=0.1)
+    scheduler.submit(request)
+    steps = run_dry(scheduler, SimulatedRank(num_blocks=16, slots=1, wrong_guess_every=1, context=256))
+    asking = [index for index, step in enumerate(steps) if step.slices[0].guesses_wanted]
+    late = [index for index in asking if index > 30]
+    assert late, "it is tried again"
+    assert all(step.slices[0].guesses_wanted <= 1 for step in steps[30:])
+    assert all(after - before > RETRY_TOKENS for before, after in pairwise(late))
+
+
+def test_a_guess_of_a_dear_draft_model_must_be_surer() -> None:
+    lengths = [DraftLength(8).choose(1, draft_cost=cost) for cost in (0.0, 0.1, 0.3, 1.0)]
+    assert lengths == sorted(lengths, reverse=True)
+    assert (lengths[1], lengths[-1]) == (2, 0)
+
+
+def test_guesses_take_no_block_from_anybody() -> None:
+    """Two sequences fill the cache but for the blocks that their own tokens need."""
+    requests = [make_request((index, 2, 3), max_tokens=29) for index in range(2)]
+    scheduler = make_scheduler(slots=2, context=64, kv_blocks=4, max_drafts=6, draft_cost=0.0)
+    for request in requests:
+        scheduler.submit(request)
+    run_dry(scheduler, SimulatedRank(num_blocks=4, slots=2, context=64))
+    for request in requests:
+        assert request.generated == generate(request.prompt, 29)
+    assert scheduler.counts.preemptions == 0
+    assert scheduler.counts.drafts_accepted > 0
+
+
+def test_probes_and_embeddings_want_no_guesses() -> None:
+    scheduler = make_scheduler(slots=2, context=64, max_drafts=4, draft_cost=0.0)
+    scheduler.submit(make_request(5, max_tokens=9, is_probe=True))
+    scheduler.submit(make_request((7, 8, 9), embeds=True))
+    for step in run_dry(scheduler, SimulatedRank(num_blocks=8, slots=2, context=64)):
+        assert [part.guesses_wanted for part in step.slices] == [0] * len(step.slices)
+
+
+@pytest.mark.parametrize("guesses", [[[1, 2, 3]], [[1], [2]]])
+def test_guesses_that_nobody_wanted_are_refused(guesses: list[list[int]]) -> None:
+    scheduler = make_scheduler(slots=1, max_drafts=2, draft_cost=0.0)
+    scheduler.submit(make_request(3, max_tokens=20))
+    scheduler.complete(draw(next_step(scheduler)))
+    step = next_step(scheduler)
+    assert step.slices[0].guesses_wanted == 2
+    with pytest.raises(FleetError, match=r"step 1 has .* guesses, \[2\] were wanted"):
+        scheduler.complete(msgspec.structs.replace(draw(step), guesses=guesses))
+
+
+def test_a_rank_may_have_no_guesses() -> None:
+    request = make_request(3, max_tokens=20)
+    scheduler = make_scheduler(slots=1, max_drafts=2, draft_cost=0.0)
+    scheduler.submit(request)
+    while not scheduler.is_idle:
+        scheduler.complete(draw(next_step(scheduler)))
+    assert len(request.generated) == 20
+    assert scheduler.counts.drafts_proposed == 0
 
 
 def test_blocks_bound_a_sequence_where_they_are_fewer_than_its_context() -> None:

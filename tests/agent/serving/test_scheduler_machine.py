@@ -28,6 +28,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         queue=st.integers(0, 6),
         spare_blocks=st.integers(0, 20),
         max_drafts=st.sampled_from([0, 1, 4]),
+        draft_cost=st.sampled_from([None, None, 0.0, 0.2]),
+        wrong_guess_every=st.sampled_from([0, 1, 3]),
         shares_prefixes=st.booleans(),
     )
     def start(
@@ -39,10 +41,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         queue: int,
         spare_blocks: int,
         max_drafts: int,
+        draft_cost: float | None,
+        wrong_guess_every: int,
         shares_prefixes: bool,
     ) -> None:
         self.slots, self.step_limit = slots, max(prefill_chunk, slots)
         self.num_blocks = 1 + spare_blocks
+        self.wrong_guess_every = wrong_guess_every
         self.scheduler = Scheduler(
             slots=slots,
             num_stages=num_stages,
@@ -51,6 +56,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             queue=queue,
             kv_blocks=self.num_blocks,
             max_drafts=max_drafts,
+            draft_cost=draft_cost,
             shares_prefixes=shares_prefixes,
         )
         self.lose_rank()
@@ -58,7 +64,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.events: dict[Request, list[RequestEvent]] = {}
 
     def lose_rank(self) -> None:
-        self.rank = SimulatedRank(num_blocks=self.num_blocks, slots=self.slots)
+        self.rank = SimulatedRank(
+            num_blocks=self.num_blocks,
+            slots=self.slots,
+            wrong_guess_every=self.wrong_guess_every,
+            context=self.scheduler.context,
+        )
         self.rank._expected_step = self.scheduler._next_step_id
         self.in_flight = deque[StepDone]()
 
