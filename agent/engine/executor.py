@@ -12,6 +12,7 @@ from torch import Tensor
 
 from agent.engine.batch import Batch, lay_out
 from agent.engine.decoder import Decoder, Reduce
+from agent.engine.drafter import Drafter, draft_cache_bytes, draft_weight_bytes, load_drafter
 from agent.engine.graphs import Record, StepGraphs, cuda_recorder
 from agent.engine.inbox import Inbox, LinkOrder, StepOrder
 from agent.engine.kv_cache import KvCache
@@ -56,6 +57,7 @@ class Executor:
         self._sampler = sampler or Sampler(config.batch)
         self._record = record
         self._graphs: StepGraphs | None = None
+        self._drafter: Drafter | None = None
 
     def run(self) -> None:
         """Returns when the inbox is closed, or at once in state `failed` when the shard cannot be loaded."""
@@ -92,6 +94,7 @@ class Executor:
             torch.set_num_threads(config.threads)
         kv_bytes = kv_cache_bytes(config)
         weight_bytes = shard_weight_bytes(config.model, config.extent, config.dtype, config.quantisation)
+        weight_bytes += draft_weight_bytes(config)
 
         def on_read(count: int) -> None:
             board.read_bytes += count
@@ -133,12 +136,26 @@ class Executor:
                 device=self._device,
                 is_exact=config.is_exact,
             )
+            self._prepare_graphs()
+            if config.draft is not None:
+                self._drafter = load_drafter(
+                    config,
+                    self._sampler,
+                    num_blocks=kv_blocks(config),
+                    kind=self._kind,
+                    device=self._device,
+                    record=self._record,
+                    on_read=on_read,
+                    on_layer=board.bump_progress,
+                )
         except (RuntimeError, MemoryError) as error:
             raise _kernel_error(error, f"loading {weight_bytes + kv_bytes} bytes onto {self._device}") from error
-        self._prepare_graphs()
         keep_freed_memory()
         board.weight_bytes = weights.num_bytes
         board.kv_cache_bytes = self._cache.num_bytes
+        if self._drafter is not None:
+            board.weight_bytes += self._drafter.weight_bytes
+            board.kv_cache_bytes += self._drafter.kv_cache_bytes
         board.loaded_fraction = 1.0
 
     def _prepare_graphs(self) -> None:
@@ -209,6 +226,8 @@ class Executor:
             links.close()
         self._cache.forget()
         self._sampler.forget()
+        if self._drafter is not None:
+            self._drafter.forget()
 
     # --- steps ----------------------------------------------------------------------------------------
 
@@ -225,12 +244,14 @@ class Executor:
         except (RuntimeError, MemoryError) as error:
             self._fail(order, _kernel_error(error, f"step {order.step.step_id}"))
             return
+        if done is not None:
+            order.replies.post(done)
+        if self._drafter is not None:
+            self._drafter.follow(order.step.slices)
         board = self._board
         board.busy_s += time.perf_counter() - begun - (_wait_s(links) - waited)
         board.steps += 1
         board.tokens += sum(len(piece.tokens) for piece in order.step.slices)
-        if done is not None:
-            order.replies.post(done)
 
     def _run_step(self, order: StepOrder, links: Links) -> StepDone | None:
         config, step = self._config, order.step
@@ -256,7 +277,12 @@ class Executor:
         tokens = self._sample(order, batch, hidden_TD, links)
         if config.tensor_index != 0:
             return None
-        return StepDone(step_id=step.step_id, tokens=tokens, embeddings=self._embed(step, batch, hidden_TD))
+        guesses: list[list[int]] = []
+        if self._drafter is not None:
+            self._drafter.admit(step.slices)
+            guesses = self._drafter.guess(step.slices, tokens)
+        embeddings = self._embed(step, batch, hidden_TD)
+        return StepDone(step_id=step.step_id, tokens=tokens, embeddings=embeddings, guesses=guesses)
 
     def _run_layers(self, hidden_TD: Tensor, batch: Batch, reduce: Reduce, links: Links) -> Tensor:
         """By graph where there is one: sums over a group wait for other ranks, which no graph can."""
@@ -317,11 +343,12 @@ def kv_blocks(config: RankConfig) -> int:
 
 
 def kv_cache_bytes(config: RankConfig) -> int:
-    """2 x layers x blocks x positions of a block x KV heads x head size x bytes of the dtype."""
+    """2 x layers x blocks x positions of a block x KV heads x head size x bytes of the dtype, and the draft's."""
     layers = config.extent.layers[1] - config.extent.layers[0]
     kv_heads = config.extent.kv_heads[1] - config.extent.kv_heads[0]
     positions = kv_blocks(config) * BLOCK_TOKENS
-    return 2 * layers * positions * kv_heads * config.model.head_size * DTYPE_BYTES[config.dtype]
+    own = 2 * layers * positions * kv_heads * config.model.head_size * DTYPE_BYTES[config.dtype]
+    return own + draft_cache_bytes(config, kv_blocks(config))
 
 
 def _unreduced(partial: Tensor) -> Tensor:

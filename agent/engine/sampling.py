@@ -10,12 +10,14 @@ Shapes: V vocabulary, C candidates left.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from agent.engine.kv_cache import begins
 from agent.errors import FleetError
@@ -59,6 +61,10 @@ class Sampler:
     def forget(self) -> None:
         self._histories = [SlotHistory() for _ in self._histories]
 
+    def history(self, slot: int) -> SlotHistory:
+        """Of the sequence in a slot: what `sample` has seen to be right, without the last token that it drew."""
+        return self._histories[slot]
+
     def sample(self, slices: list[SequenceSlice], logits_RV: Tensor) -> list[SampledToken]:
         """What is drawn after each slice: one token, or as many as its drafts were right, and one.
 
@@ -93,6 +99,23 @@ class Sampler:
                 break
         del history.tokens[first + len(drawn) - 1 :]
         return drawn
+
+
+def draw_guesses(histories: Sequence[SlotHistory], logits_RV: Tensor, *, vocab_size: int) -> list[int | None]:
+    """The token that each sequence would draw next by these logits; None where one of them is not finite.
+
+    The logits are another model's, whose vocabulary may be padded to another size: only tokens below `vocab_size`
+    are drawn, and those that it has no logits for are not.
+    """
+    known_RV = logits_RV[:, :vocab_size]
+    likeliest, is_finite = _survey(known_RV)
+    wide_RV = functional.pad(known_RV, (0, vocab_size - known_RV.shape[1]), value=float("-inf"))
+    return [
+        _sample_row(history, len(history.tokens), logits_V=wide_V, most_likely=token, allowed_V=None)[0]
+        if is_right
+        else None
+        for history, wide_V, token, is_right in zip(histories, wide_RV, likeliest, is_finite, strict=True)
+    ]
 
 
 def _survey(logits_RV: Tensor) -> tuple[list[int], list[bool]]:

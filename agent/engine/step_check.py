@@ -62,6 +62,10 @@ def _draw_problem(piece: SequenceSlice, vocab_size: int) -> str:
         return f"slot {slot} has drafts and draws nothing"
     if piece.samples and piece.embeds:
         return f"slot {slot} is to draw a token and to be embedded"
+    if piece.guesses_wanted < 0:
+        return f"slot {slot} wants {piece.guesses_wanted} guesses"
+    if piece.guesses_wanted and not piece.samples:
+        return f"slot {slot} wants guesses and draws nothing"
     mask_bytes = (piece.drafts + 1) * mask_row_bytes(vocab_size)
     if piece.masks and len(piece.masks) != mask_bytes:
         return f"slot {slot} has {len(piece.masks)} bytes of masks, not {mask_bytes}"

@@ -34,6 +34,19 @@ class ShardExtent(msgspec.Struct, frozen=True, kw_only=True):
     is_last_stage: bool
 
 
+def whole_extent(spec: ModelSpec) -> ShardExtent:
+    """All of a model, as one rank owns it: the only stage of one."""
+    return ShardExtent(
+        layers=(0, spec.num_layers),
+        heads=(0, spec.num_heads),
+        kv_heads=(0, spec.num_kv_heads),
+        columns=(0, spec.mlp_columns),
+        vocab=(0, spec.vocab_size),
+        is_first_stage=True,
+        is_last_stage=True,
+    )
+
+
 class TensorSlice(msgspec.Struct, frozen=True, kw_only=True):
     """One tensor of a shard: `shape` is the full tensor's, cut along `dim` to `[begin, end)`.
 

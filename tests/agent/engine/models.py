@@ -87,9 +87,10 @@ class Reference:
         return [int(token) for token in output[0, len(tokens) :]]
 
 
-def write_model(family: str, path: Path, *, seed: int = 0) -> Reference:
+def write_model(family: str, path: Path, *, seed: int = 0, vocab_size: int = VOCAB_SIZE) -> Reference:
     """Write a seeded random model of the family in Hugging Face's layout."""
     config = _config(family)
+    config.vocab_size = vocab_size
     model = _build(config, seed)
     model.save_pretrained(path)
     return Reference(path=path, spec=read_spec(path), model=model.eval(), _generated={})

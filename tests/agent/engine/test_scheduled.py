@@ -57,7 +57,9 @@ def serve(replica: ThreadReplica, scheduler: Scheduler, requests: Sequence[Reque
     scheduler.check_integrity()
 
 
-def make_scheduler(*, num_stages: int, max_drafts: int, kv_blocks: int) -> Scheduler:
+def make_scheduler(
+    *, num_stages: int, max_drafts: int, kv_blocks: int, draft_cost: float | None = None
+) -> Scheduler:
     return Scheduler(
         slots=SLOTS,
         num_stages=num_stages,
@@ -66,6 +68,7 @@ def make_scheduler(*, num_stages: int, max_drafts: int, kv_blocks: int) -> Sched
         queue=16,
         kv_blocks=kv_blocks,
         max_drafts=max_drafts,
+        draft_cost=draft_cost,
     )
 
 

@@ -22,6 +22,7 @@ from agent.facts.model import Dtype, ModelSpec
 from agent.planner.carriers import CarrierKind
 from agent.planner.shards import ShardExtent
 from agent.wire.rank import (
+    DraftConfig,
     LinkRank,
     PipelineLink,
     RankConfig,
@@ -95,6 +96,7 @@ def rank_config(
     batch: int = 4,
     kv_blocks: int = 0,
     is_exact: bool = False,
+    draft: DraftConfig | None = None,
 ) -> RankConfig:
     rank_id = rank_name(stage, tensor_index)
     return RankConfig(
@@ -121,6 +123,7 @@ def rank_config(
         threads=1,
         kv_blocks=kv_blocks,
         is_exact=is_exact,
+        draft=draft,
     )
 
 
@@ -263,6 +266,7 @@ def run_threads(
     record: Record | None = None,
     shard_files: Sequence[str] = (),
     carrier: CarrierKind = "tls",
+    draft: tuple[ModelSpec, Path] | None = None,
 ) -> Iterator[ThreadReplica]:
     configs = [
         rank_config(
@@ -278,6 +282,11 @@ def run_threads(
             kv_blocks=kv_blocks,
             is_exact=is_exact,
             shard_file=shard_files[index] if shard_files else "",
+            draft=(
+                DraftConfig(model=draft[0], model_dir=str(draft[1]), shard_file="")
+                if draft is not None and extent.is_last_stage and index == 0
+                else None
+            ),
         )
         for stage, shards in enumerate(stages)
         for index, extent in enumerate(shards)
