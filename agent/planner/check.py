@@ -14,8 +14,9 @@ from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts, DeviceFacts
 from agent.facts.model import ModelSpec
 from agent.planner.layout import extent_of
-from agent.planner.memory import shard_bytes
+from agent.planner.memory import rank_bytes
 from agent.planner.plan import Plan, Range, Replica, Shard, Stage
+from agent.planner.shards import shard_weight_bytes, whole_extent
 from agent.planner.staleness import what_moved
 from agent.planner.words import bytes_words
 
@@ -33,9 +34,12 @@ class PlanProblem(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""
 
 
-def check_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts) -> list[PlanProblem]:
-    """Every problem of a plan, in the order of its file; empty when it can be applied."""
+def check_plan(
+    plan: Plan, spec: ModelSpec, facts: ClusterFacts, *, draft: ModelSpec | None = None
+) -> list[PlanProblem]:
+    """Every problem of a plan, in the order of its file; empty when it can be applied. `draft` is of [draft]."""
     problems = check_shape(plan, spec)
+    problems += _check_draft(plan, draft)
     problems += _check_hosts(plan, facts)
     devices = {(host.name, device.id): device for host in facts.hosts for device in host.devices}
     seen: dict[tuple[str, str], str] = {}
@@ -43,7 +47,17 @@ def check_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts) -> list[PlanPro
         for s, stage in enumerate(replica.stages):
             for t, shard in enumerate(stage.shards):
                 path = f"replica[{r}].stage[{s}].shard[{t}]"
-                problems += _check_device(plan, spec, stage, shard, path=path, devices=devices, seen=seen)
+                leads_last = s == len(replica.stages) - 1 and t == 0
+                problems += _check_device(
+                    plan,
+                    spec,
+                    stage,
+                    shard,
+                    path=path,
+                    devices=devices,
+                    seen=seen,
+                    draft=draft if leads_last else None,
+                )
     problems += [
         PlanProblem(
             code="E401",
@@ -90,6 +104,36 @@ def raise_problems(problems: Sequence[PlanProblem]) -> None:
         first = problems[0]
         rest = "".join(f"\n  {problem.path}: {problem.message} ({problem.way_out})" for problem in problems[1:])
         raise FleetError(first.code, f"{first.path}: {first.message}{rest}", hint=first.way_out, host=first.host)
+
+
+def _check_draft(plan: Plan, draft: ModelSpec | None) -> Iterator[PlanProblem]:
+    ref, serving = plan.draft, plan.serving
+    if ref is None:
+        return
+    assert draft is not None, "whoever checks a plan has looked its draft model up"
+    if ref.digest and draft.digest and ref.digest != draft.digest:
+        yield PlanProblem(
+            code="E401",
+            path="draft.digest",
+            message=f"the plan drafts with {ref.name} {ref.digest[:12]}, this is {draft.digest[:12]}",
+            way_out="plan anew for the model as it is now",
+        )
+    if serving.context > draft.max_context:
+        yield PlanProblem(
+            code="E106",
+            path="serving.context",
+            message=f"context {serving.context} is above the {draft.max_context} that its draft model {draft.name} "
+            "knows",
+            way_out=f"set it to {draft.max_context} or less",
+        )
+    weights = shard_weight_bytes(draft, whole_extent(draft), serving.dtype, serving.quantisation)
+    if ref.weight_bytes != weights:
+        yield PlanProblem(
+            code="E107",
+            path="draft.weight_bytes",
+            message=f"draft model {draft.name} is said to weigh {ref.weight_bytes} bytes, it takes {weights}",
+            way_out=f"plan anew, or correct it: weight_bytes = {weights}",
+        )
 
 
 def _check_layers(replica: Replica, spec: ModelSpec, *, path: str) -> Iterator[PlanProblem]:
@@ -180,6 +224,7 @@ def _check_device(
     path: str,
     devices: dict[tuple[str, str], DeviceFacts],
     seen: dict[tuple[str, str], str],
+    draft: ModelSpec | None,
 ) -> Iterator[PlanProblem]:
     name, device = f"{shard.host}/{shard.device}", devices.get((shard.host, shard.device))
     if (shard.host, shard.device) in seen:
@@ -200,12 +245,14 @@ def _check_device(
             host=shard.host,
         )
         return
-    computed = shard_bytes(spec, extent_of(spec, stage.layers, shard), plan.serving, device.kind)
+    extent = extent_of(spec, stage.layers, shard)
+    computed = rank_bytes(spec, extent, plan.serving, device.kind, draft=draft)
+    held = "its shard" if draft is None else f"its shard with draft model {draft.name}"
     if computed != shard.bytes:
         yield PlanProblem(
             code="E107",
             path=f"{path}.bytes",
-            message=f"{name} is said to hold {shard.bytes.total} bytes, but its shard takes {computed.total}",
+            message=f"{name} is said to hold {shard.bytes.total} bytes, but {held} takes {computed.total}",
             way_out="plan anew, or correct it: "
             + ", ".join(f"{field} = {getattr(computed, field)}" for field in computed.__struct_fields__),
             host=shard.host,
@@ -214,7 +261,7 @@ def _check_device(
         yield PlanProblem(
             code="E601",
             path=path,
-            message=f"{name} is {bytes_words(computed.total - device.usable_bytes)} short: the shard takes "
+            message=f"{name} is {bytes_words(computed.total - device.usable_bytes)} short: {held} takes "
             f"{bytes_words(computed.total)}, {bytes_words(device.usable_bytes)} are usable",
             way_out="give it fewer layers, shorten the context or shrink the batch",
             host=shard.host,

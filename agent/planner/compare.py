@@ -6,6 +6,7 @@ The plans' own recorded predictions and bytes are compared; nothing is computed 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import assert_never
 
 import msgspec
 
@@ -250,9 +251,24 @@ def _warnings(plans: Sequence[Plan], names: Sequence[str]) -> tuple[str, ...]:
             warnings.append(
                 f"{name} decodes {plan.serving.batch} sequences at once, {names[0]} {first.serving.batch}"
             )
+        if _draft_words(plan) != _draft_words(first):
+            warnings.append(f"{name} guesses {_draft_words(plan)}, {names[0]} {_draft_words(first)}: not predicted")
         if plan.serving.precision != first.serving.precision:
             warnings.append(f"{name} serves in {plan.serving.precision}, {names[0]} in {first.serving.precision}")
     return tuple(warnings)
+
+
+def _draft_words(plan: Plan) -> str:
+    """How tokens are guessed, which no prediction counts on."""
+    match plan.serving.speculation:
+        case "none":
+            return "nothing"
+        case "prompt_lookup":
+            return "by prompt lookup"
+        case "draft_model":
+            return f"with draft model {plan.draft.name if plan.draft is not None else ''}".rstrip()
+        case _:
+            assert_never(plan.serving.speculation)
 
 
 def _count(number: int, noun: str) -> str:

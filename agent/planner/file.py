@@ -18,6 +18,7 @@ import msgspec
 from agent.documents import CONTRADICTION, NOT_ALLOWED, Document, KeyPath, Problem, convert, parse_document
 from agent.planner.plan import (
     PLAN_VERSION,
+    DraftRef,
     Healing,
     ModelRef,
     Objective,
@@ -79,6 +80,12 @@ class ServingTable(Serving, frozen=True, kw_only=True):
     kv_cache_tokens: Count = 0
 
 
+class DraftTable(DraftRef, frozen=True, kw_only=True):
+    document_noun: ClassVar[str] = "draft"
+    weight_bytes: Count
+    predicted_cost: Annotated[float, msgspec.Meta(ge=0)]
+
+
 class PlanTable(msgspec.Struct, frozen=True, kw_only=True):
     """The file's shape: `replica`, `stage` and `shard` are singular there, as TOML's arrays of tables read."""
 
@@ -86,6 +93,7 @@ class PlanTable(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     name: str
     model: ModelRef
+    draft: DraftTable | None = None
     objective: Objective = Objective()
     replica: Annotated[tuple[ReplicaTable, ...], msgspec.Meta(min_length=1)]
     serving: ServingTable
@@ -98,8 +106,14 @@ class PlanTable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan_hash(plan: Plan) -> str:
-    """sha256 over the plan's canonical JSON, in hex: its name wherever a plan is referred to."""
-    return hashlib.sha256(msgspec.json.encode(plan, order="deterministic")).hexdigest()
+    """sha256 over the plan's canonical JSON, in hex: its name wherever a plan is referred to.
+
+    A plan without a draft model has the hash that it had before there were any.
+    """
+    content = dict(_fields(plan))  # in the order of the fields
+    if plan.draft is None:
+        del content["draft"]
+    return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
 
 
 def plan_to_toml(plan: Plan) -> str:
@@ -108,7 +122,10 @@ def plan_to_toml(plan: Plan) -> str:
     head = ("version", "name", "cluster", "facts_digest", "controllers")
     lines += [f"{key} = {_value(getattr(plan, key))}" for key in head]
     lines += ["why = [", *(f"  {_value(line)}," for line in plan.why), "]"] if plan.why else ["why = []"]
-    lines += _table("model", plan.model) + _table("objective", plan.objective)
+    lines += _table("model", plan.model)
+    if plan.draft is not None:
+        lines += _table("draft", plan.draft)
+    lines += _table("objective", plan.objective)
     for replica in plan.replicas:
         lines += ["", "[[replica]]"]
         for stage in replica.stages:
@@ -126,7 +143,7 @@ def plan_from_toml(text: str, *, file: str) -> Plan:
     What only the model or the cluster can tell is left to `planner.check`.
     """
     document = parse_document(text, file=file)
-    table = convert(document, PlanTable, extra_checks=(_check_version, _check_ranges, _check_places))
+    table = convert(document, PlanTable, extra_checks=(_check_version, _check_draft, _check_ranges, _check_places))
     return Plan(
         name=table.name,
         model=table.model,
@@ -136,6 +153,7 @@ def plan_from_toml(text: str, *, file: str) -> Plan:
         controllers=table.controllers,
         predicted=table.predicted,
         healing=table.healing,
+        draft=msgspec.convert(table.draft, DraftRef | None, from_attributes=True),
         cluster=table.cluster,
         facts_digest=table.facts_digest,
         why=table.why,
@@ -181,6 +199,26 @@ def _check_version(document: Document, plan: PlanTable) -> Iterator[Problem]:
             ("version",),
             label="unknown version",
             hint="plan anew, or use the odctl that wrote it",
+        )
+
+
+def _check_draft(document: Document, plan: PlanTable) -> Iterator[Problem]:
+    speculation = plan.serving.speculation
+    if speculation == "draft_model" and plan.draft is None:
+        yield document.problem(
+            CONTRADICTION,
+            "the plan guesses with a draft model, and names none",
+            ("serving", "speculation"),
+            label="there is no [draft]",
+            hint='plan again with --draft MODEL, or set it to "none" or "prompt_lookup"',
+        )
+    if speculation != "draft_model" and plan.draft is not None:
+        yield document.problem(
+            CONTRADICTION,
+            f'the plan names draft model `{plan.draft.name}`, and `serving.speculation` is "{speculation}"',
+            ("draft",),
+            label="never used",
+            hint='plan again without --draft, or set `speculation = "draft_model"` in [serving]',
         )
 
 

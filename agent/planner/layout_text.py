@@ -12,8 +12,8 @@ import msgspec
 
 from agent.planner.carriers import stage_carriers
 from agent.planner.compare import imbalance, shape_words
-from agent.planner.plan import Plan, Range, RankPlace, ShardBytes, rank_places
-from agent.planner.words import bytes_words, rate_words, seconds_words
+from agent.planner.plan import Plan, Range, RankPlace, ShardBytes, draft_places, rank_places
+from agent.planner.words import bytes_words, list_words, rate_words, seconds_words
 
 MEMORY_BAR_WIDTH = 10
 LEAST_LAYER_BAR_WIDTH = 8
@@ -80,9 +80,9 @@ def preview_rows(plan: Plan, *, layer_width: int, usable: UsableBytes | None = N
 
 
 def preview_lines(plan: Plan, *, width: int, usable: UsableBytes | None = None) -> list[str]:
-    """The whole preview at `width` columns: title, layers and memory of every rank, legend, prediction."""
+    """The whole preview at `width` columns: title, layers and memory of every rank, legend, links, prediction."""
     layout = layout_lines(plan, width=width, usable=usable)
-    return [title_line(plan), "", *layout, *link_lines(plan), "", *predicted_lines(plan)]
+    return [title_line(plan), "", *layout, *link_lines(plan), *draft_lines(plan), "", *predicted_lines(plan)]
 
 
 def plan_text(plan: Plan, *, width: int = 100, usable: UsableBytes | None = None) -> str:
@@ -135,6 +135,14 @@ def link_lines(plan: Plan) -> list[str]:
         return [f"links  {', '.join(f'{name} {carrier}' for name, carrier in named)}"]
     counts = Counter(carrier for _, carrier in named)
     return [f"links  {', '.join(f'{count} {carrier}' for carrier, count in sorted(counts.items()))}"]
+
+
+def draft_lines(plan: Plan) -> list[str]:
+    """`draft  llama-1b, 2.5 GB of weights on gpu04/cuda:0`: who guesses, and where it stands."""
+    if plan.draft is None:
+        return []
+    where = list_words([f"{place.shard.host}/{place.shard.device}" for place in draft_places(plan)])
+    return [f"draft  {plan.draft.name}, {bytes_words(plan.draft.weight_bytes)} of weights on {where}"]
 
 
 def predicted_lines(plan: Plan) -> list[str]:

@@ -13,9 +13,9 @@ from agent.facts.model import ModelSpec
 from agent.planner.adaptive import STRATEGIES
 from agent.planner.cost import Estimate, count_chunks, estimate_layout
 from agent.planner.hybrid import HybridStrategy
-from agent.planner.layout import Layout, Place, cut_shares, layout_of_stage
+from agent.planner.layout import Layout, Place, StageLayout, cut_shares, layout_of_stage
 from agent.planner.memory import stage_bytes
-from agent.planner.plan import Plan, Predicted, Replica, Serving, Shard, Stage
+from agent.planner.plan import DraftRef, Plan, Predicted, Replica, Serving, Shard, Stage
 from agent.planner.problem import (
     DEFAULT_PROMPT_TOKENS,
     PlanRequest,
@@ -25,6 +25,7 @@ from agent.planner.problem import (
     make_problem,
 )
 from agent.planner.rates import LinkTable
+from agent.planner.shards import shard_weight_bytes, whole_extent
 from agent.planner.shortage import does_not_fit
 from agent.planner.staleness import facts_digest
 from agent.planner.why import explain
@@ -53,7 +54,7 @@ def make_plan(request: PlanRequest) -> Plan:
     return _build_plan(problem, layouts, why=explain(problem, chosen, propose_layouts))
 
 
-def refresh_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts) -> Plan:
+def refresh_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts, *, draft: ModelSpec | None = None) -> Plan:
     """The same layout with bytes, predictions and digest computed anew, after a change by hand.
 
     Raises FleetError E106 when a device of the plan is not in the cluster.
@@ -68,6 +69,8 @@ def refresh_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts) -> Plan:
         healing=plan.healing,
         controllers=plan.controllers,
         prompt_tokens=plan.predicted.prompt_tokens,
+        draft=plan.draft,
+        draft_spec=draft,
         devices=tuple(
             f"{shard.host}/{shard.device}"
             for replica in plan.replicas
@@ -184,6 +187,8 @@ def _with_longest_context(problem: Problem) -> Problem:
         return bool(propose_layouts(probe))
 
     low, high = serving.context, problem.spec.max_context
+    if problem.draft is not None:
+        high = min(high, problem.draft.max_context)
     if not fits(low):
         return problem
     while low < high:
@@ -200,7 +205,7 @@ def _build_plan(problem: Problem, layouts: list[Layout], *, why: tuple[str, ...]
         name=request.name,
         model=request.model,
         objective=request.objective,
-        replicas=tuple(_replica(spec, layout, problem.serving) for layout in layouts),
+        replicas=tuple(_replica(problem, layout) for layout in layouts),
         serving=problem.serving,
         controllers=controllers,
         predicted=_predict(
@@ -212,6 +217,7 @@ def _build_plan(problem: Problem, layouts: list[Layout], *, why: tuple[str, ...]
             prompt_tokens=problem.prompt_tokens,
         ),
         healing=request.healing,
+        draft=_draft(problem, layouts),
         cluster=request.facts.cluster,
         why=why,
     )
@@ -228,10 +234,40 @@ def _controllers(problem: Problem, ranks: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(candidates[:MAX_CONTROLLERS] if len(candidates) >= MAX_CONTROLLERS else candidates[:1])
 
 
-def _replica(spec: ModelSpec, layout: Layout, serving: Serving) -> Replica:
+def _draft(problem: Problem, layouts: list[Layout]) -> DraftRef | None:
+    """The draft model with what it costs, where it costs most."""
+    ref, draft = problem.request.draft, problem.draft
+    if ref is None or draft is None:
+        return None
+    costs = []
+    for layout in layouts:
+        leader = layout.stages[-1].places[0]
+        whole = StageLayout(layers=(0, draft.num_layers), places=(leader,), units=(draft.num_kv_heads,))
+        alone = estimate_layout(
+            draft,
+            Layout(stages=(whole,)),
+            problem.serving,
+            prompt_tokens=problem.prompt_tokens,
+            links=problem.links,
+        )
+        costs.append(alone.time_per_token_s / problem.estimate(layout).time_per_token_s)
+    serving = problem.serving
+    return DraftRef(
+        name=ref.name,
+        path=ref.path,
+        digest=ref.digest,
+        source_host=ref.source_host,
+        weight_bytes=shard_weight_bytes(draft, whole_extent(draft), serving.dtype, serving.quantisation),
+        predicted_cost=_rounded(max(costs)),
+    )
+
+
+def _replica(problem: Problem, layout: Layout) -> Replica:
+    spec, serving = problem.spec, problem.serving
     stages = []
     for stage in layout.stages:
-        ranks = zip(stage.places, cut_shares(spec, stage.units), stage_bytes(spec, stage, serving), strict=True)
+        held_bytes = stage_bytes(spec, stage, serving, problem.draft)
+        ranks = zip(stage.places, cut_shares(spec, stage.units), held_bytes, strict=True)
         shards = tuple(
             Shard(
                 host=place.host,

@@ -11,7 +11,7 @@ from agent.facts.cluster import DeviceKind
 from agent.facts.model import DTYPE_BYTES, ModelSpec
 from agent.planner.layout import Layout, Share, StageLayout, cut_shares, extent_of, stage_extents
 from agent.planner.plan import BLOCK_TOKENS, Serving, ShardBytes
-from agent.planner.shards import ShardExtent, dense_columns, shard_weight_bytes
+from agent.planner.shards import ShardExtent, dense_columns, shard_weight_bytes, whole_extent
 
 MIB = 1 << 20
 
@@ -58,6 +58,14 @@ def shard_bytes(spec: ModelSpec, extent: ShardExtent, serving: Serving, kind: De
         activations=activation_bytes(spec, extent, serving, kind),
         headroom=runtime_bytes(kind),
     )
+
+
+def draft_bytes(draft: ModelSpec, serving: Serving, kind: DeviceKind) -> ShardBytes:
+    """What a draft model adds to a rank: all of it, a KV cache of as many blocks, and its workspace.
+
+    The process is there already, so there is no headroom of its own.
+    """
+    return msgspec.structs.replace(shard_bytes(draft, whole_extent(draft), serving, kind), headroom=0)
 
 
 def kv_layer_bytes(spec: ModelSpec, num_kv_heads: int, serving: Serving) -> int:
@@ -114,39 +122,58 @@ def runtime_bytes(kind: DeviceKind) -> int:
     return CPU_RUNTIME_BYTES if kind == "cpu" else CUDA_RUNTIME_BYTES
 
 
-def stage_bytes(spec: ModelSpec, stage: StageLayout, serving: Serving) -> tuple[ShardBytes, ...]:
-    """Bytes of each rank of a stage, in the group's order."""
+def stage_bytes(
+    spec: ModelSpec, stage: StageLayout, serving: Serving, draft: ModelSpec | None = None
+) -> tuple[ShardBytes, ...]:
+    """Bytes of each rank of a stage, in the group's order; the leader of the last one holds the draft model too."""
     return tuple(
-        shard_bytes(spec, extent, serving, place.device.kind)
-        for place, extent in zip(stage.places, stage_extents(spec, stage), strict=True)
+        rank_bytes(
+            spec, extent, serving, place.device.kind, draft=draft if index == 0 and extent.is_last_stage else None
+        )
+        for index, (place, extent) in enumerate(zip(stage.places, stage_extents(spec, stage), strict=True))
     )
+
+
+def rank_bytes(
+    spec: ModelSpec, extent: ShardExtent, serving: Serving, kind: DeviceKind, *, draft: ModelSpec | None
+) -> ShardBytes:
+    """All that a rank holds: its shard, and the draft model where it has one."""
+    held = shard_bytes(spec, extent, serving, kind)
+    return held if draft is None else held + draft_bytes(draft, serving, kind)
 
 
 class StageSizes:
     """Memory by number of layers for shares of one model under one serving; remembers, since shares repeat."""
 
-    def __init__(self, spec: ModelSpec, serving: Serving) -> None:
+    def __init__(self, spec: ModelSpec, serving: Serving, draft: ModelSpec | None = None) -> None:
         self._spec = spec
         self._serving = serving
-        self._known: dict[tuple[tuple[int, ...], DeviceKind, bool, bool], StageMemory] = {}
+        self._draft = draft
+        self._known: dict[tuple[tuple[int, ...], DeviceKind, bool, bool, bool], StageMemory] = {}
 
-    def memory(self, share: Share, kind: DeviceKind, *, first: bool, last: bool) -> StageMemory:
-        """Of a rank with this share, as a first, middle, last or only stage."""
+    def memory(
+        self, share: Share, kind: DeviceKind, *, first: bool, last: bool, leads: bool = False
+    ) -> StageMemory:
+        """Of a rank with this share, as a first, middle, last or only stage; who leads the last holds the draft."""
         ranges = (share.heads, share.kv_heads, share.columns, share.vocab)
-        key = (tuple(end - begin for begin, end in ranges), kind, first, last)
+        drafts = last and leads and self._draft is not None
+        key = (tuple(end - begin for begin, end in ranges), kind, first, last, drafts)
         if key not in self._known:
-            self._known[key] = self._measure(share, kind, first=first, last=last)
+            self._known[key] = self._measure(share, kind, first=first, last=last, drafts=drafts)
         return self._known[key]
 
     def layout_fits(self, layout: Layout, usable_bytes: dict[str, int]) -> bool:
         """True when every rank of a layout fits; `usable_bytes` by the name of its place."""
         last = len(layout.stages) - 1
         for index, stage in enumerate(layout.stages):
-            for place, extent in zip(stage.places, stage_extents(self._spec, stage), strict=True):
+            ranks = zip(stage.places, stage_extents(self._spec, stage), strict=True)
+            for rank, (place, extent) in enumerate(ranks):
                 share = Share(
                     heads=extent.heads, kv_heads=extent.kv_heads, columns=extent.columns, vocab=extent.vocab
                 )
-                memory = self.memory(share, place.device.kind, first=index == 0, last=index == last)
+                memory = self.memory(
+                    share, place.device.kind, first=index == 0, last=index == last, leads=rank == 0
+                )
                 if stage.num_layers > memory.max_layers(usable_bytes[place.name]):
                     return False
         return True
@@ -156,7 +183,7 @@ class StageSizes:
         whole = cut_shares(self._spec, (self._spec.num_kv_heads,))[0]
         return self.memory(whole, kind, first=False, last=False).max_layers(usable_bytes) >= 1
 
-    def _measure(self, share: Share, kind: DeviceKind, *, first: bool, last: bool) -> StageMemory:
+    def _measure(self, share: Share, kind: DeviceKind, *, first: bool, last: bool, drafts: bool) -> StageMemory:
         """The heaviest kind of layer counts for all, where they differ."""
         extent = extent_of(self._spec, (0, 0), share)
         empty = msgspec.structs.replace(extent, is_first_stage=first, is_last_stage=last)
@@ -164,4 +191,6 @@ class StageSizes:
         kinds = {self._spec.is_sparse(layer): layer for layer in range(self._spec.num_layers)}
         ones = [msgspec.structs.replace(empty, layers=(layer, layer + 1)) for layer in kinds.values()]
         layer = max(shard_bytes(self._spec, one, self._serving, kind).total for one in ones) - fixed
+        if drafts and self._draft is not None:
+            fixed += draft_bytes(self._draft, self._serving, kind).total
         return StageMemory(fixed_bytes=fixed, layer_bytes=layer)

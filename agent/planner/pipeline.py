@@ -228,13 +228,13 @@ def _memory_caps(problem: Problem, options: list[StageOption]) -> Ints:
         shares = cut_shares(problem.spec, option.units)
         row = []
         for first, last in ((True, False), (False, False), (False, True), (True, True)):
-            ranks = zip(option.places, shares, strict=True)
+            ranks = enumerate(zip(option.places, shares, strict=True))
             row.append(
                 min(
-                    problem.sizes.memory(share, place.device.kind, first=first, last=last).max_layers(
-                        problem.usable_bytes(place)
-                    )
-                    for place, share in ranks
+                    problem.sizes.memory(
+                        share, place.device.kind, first=first, last=last, leads=index == 0
+                    ).max_layers(problem.usable_bytes(place))
+                    for index, (place, share) in ranks
                 )
             )
         rows.append(row)

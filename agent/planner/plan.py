@@ -14,7 +14,7 @@ from agent.facts.model import Dtype, Quantisation
 Range = tuple[int, int]
 ObjectiveKind = Literal["latency", "ttft", "throughput", "context", "energy"]
 StrategyKind = Literal["pipeline", "tensor", "hybrid", "adaptive", "manual"]
-SpeculationKind = Literal["none", "prompt_lookup"]
+SpeculationKind = Literal["none", "prompt_lookup", "draft_model"]
 PLAN_VERSION = 1
 BLOCK_TOKENS = 16
 """Positions of one block of the paged KV cache, and rows of one block of exact mode's matrix products."""
@@ -31,6 +31,14 @@ class ShardBytes(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def total(self) -> int:
         return self.weights + self.kv_cache + self.activations + self.headroom
+
+    def __add__(self, other: ShardBytes) -> ShardBytes:
+        return ShardBytes(
+            weights=self.weights + other.weights,
+            kv_cache=self.kv_cache + other.kv_cache,
+            activations=self.activations + other.activations,
+            headroom=self.headroom + other.headroom,
+        )
 
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +82,15 @@ class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     source_host: str = ""
     """Host that has the model directory at `path`; empty when the operator's machine has it."""
+
+
+class DraftRef(ModelRef, frozen=True, kw_only=True):
+    """The small model whose guesses the plan's model verifies: whole on the leader of each replica's last stage."""
+
+    weight_bytes: int
+    """Of its weights, on each rank that holds it; the rank's own `bytes` count them too, and all else it takes."""
+    predicted_cost: float
+    """Seconds of a pass, which gives a guess, over those of a token of the plan's model, one stream."""
 
 
 class Objective(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,6 +171,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     controllers: tuple[str, ...]
     predicted: Predicted
     healing: Healing = Healing()
+    draft: DraftRef | None = None
+    """There is one where `serving.speculation` is `draft_model`, and nowhere else."""
     cluster: str = ""
     facts_digest: str = ""
     """Hash of the cluster facts that the plan was made from; apply names what has moved since."""
@@ -186,6 +205,16 @@ class RankPlace(msgspec.Struct, frozen=True, kw_only=True):
     def rank_id(self) -> str:
         """`r0s1t0`: unique within a generation of a deployment, and short enough for a socket's path."""
         return f"r{self.replica}s{self.stage}t{self.tensor_index}"
+
+
+def draft_places(plan: Plan) -> tuple[RankPlace, ...]:
+    """The ranks that hold the draft model, those that draw; none without one."""
+    if plan.draft is None:
+        return ()
+    last = [len(replica.stages) - 1 for replica in plan.replicas]
+    return tuple(
+        place for place in rank_places(plan) if place.stage == last[place.replica] and place.tensor_index == 0
+    )
 
 
 def rank_places(plan: Plan) -> tuple[RankPlace, ...]:

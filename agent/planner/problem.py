@@ -46,6 +46,9 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     controllers: tuple[str, ...] = ()
     prompt_tokens: int | None = None
     """Prompt that predictions and choices are made for; None: 512, or half the context where that is less."""
+    draft: ModelRef | None = None
+    draft_spec: ModelSpec | None = None
+    """Of the draft model; both are there where `serving.speculation` is `draft_model`, and nowhere else."""
     seed: int = 0
 
 
@@ -71,11 +74,15 @@ class Problem:
         self.serving = serving
         self.memory_scale = memory_scale
         self.links = LinkTable(request.facts, is_network_trusted=serving.trusted_network)
-        self.sizes = StageSizes(request.spec, serving)
+        self.sizes = StageSizes(request.spec, serving, request.draft_spec)
 
     @property
     def spec(self) -> ModelSpec:
         return self.request.spec
+
+    @property
+    def draft(self) -> ModelSpec | None:
+        return self.request.draft_spec
 
     @cached_property
     def prompt_tokens(self) -> int:
@@ -172,6 +179,7 @@ def make_problem(request: PlanRequest) -> Problem:
             f"context {serving.context} is above the {spec.max_context} positions that {spec.name} knows",
             hint=f"ask for --context {spec.max_context} or less",
         )
+    _check_draft(request)
     if min(serving.context, serving.batch, serving.prefill_chunk) < 1:
         raise FleetError(
             "E106",
@@ -180,6 +188,24 @@ def make_problem(request: PlanRequest) -> Problem:
         )
     _check_constraints(request, num_places=len(places), num_hosts=len({place.host for place in places}))
     return Problem(request, places, serving)
+
+
+def _check_draft(request: PlanRequest) -> None:
+    serving, draft = request.serving, request.draft_spec
+    if (draft is None) != (request.draft is None) or (draft is None) == (serving.speculation == "draft_model"):
+        named = draft.name if draft is not None else "none"
+        raise FleetError(
+            "E107",
+            f"speculation {serving.speculation} contradicts the draft model, which is {named}",
+            hint="--draft MODEL goes with --speculation draft_model",
+        )
+    if draft is not None and serving.context > draft.max_context:
+        raise FleetError(
+            "E106",
+            f"context {serving.context} is above the {draft.max_context} positions that draft model {draft.name} "
+            "knows",
+            hint=f"ask for --context {draft.max_context} or less, or another draft model",
+        )
 
 
 def _selected_places(request: PlanRequest) -> tuple[Place, ...]:

@@ -87,7 +87,9 @@ def _ranks_of(problem: Problem, layout: Layout) -> list[Shortage]:
     return [
         Shortage(place=place, layers=stage.layers, held=held)
         for stage in layout.stages
-        for place, held in zip(stage.places, stage_bytes(problem.spec, stage, problem.serving), strict=True)
+        for place, held in zip(
+            stage.places, stage_bytes(problem.spec, stage, problem.serving, problem.draft), strict=True
+        )
     ]
 
 

@@ -45,13 +45,17 @@ def decode_speed(problem: Problem, place: Place) -> float:
     return 1.0 / max(roofline_s(read_bytes, flops, rates_of(place.device, serving.dtype), is_prefill=False))
 
 
-def max_units(problem: Problem, place: Place, num_layers: int) -> int:
-    """The most KV heads of `num_layers` layers that fit the device as a first and last stage; 0 when none does."""
+def max_units(problem: Problem, places: Sequence[Place], num_layers: int) -> list[int]:
+    """The most KV heads of `num_layers` layers that fit each device of a first and last stage; 0 when none does."""
+    return [_max_units(problem, place, num_layers, leads=index == 0) for index, place in enumerate(places)]
+
+
+def _max_units(problem: Problem, place: Place, num_layers: int, *, leads: bool) -> int:
     spec = problem.spec
     low, high = 0, spec.num_kv_heads
     while low < high:
         units = (low + high + 1) // 2
-        if _bytes_of_units(problem, place, units, num_layers) <= problem.usable_bytes(place):
+        if _bytes_of_units(problem, place, units, num_layers, leads=leads) <= problem.usable_bytes(place):
             low = units
         else:
             high = units - 1
@@ -69,7 +73,7 @@ def share_variants(problem: Problem, places: Sequence[Place]) -> tuple[tuple[int
     found = [share_units(units, speeds)]
     if len({place.device.usable_bytes for place in places}) > 1:
         found.append(share_units(units, [max(1, place.device.usable_bytes) for place in places]))
-        most = [max_units(problem, place, problem.spec.num_layers) for place in places]
+        most = max_units(problem, places, problem.spec.num_layers)
         found.append(share_units(units, speeds, most))
     return tuple(dict.fromkeys(variant for variant in found if variant is not None))
 
@@ -100,7 +104,7 @@ class TensorStrategy:
                 continue
             if num_hosts < request.min_hosts or num_hosts > (request.max_hosts or num_hosts):
                 continue
-            most = [max_units(problem, place, spec.num_layers) for place in group]
+            most = max_units(problem, group, spec.num_layers)
             units = share_units(spec.num_kv_heads, [decode_speed(problem, place) for place in group], most)
             if units is not None:
                 stage = StageLayout(layers=(0, spec.num_layers), places=group, units=units)
@@ -128,10 +132,11 @@ def _groups(problem: Problem) -> Iterator[tuple[Place, ...]]:
                 yield tuple(sorted(ranking[:size], key=order.__getitem__))
 
 
-def _bytes_of_units(problem: Problem, place: Place, units: int, num_layers: int) -> int:
+def _bytes_of_units(problem: Problem, place: Place, units: int, num_layers: int, *, leads: bool) -> int:
     """Bytes of a rank with this many KV heads of every layer, at the group's begin or end."""
     rest = problem.spec.num_kv_heads - units
     # Rounding gives one and the same count of KV heads a row more or less of the rest, by its place in the group.
     shares = (cut_shares(problem.spec, (units, rest))[0], cut_shares(problem.spec, (rest, units))[1])
-    memories = (problem.sizes.memory(share, place.device.kind, first=True, last=True) for share in shares)
+    kind = place.device.kind
+    memories = (problem.sizes.memory(share, kind, first=True, last=True, leads=leads) for share in shares)
     return max(memory.fixed_bytes + num_layers * memory.layer_bytes for memory in memories)

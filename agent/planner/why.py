@@ -10,6 +10,7 @@ from agent.facts.model import DTYPE_BYTES
 from agent.planner.adaptive import AdaptiveStrategy, rule_of_thumb, shape_of
 from agent.planner.cost import Estimate, covered_experts
 from agent.planner.layout import Layout, Place
+from agent.planner.memory import draft_bytes
 from agent.planner.problem import Problem, choose_layout, objective_value
 from agent.planner.rates import rates_of
 from agent.planner.words import bytes_words, list_words, rate_words, seconds_words
@@ -29,6 +30,7 @@ def explain(problem: Problem, chosen: list[tuple[Layout, Estimate]], propose: Pr
     lines += _left_out(problem, [layout for layout, _ in chosen])
     lines += _more_replicas(problem, [layout for layout, _ in chosen])
     lines += _rule(problem, layout)
+    lines += _drafting(problem, [layout for layout, _ in chosen])
     lines += _quantised(problem)
     lines += _kind_of_model(problem)
     lines += _unmeasured(problem, [layout for layout, _ in chosen])
@@ -76,6 +78,20 @@ def _bottleneck(layout: Layout, estimate: Estimate) -> str:
         f"bottleneck: stage {estimate.bottleneck} ({stage.name}, {stage.num_layers} layers) takes "
         f"{seconds_words(slowest)}, {share}, bound by {estimate.limit}{links}"
     )
+
+
+def _drafting(problem: Problem, layouts: list[Layout]) -> list[str]:
+    """Where the draft model stands, and that nothing here counts on its guesses."""
+    draft, serving = problem.draft, problem.serving
+    if draft is None:
+        return []
+    leaders = [layout.stages[-1].places[0] for layout in layouts]
+    added = max(draft_bytes(draft, serving, place.device.kind).total for place in leaders)
+    return [
+        f"draft model {draft.name} guesses up to {serving.max_drafts} tokens on "
+        f"{list_words([place.name for place in leaders])}, which draws them: {bytes_words(added)} there; "
+        "predicted times are those without guesses, for how many come true is known when it serves"
+    ]
 
 
 def _quantised(problem: Problem) -> list[str]:

@@ -52,6 +52,7 @@ def _head(choice: PlanChoice, width: int) -> tuple[Line, ...]:
         f"{plural(len({place.shard.host for place in places}), 'host')}, {plural(len(places), 'device')}",
         f"for {plan.objective.kind} by {plan.objective.strategy}",
         f"context {serving.context}, batch {serving.batch}",
+        *([f"draft model {plan.draft.name} {bytes_words(plan.draft.weight_bytes)}"] if plan.draft else []),
         f"gateway {plan.gateway_host} {serving.listen}",
         f"plan {choice.plan_hash[:12]}",
     ]

@@ -134,6 +134,30 @@ def plan_for(spec: ModelSpec, facts: ClusterFacts, **asked: Any) -> Plan:
     return make_plan(request(spec, facts, **asked))
 
 
+LLAMA_TINY = model(
+    name="llama-tiny",
+    num_layers=4,
+    hidden=512,
+    intermediate=1024,
+    heads=8,
+    kv_heads=4,
+    head_size=64,
+    vocab=128256,
+    max_context=8192,
+    is_tied=True,
+)
+"""Guesses for the others."""
+
+
+def drafting(draft: ModelSpec = LLAMA_TINY, **serving: Any) -> dict[str, Any]:
+    """What of a request asks for a draft model."""
+    return {
+        "draft": ModelRef(name=draft.name, path="/models/draft", digest=draft.digest, source_host="c"),
+        "draft_spec": draft,
+        "serving": Serving(speculation="draft_model", **serving),
+    }
+
+
 SMALL_SERVING = Serving(context=256, batch=2, prefill_chunk=32)
 
 

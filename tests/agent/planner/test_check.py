@@ -7,10 +7,11 @@ import msgspec
 import pytest
 
 from agent.errors import FleetError
+from agent.facts.model import ModelSpec
 from agent.planner.check import check_plan, raise_problems
 from agent.planner.plan import Objective, Plan, Shard, Stage
 from agent.planner.staleness import facts_digest, what_moved
-from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS, cluster, cpu, host, plan_for
+from tests.agent.planner.clusters import LLAMA_1B, LLAMA_TINY, THREE_CPUS, cluster, cpu, drafting, host, plan_for
 
 replace: Callable[..., Any] = msgspec.structs.replace
 
@@ -46,6 +47,30 @@ def found(plan: Plan) -> dict[str, str]:
 def test_a_made_plan_has_no_problem(plan: Plan) -> None:
     assert found(plan) == {}
     raise_problems([])
+
+
+def test_a_draft_model_is_held_against_the_plan() -> None:
+    plan = plan_for(LLAMA_1B, THREE_CPUS, tensor_parallel_sizes=(1, 2), **drafting())
+    assert plan.draft is not None
+    assert check_plan(plan, LLAMA_1B, THREE_CPUS, draft=LLAMA_TINY) == []
+
+    def problems(changed: Plan, draft: ModelSpec = LLAMA_TINY) -> dict[str, str]:
+        return {each.path: each.code for each in check_plan(changed, LLAMA_1B, THREE_CPUS, draft=draft)}
+
+    heavier = replace(plan, draft=replace(plan.draft, weight_bytes=plan.draft.weight_bytes + 1))
+    assert problems(heavier) == {"draft.weight_bytes": "E107"}
+    other = replace(plan, draft=replace(plan.draft, digest="other"))
+    assert problems(other, replace(LLAMA_TINY, digest="this")) == {"draft.digest": "E401"}
+    assert problems(plan, replace(LLAMA_TINY, max_context=1024)) == {"serving.context": "E106"}
+    forgotten = with_shard(
+        plan,
+        1,
+        0,
+        lambda shard: replace(shard, bytes=replace(shard.bytes, weights=shard.bytes.weights - 8)),
+    )
+    (problem,) = check_plan(forgotten, LLAMA_1B, THREE_CPUS, draft=LLAMA_TINY)
+    assert (problem.path, problem.code) == ("replica[0].stage[1].shard[0].bytes", "E107")
+    assert "its shard with draft model llama-tiny takes" in problem.message
 
 
 def test_a_gap_and_a_short_end_in_the_layers_are_found(plan: Plan) -> None:

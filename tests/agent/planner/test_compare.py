@@ -6,7 +6,7 @@ import pytest
 from agent.errors import FleetError
 from agent.planner.compare import Comparison, compare_plans, shape_words
 from agent.planner.plan import Plan, Serving
-from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS, plan_for
+from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS, drafting, plan_for
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,8 @@ def test_plans_that_are_hard_to_compare_are_told(one: Plan) -> None:
     warnings = compare_plans([one, other], ["a", "b"]).warnings
     assert any("prompts of 64 tokens" in warning for warning in warnings)
     assert any("decodes 2 sequences" in warning for warning in warnings)
+    (told,) = compare_plans([one, plan_for(LLAMA_1B, THREE_CPUS, **drafting())], ["a", "b"]).warnings
+    assert told == "b guesses with draft model llama-tiny, a nothing: not predicted"
 
 
 @pytest.mark.parametrize("count", [1, 5])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import re
 
 import msgspec
@@ -8,13 +9,14 @@ import pytest
 from agent.documents import DocumentError
 from agent.planner.file import is_edited, plan_from_toml, plan_hash, plan_to_toml
 from agent.planner.plan import Objective, Plan
-from tests.agent.planner.clusters import LLAMA_1B, LLAMA_70B, MIXED_GPUS, THREE_CPUS, plan_for
+from tests.agent.planner.clusters import LLAMA_1B, LLAMA_70B, MIXED_GPUS, THREE_CPUS, drafting, plan_for
 
 PLANS = {
     "one device": lambda: plan_for(LLAMA_1B, THREE_CPUS),
     "pipeline": lambda: plan_for(LLAMA_1B, THREE_CPUS, stages=3),
     "mixed sizes": lambda: plan_for(LLAMA_1B, THREE_CPUS, tensor_parallel_sizes=(1, 2)),
     "replicas": lambda: plan_for(LLAMA_1B, THREE_CPUS, replicas=2),
+    "draft": lambda: plan_for(LLAMA_1B, THREE_CPUS, stages=3, **drafting()),
     "70b": lambda: plan_for(LLAMA_70B, MIXED_GPUS, objective=Objective(kind="throughput")),
 }
 
@@ -60,6 +62,40 @@ def test_the_hash_covers_every_field(plan: Plan) -> None:
         msgspec.structs.replace(plan, why=("another reason",)),
     ]
     assert len({plan_hash(each) for each in [plan, *changed]}) == 5
+
+
+def test_a_draft_model_follows_the_model_and_is_part_of_the_hash(plan: Plan) -> None:
+    drafted = plan_for(LLAMA_1B, THREE_CPUS, **drafting())
+    text = plan_to_toml(drafted)
+    assert text.index("[model]") < text.index("[draft]") < text.index("[objective]")
+    assert "[draft]" not in plan_to_toml(plan)
+    assert drafted.draft is not None
+    other = msgspec.structs.replace(drafted.draft, digest="other")
+    assert plan_hash(msgspec.structs.replace(drafted, draft=other)) != plan_hash(drafted)
+
+
+def test_a_plan_without_a_draft_model_keeps_its_hash() -> None:
+    """What runs since before there were any is the same plan."""
+    plan = plan_for(LLAMA_1B, THREE_CPUS)
+    as_before = msgspec.json.encode(plan, order="deterministic").replace(b'"draft":null,', b"")
+    assert plan_hash(plan) == hashlib.sha256(as_before).hexdigest()
+
+
+def test_a_draft_model_and_its_speculation_need_each_other(plan: Plan) -> None:
+    text = plan_to_toml(plan).replace('speculation = "none"', 'speculation = "draft_model"')
+    with pytest.raises(DocumentError) as refused:
+        plan_from_toml(text, file="plan.toml")
+    (problem,) = refused.value.problems
+    assert (problem.code, problem.path) == ("E107", "serving.speculation")
+    assert text.split("\n")[problem.span.line - 1].startswith("speculation = ")
+    text = plan_to_toml(plan_for(LLAMA_1B, THREE_CPUS, **drafting()))
+    with pytest.raises(DocumentError) as refused:
+        plan_from_toml(text.replace('speculation = "draft_model"', 'speculation = "none"'), file="plan.toml")
+    (problem,) = refused.value.problems
+    assert (problem.code, problem.path) == ("E107", "draft")
+    assert "`llama-tiny`" in problem.message
+    with pytest.raises(DocumentError, match="predicted_cost"):
+        plan_from_toml(text.replace("predicted_cost = ", "predicted_cost = -"), file="plan.toml")
 
 
 def test_optional_tables_may_be_left_out(plan: Plan) -> None:

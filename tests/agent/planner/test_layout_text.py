@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from agent.planner.layout_text import layer_bar, memory_bar, preview_lines, preview_rows
 from agent.planner.plan import ShardBytes
 from agent.planner.words import bytes_words, layers_words, list_words, rate_words, seconds_words
-from tests.agent.planner.clusters import LLAMA_1B, LLAMA_70B, MIXED_GPUS, THREE_CPUS, plan_for
+from tests.agent.planner.clusters import LLAMA_1B, LLAMA_70B, MIXED_GPUS, THREE_CPUS, drafting, plan_for
 
 
 @given(num_layers=st.integers(1, 200), width=st.integers(1, 90), data=st.data())
@@ -52,6 +52,16 @@ def test_a_preview_names_the_carrier_of_every_link() -> None:
     assert not any(
         line.startswith("links") for line in preview_lines(plan_for(LLAMA_1B, THREE_CPUS, stages=1), width=80)
     )
+
+
+def test_a_preview_names_the_draft_model_and_where_it_stands() -> None:
+    plan = plan_for(LLAMA_1B, THREE_CPUS, tensor_parallel_sizes=(1, 2), **drafting())
+    leader = plan.replicas[0].stages[-1].shards[0]
+    where = f"{leader.host}/{leader.device}"
+    assert f"draft  llama-tiny, 150 MB of weights on {where}" in preview_lines(plan, width=80)
+    (told,) = [line for line in plan.why if line.startswith("draft model")]
+    assert where in told
+    assert "predicted times are those without guesses" in told
 
 
 def test_a_preview_measures_against_usable_memory_where_it_is_known() -> None:

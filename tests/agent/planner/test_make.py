@@ -20,11 +20,13 @@ from agent.planner.plan import Objective, ObjectiveKind, Plan, Serving, Strategy
 from tests.agent.planner.clusters import (
     LLAMA_1B,
     LLAMA_70B,
+    LLAMA_TINY,
     MIXED_GPUS,
     MIXTRAL,
     THREE_CPUS,
     cluster,
     cpu,
+    drafting,
     gpu,
     host,
     link,
@@ -34,6 +36,7 @@ from tests.agent.planner.clusters import (
 )
 
 KINDS: tuple[ObjectiveKind, ...] = get_args(ObjectiveKind)
+SMALL_DRAFT = model(name="draft", num_layers=2, vocab=1000)
 STRATEGIES: tuple[StrategyKind, ...] = ("pipeline", "tensor", "hybrid", "adaptive")
 
 
@@ -71,18 +74,48 @@ def test_every_plan_covers_the_model_once_and_fits(data: st.DataObject) -> None:
     facts = cluster(*hosts)
     objective = Objective(kind=draw(st.sampled_from(KINDS)), strategy=draw(st.sampled_from(STRATEGIES)))
     serving = Serving(context=draw(st.sampled_from([16, 512, 4096])), batch=draw(st.integers(1, 9)))
+    draft = draw(st.sampled_from([None, SMALL_DRAFT]))
+    asked = {"serving": serving} if draft is None else drafting(draft, context=serving.context, batch=serving.batch)
     try:
-        plan = plan_for(spec, facts, objective=objective, serving=serving)
+        plan = plan_for(spec, facts, objective=objective, **asked)
     except FleetError as error:
         if error.code not in {"E601", "E602"}:
             raise
         return
-    assert check_plan(plan, spec, facts) == []
+    assert check_plan(plan, spec, facts, draft=draft) == []
     ends = [0, *(end for _, end in layers_of(plan))]
     assert [first for first, _ in layers_of(plan)] == ends[:-1]
     assert ends[-1] == spec.num_layers
     if objective.strategy != "adaptive" and len(hosts) > 1:
         assert sum(sizes(plan)) > 1
+
+
+def test_a_draft_model_takes_layers_from_the_device_that_holds_it() -> None:
+    """What it takes of the last device, the first one has to make up for."""
+    facts = cluster(host("a", cpu(3)), host("b", cpu(2.5)))
+    draft = msgspec.structs.replace(LLAMA_TINY, num_layers=24)
+    plain, drafted = (
+        plan_for(LLAMA_1B, facts, tensor_parallel_sizes=(1, 1), **asked) for asked in ({}, drafting(draft))
+    )
+    assert layers_of(drafted)[0][1] > layers_of(plain)[0][1]
+    assert drafted.draft is not None
+    last = drafted.replicas[0].stages[1].shards[0]
+    assert last.bytes.total <= facts.hosts[1].devices[0].usable_bytes
+    assert 0 < drafted.draft.predicted_cost < 1
+    assert refresh_plan(drafted, LLAMA_1B, facts, draft=draft) == drafted
+    with pytest.raises(FleetError, match="does not fit"):
+        plan_for(LLAMA_1B, facts, stages=2, **drafting(LLAMA_1B))
+
+
+def test_a_draft_model_that_cannot_serve_the_context_is_refused() -> None:
+    with pytest.raises(FleetError, match="above the 8192 positions that draft model llama-tiny knows") as refused:
+        plan_for(LLAMA_1B, THREE_CPUS, **drafting(context=10_000))
+    assert refused.value.code == "E106"
+    longest = plan_for(LLAMA_1B, THREE_CPUS, objective=Objective(kind="context"), **drafting(batch=1))
+    assert longest.serving.context == 8192
+    with pytest.raises(FleetError, match="speculation none contradicts the draft model") as refused:
+        plan_for(LLAMA_1B, THREE_CPUS, **(drafting() | {"serving": Serving()}))
+    assert refused.value.code == "E107"
 
 
 @pytest.mark.parametrize("kind", KINDS)

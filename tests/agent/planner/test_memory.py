@@ -9,12 +9,14 @@ from agent.planner.memory import (
     CPU_RUNTIME_BYTES,
     CUDA_RUNTIME_BYTES,
     StageSizes,
+    activation_bytes,
     kv_layer_bytes,
     shard_bytes,
     stage_bytes,
 )
-from agent.planner.plan import BLOCK_TOKENS, Serving
-from tests.agent.planner.clusters import LLAMA_1B, LLAMA_70B, THREE_CPUS, model, places_of
+from agent.planner.plan import BLOCK_TOKENS, Range, Serving
+from agent.planner.shards import shard_weight_bytes, whole_extent
+from tests.agent.planner.clusters import LLAMA_1B, LLAMA_70B, LLAMA_TINY, THREE_CPUS, model, places_of
 
 SERVING = Serving(context=1000, batch=3, dtype="bfloat16", prefill_chunk=100)
 
@@ -105,6 +107,22 @@ def test_a_gpu_gathers_the_keys_of_every_row_of_a_recorded_step() -> None:
     extent = extent_of(LLAMA_1B, (0, 8), cut_shares(LLAMA_1B, (8,))[0])
     cpu, cuda = (shard_bytes(LLAMA_1B, extent, SERVING, kind).activations for kind in ("cpu", "cuda"))
     assert cuda - cpu == (4 - 1) * 2 * SERVING.context * 8 * LLAMA_1B.head_size * 2  # three rows fill up four
+
+
+@pytest.mark.parametrize("layers", [(0, 8), (8, 16)])
+def test_the_leader_of_the_last_stage_holds_the_draft_model_too(layers: Range) -> None:
+    serving = msgspec.structs.replace(SERVING, speculation="draft_model", kv_cache_tokens=500)
+    stage = StageLayout(layers=layers, places=places_of(THREE_CPUS)[:2], units=(5, 3))
+    plain, held = stage_bytes(LLAMA_1B, stage, serving), stage_bytes(LLAMA_1B, stage, serving, LLAMA_TINY)
+    assert held[1] == plain[1]
+    if layers == (0, 8):
+        assert held[0] == plain[0]
+        return
+    whole = whole_extent(LLAMA_TINY)
+    assert held[0].weights - plain[0].weights == shard_weight_bytes(LLAMA_TINY, whole, "bfloat16")
+    assert held[0].kv_cache - plain[0].kv_cache == 4 * 2 * 32 * BLOCK_TOKENS * 4 * 64 * 2
+    assert held[0].activations - plain[0].activations == activation_bytes(LLAMA_TINY, whole, serving, "cpu")
+    assert held[0].headroom == plain[0].headroom
 
 
 def test_the_runtime_depends_on_the_kind_of_device() -> None:
