@@ -19,8 +19,9 @@ from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts, HostFacts
 from agent.planner.check import check_plan
 from agent.planner.file import plan_from_toml, plan_hash, plan_to_toml
-from agent.planner.plan import Plan
+from agent.planner.plan import Plan, draft_places
 from agent.planner.staleness import what_moved
+from agent.planner.words import bytes_words
 from agent.wire.agent import (
     AbortRequest,
     ApplyEvent,
@@ -48,6 +49,7 @@ class ApplyPreview(msgspec.Struct, frozen=True, kw_only=True):
     is_noop: bool
     lines: tuple[str, ...]
     manifest: ModelManifest
+    draft: ModelManifest | None = None
     facts: ClusterFacts
 
 
@@ -67,8 +69,8 @@ async def read_facts(fleet: Fleet, cluster: str) -> tuple[ClusterFacts, dict[str
 async def preview_apply(fleet: Fleet, plan: Plan, *, cluster: str) -> ApplyPreview:
     """Hold the plan against the fleet as it is now.
 
-    Raises the first host's E2xx when a host of the plan is out of reach, E401 or E402 when the plan is stale, E6xx
-    when it does not fit.
+    Raises the first host's E2xx when a host of the plan is out of reach, E401 or E402 when the plan is stale or a
+    model has changed, E6xx when it does not fit.
     """
     if plan.serving.trusted_network and not fleet.is_network_trusted:
         raise FleetError(
@@ -92,7 +94,8 @@ async def preview_apply(fleet: Fleet, plan: Plan, *, cluster: str) -> ApplyPrevi
     deployments = await read_deployments(fleet)
     sight = deployments.get(plan.name)
     manifest = await check_model(fleet, plan.model)
-    problems = check_plan(plan, manifest.spec, facts)
+    draft = await check_model(fleet, plan.draft) if plan.draft is not None else None
+    problems = check_plan(plan, manifest.spec, facts, draft=draft.spec if draft is not None else None)
     if problems:
         first = problems[0]
         more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
@@ -108,6 +111,7 @@ async def preview_apply(fleet: Fleet, plan: Plan, *, cluster: str) -> ApplyPrevi
         is_noop=new_hash == old_hash and is_serving,
         lines=tuple(_difference(plan, sight)),
         manifest=manifest,
+        draft=draft,
         facts=facts,
     )
 
@@ -123,10 +127,12 @@ async def apply_plan(
     """Hand the plan to its controller and follow to the end. Raises what the controller raised."""
     plan = preview.plan
     controller = plan.controllers[0]
-    if not plan.model.source_host:
-        sent = await push_model(fleet, controller, plan.model, preview.manifest)
+    for ref, manifest in ((plan.model, preview.manifest), (plan.draft, preview.draft)):
+        if ref is None or manifest is None or ref.source_host:
+            continue
+        sent = await push_model(fleet, controller, ref, manifest)
         if sent:
-            message = f"model {plan.model.name} brought here: {sent} bytes"
+            message = f"model {ref.name} brought here: {sent} bytes"
             await on_event(
                 ApplyEvent(
                     phase="prepare",
@@ -142,6 +148,7 @@ async def apply_plan(
         plan_toml=plan_to_toml(plan),
         plan_hash=preview.plan_hash,
         spec=preview.manifest.spec,
+        draft_spec=preview.draft.spec if preview.draft is not None else None,
         members=tuple(_address(host) for host in preview.facts.hosts if host.name in plan.hosts),
         expected_generation=preview.running_generation,
         holder=holder,
@@ -214,4 +221,8 @@ def _holdings(plan: Plan) -> dict[tuple[str, str], str]:
             for shard in stage.shards:
                 heads = f", heads {shard.heads[0]}-{shard.heads[1] - 1}" if len(stage.shards) > 1 else ""
                 held[(shard.host, shard.device)] = f"layers {stage.layers[0]}-{stage.layers[1] - 1}{heads}"
+    if plan.draft is not None:
+        words = f", draft model {plan.draft.name} ({bytes_words(plan.draft.weight_bytes)})"
+        for place in draft_places(plan):
+            held[place.shard.host, place.shard.device] += words
     return held

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from pathlib import Path
 
 import httpx
@@ -14,13 +15,25 @@ from agent.facts.model import ModelSpec
 from agent.models.files import is_gguf_model, locate
 from agent.models.manifest import MANIFEST_FILE, read_manifest
 from agent.models.ollama_store import find_in_store, full_name, known_stores
+from agent.models.ranges import split_ranges
+from agent.models.vocabulary import first_difference, read_vocabulary, vocabulary_file
 from agent.planner.plan import ModelRef
-from agent.wire.agent import ModelHolding, ModelManifest, ModelQuery, UploadReply
+from agent.wire.agent import (
+    ByteRange,
+    ManifestFile,
+    ModelHolding,
+    ModelManifest,
+    ModelQuery,
+    RangeRequest,
+    UploadReply,
+)
 from odctl.fleet import Fleet
 
 MANIFEST_TIMEOUT_S = 1800.0
 """The first question about a model makes its holder hash it."""
 UPLOAD_PIECE_BYTES = 1 << 20
+READ_TIMEOUT_S = 60.0
+MSGPACK = "application/msgpack"
 
 
 class FoundModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +95,25 @@ async def check_model(fleet: Fleet, ref: ModelRef) -> ModelManifest:
     return manifest
 
 
+async def check_same_tokens(fleet: Fleet, model: FoundModel, draft: FoundModel) -> None:
+    """A draft model guesses in its own tokens. Raises E711 naming the first id that means another one to it.
+
+    Ids that only one of them has are padding, or tokens that are never guessed.
+    """
+    ours, theirs = vocabulary_file(model.manifest), vocabulary_file(draft.manifest)
+    if (ours.name, ours.sha256) == (theirs.name, theirs.sha256):
+        return
+    known, guessed = await _vocabulary(fleet, model, ours), await _vocabulary(fleet, draft, theirs)
+    differs = first_difference(known, guessed)
+    if differs is not None:
+        raise FleetError(
+            "E711",
+            f"{draft.ref.name} cannot draft for {model.ref.name}: token {differs} is {guessed[differs]!r} to it, "
+            f"and {known[differs]!r} to the model",
+            hint="a draft model has its model's tokenizer: most often it is a smaller one of the same family",
+        )
+
+
 async def push_model(fleet: Fleet, host: str, ref: ModelRef, manifest: ModelManifest) -> int:
     """Bring the operator's model to a host whole, resumable; the bytes that were sent (0: it was there)."""
     client = await fleet.client_of(host, f"{await fleet.prefix(host)}/run/agent.sock")
@@ -101,6 +133,35 @@ async def push_model(fleet: Fleet, host: str, ref: ModelRef, manifest: ModelMani
             reply = await _put(client, host, f"{base}/{file.name}", offset, piece)
             sent += len(piece)
     return sent
+
+
+async def _vocabulary(fleet: Fleet, model: FoundModel, file: ManifestFile) -> dict[int, str]:
+    host, ref = model.ref.source_host, model.ref
+    if not host:
+        return await asyncio.to_thread(read_vocabulary, Path(ref.path))
+    client = await fleet.client_of(host, f"{await fleet.prefix(host)}/run/agent.sock")
+    whole = ByteRange(file=file.name, offset=0, length=file.size, stride=file.size, count=1)
+    content = b""
+    for ranges in split_ranges([whole]):
+        content += await _read_ranges(client, host, RangeRequest(digest=ref.digest, ranges=ranges))
+
+    def read() -> dict[int, str]:
+        with tempfile.TemporaryDirectory(prefix="odctl-") as folder:
+            (Path(folder) / file.name).write_bytes(content)
+            return read_vocabulary(Path(folder))
+
+    return await asyncio.to_thread(read)
+
+
+async def _read_ranges(client: httpx.AsyncClient, host: str, request: RangeRequest) -> bytes:
+    body, headers = msgspec.msgpack.encode(request), {"accept": MSGPACK, "content-type": MSGPACK}
+    try:
+        response = await client.post("/v1/ranges", content=body, headers=headers, timeout=READ_TIMEOUT_S)
+    except httpx.HTTPError as error:
+        raise FleetError("E211", f"reading broke off: {error or type(error).__name__}", host=host) from error
+    if response.is_error:
+        raise FleetError.from_detail(msgspec.msgpack.decode(response.content, type=ErrorDetail), host=host)
+    return response.content
 
 
 def _local_model(wanted: str) -> Path | None:

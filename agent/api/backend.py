@@ -259,7 +259,8 @@ class Backend:
             context=serving.context,
             queue=serving.queue,
             kv_blocks=serving.kv_blocks,
-            max_drafts=serving.max_drafts if serving.speculation == "prompt_lookup" else 0,
+            max_drafts=0 if serving.speculation == "none" else serving.max_drafts,
+            draft_cost=self.attach.draft_cost,
         )
 
     async def _receive(self, replica: Replica, channel: StepChannel) -> None:

@@ -17,9 +17,10 @@ from typing import Literal
 import msgspec
 
 from agent.errors import FleetError
+from agent.facts.model import ModelSpec
 from agent.journal import Journal
-from agent.planner.plan import Plan, rank_places
-from agent.planner.shards import ShardExtent
+from agent.planner.plan import ModelRef, Plan, draft_places, rank_places
+from agent.planner.shards import ShardExtent, whole_extent
 from agent.supervisor import bring_up
 from agent.supervisor.clean_up import commit_everywhere, retire_old, undo
 from agent.supervisor.deployment import Controlled, ControllerState, PendingApply
@@ -211,17 +212,26 @@ class Transaction:
         self._save_pending("fetch")
 
     async def _fetch(self) -> None:
-        spec = self._request.spec
-        sources = self._sources()
         extents: dict[str, dict[str, ShardExtent]] = {host: {} for host in self._plan.hosts}
         for place in rank_places(self._plan):
             extents[place.shard.host][place.rank_id] = extent_of(self._plan, place)
+        await self._fetch_model(self._plan.model, self._request.spec, extents)
+        if self._plan.draft is not None:
+            assert self._request.draft_spec is not None, "who asks for a draft model says what it is"
+            whole = whole_extent(self._request.draft_spec)
+            drafts = {place.shard.host: {place.rank_id: whole} for place in draft_places(self._plan)}
+            await self._fetch_model(self._plan.draft, self._request.draft_spec, drafts)
+
+    async def _fetch_model(
+        self, model: ModelRef, spec: ModelSpec, extents: dict[str, dict[str, ShardExtent]]
+    ) -> None:
+        sources = self._sources(model)
         outcomes = await self._unless_aborted(
             {
                 host: FetchShards(
                     deployment=self._plan.name,
                     generation=self.generation,
-                    model=self._plan.model,
+                    model=model,
                     spec=spec,
                     extents=of_host,
                     sources=tuple(source for source in sources if source.host != host),
@@ -229,6 +239,7 @@ class Transaction:
                 for host, of_host in extents.items()
             }
         )
+        of_draft = "" if model is self._plan.model else f" of draft model {model.name}"
         for host, reply in sorted(outcomes.items()):
             if isinstance(reply, FleetError):
                 raise reply
@@ -236,7 +247,8 @@ class Transaction:
                 "fetch",
                 "progress",
                 host=host,
-                message=f"fetched {reply.fetched_bytes} bytes" if reply.fetched_bytes else "already there",
+                message=(f"fetched {reply.fetched_bytes} bytes" if reply.fetched_bytes else "already there")
+                + of_draft,
                 done=reply.fetched_bytes,
                 total=reply.fetched_bytes,
             )
@@ -266,6 +278,8 @@ class Transaction:
                     spec=self._request.spec,
                     serving=self._plan.serving,
                     ranks=ranks,
+                    draft=self._plan.draft,
+                    draft_spec=self._request.draft_spec,
                 )
                 for host, ranks in starts.items()
             }
@@ -422,9 +436,9 @@ class Transaction:
             if refused:
                 self.abort(f"the lock is lost: {refused[0].message}")
 
-    def _sources(self) -> tuple[HostAddress, ...]:
+    def _sources(self, model: ModelRef) -> tuple[HostAddress, ...]:
         """The host that the plan names first, then every member: any of them may hold the bytes."""
-        first = self._plan.model.source_host or self._host
+        first = model.source_host or self._host
         others = [address for host, address in sorted(self._members.items()) if host != first]
         return (self._members[first], *others) if first in self._members else tuple(others)
 

@@ -119,6 +119,7 @@ async def attach(
         model_dir="",
         replicas=endpoints,
         serving=plan.serving,
+        draft_cost=plan.draft.predicted_cost if plan.draft is not None else None,
         replica_generations=replica_generations,
     )
     await reach.instruct(

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import msgspec
 
+from agent.planner.shards import whole_extent
 from agent.supervisor.gateways import GatewayTable
 from agent.supervisor.members import MemberTable
-from agent.supervisor.ranks import RankTable
+from agent.supervisor.ranks import HeldShard, RankTable
 from agent.supervisor.weights import WeightStore
 from agent.wire.agent import (
     AskGateway,
@@ -80,9 +81,8 @@ class Member:
         self, instruction: StartRanks | RestartRank | StopRanks | AskRanks | LinkRanks | UnlinkRanks
     ) -> InstructionReply:
         match instruction:
-            case StartRanks(model=model, spec=spec, ranks=ranks):
-                extents = {rank.rank_id: rank.extent for rank in ranks}
-                self._ranks.start(instruction, await self._weights.held(model, spec, extents))
+            case StartRanks():
+                await self._start_ranks(instruction)
             case RestartRank(deployment=deployment, generation=generation, rank_id=rank_id):
                 self._ranks.restart(deployment, generation, rank_id)
             case StopRanks(deployment=deployment, keep_generations=kept):
@@ -101,6 +101,16 @@ class Member:
             case UnlinkRanks(deployment=deployment, rank_ids=rank_ids, from_generation=spawned):
                 await self._ranks.unlink(deployment, spawned, rank_ids)
         return InstructionReply()
+
+    async def _start_ranks(self, order: StartRanks) -> None:
+        extents = {rank.rank_id: rank.extent for rank in order.ranks}
+        shards = await self._weights.held(order.model, order.spec, extents)
+        drafts: dict[str, HeldShard] = {}
+        if order.draft is not None and order.draft_spec is not None:
+            whole = whole_extent(order.draft_spec)
+            drafting = {rank.rank_id: whole for rank in order.ranks if rank.has_draft}
+            drafts = await self._weights.held(order.draft, order.draft_spec, drafting)
+        self._ranks.start(order, shards, drafts)
 
     async def _perform_on_gateway(
         self, instruction: EnsureGateway | Attach | TellGateway | AskGateway | RetireBackends

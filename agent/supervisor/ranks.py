@@ -20,6 +20,7 @@ from agent.supervisor.processes import ProcessExit, ProcessRecord, ProcessTable,
 from agent.wire.agent import AgentConfig, DeadRank, RankStart, StartRanks
 from agent.wire.framing import StreamClosed, decode, encode_frame, read_frame
 from agent.wire.rank import (
+    DraftConfig,
     GetStatus,
     LinkRank,
     RankConfig,
@@ -68,13 +69,13 @@ class RankTable:
 
     # --- what a controller asks ---------------------------------------------------------------------
 
-    def start(self, order: StartRanks, shards: dict[str, HeldShard]) -> None:
+    def start(self, order: StartRanks, shards: dict[str, HeldShard], drafts: dict[str, HeldShard]) -> None:
+        """`drafts` are of the draft model, for the ranks that have one."""
         for rank in order.ranks:
             name = process_name(order.deployment, order.generation, rank.rank_id)
             if self._processes.get(name) is not None:
                 continue
-            held = shards[rank.rank_id]
-            rank_config = self._rank_config(order, rank, held)
+            rank_config = self._rank_config(order, rank, shards[rank.rank_id], drafts.get(rank.rank_id))
             self._paths.run.mkdir(parents=True, exist_ok=True)
             self._paths.config(name).write_bytes(msgspec.json.encode(rank_config))
             self._spawn(name, rank_config)
@@ -304,7 +305,9 @@ class RankTable:
             environment=_environment(config.threads),
         )
 
-    def _rank_config(self, order: StartRanks, rank: RankStart, held: HeldShard) -> RankConfig:
+    def _rank_config(
+        self, order: StartRanks, rank: RankStart, held: HeldShard, draft: HeldShard | None
+    ) -> RankConfig:
         name = process_name(order.deployment, order.generation, rank.rank_id)
         return RankConfig(
             cluster=self._config.cluster,
@@ -332,6 +335,11 @@ class RankTable:
             is_exact=order.serving.exact,
             kv_blocks=order.serving.kv_blocks,
             cache_dir=str(self._paths.packed_shards),
+            draft=(
+                DraftConfig(model=order.draft_spec, model_dir=draft.model_dir, shard_file=draft.shard_file)
+                if draft is not None and order.draft_spec is not None
+                else None
+            ),
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from agent.planner.carriers import carrier_among
-from agent.planner.plan import Plan, RankPlace, rank_places
+from agent.planner.plan import Plan, RankPlace, draft_places, rank_places
 from agent.planner.shards import ShardExtent
 from agent.wire.agent import RankStart
 from agent.wire.rank import LinkRank, PipelineLink, TensorGroup
@@ -37,6 +37,7 @@ def links_by_host(
 
 def starts_by_host(plan: Plan) -> dict[str, tuple[RankStart, ...]]:
     """For every host, the ranks that it is to start."""
+    drafting = {place.rank_id for place in draft_places(plan)}
     starts: dict[str, tuple[RankStart, ...]] = {}
     for place in rank_places(plan):
         start = RankStart(
@@ -44,6 +45,7 @@ def starts_by_host(plan: Plan) -> dict[str, tuple[RankStart, ...]]:
             device=place.shard.device,
             extent=extent_of(plan, place),
             tensor_index=place.tensor_index,
+            has_draft=place.rank_id in drafting,
         )
         starts[place.shard.host] = (*starts.get(place.shard.host, ()), start)
     return starts

@@ -267,6 +267,8 @@ class ApplyRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Where the controller reaches every host of the plan."""
     expected_generation: int
     holder: str
+    draft_spec: ModelSpec | None = None
+    """Of the plan's draft model."""
     stop_after: ApplyPhase | None = None
     """For tests of interrupted applies: hold before the phase that follows this one until aborted."""
 
@@ -378,6 +380,9 @@ class StartRanks(msgspec.Struct, frozen=True, kw_only=True, tag="start_ranks"):
     spec: ModelSpec
     serving: Serving
     ranks: tuple[RankStart, ...]
+    draft: ModelRef | None = None
+    draft_spec: ModelSpec | None = None
+    """Of the draft model, for those ranks that have one."""
 
 
 class RankStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -385,6 +390,8 @@ class RankStart(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     extent: ShardExtent
     tensor_index: int
+    has_draft: bool = False
+    """It draws, and holds the draft model as well."""
 
 
 class AskRanks(msgspec.Struct, frozen=True, kw_only=True, tag="ask_ranks"):

@@ -55,6 +55,8 @@ class AttachBackend(msgspec.Struct, frozen=True, kw_only=True):
     """Directory with tokenizer.json, tokenizer_config.json, generation_config.json (no weights needed)."""
     replicas: tuple[tuple[tuple[RankEndpoint, ...], ...], ...]
     serving: Serving
+    draft_cost: float | None = None
+    """What a pass of the draft model takes of a token's time, as planned; None without one."""
     replica_generations: tuple[int, ...] = ()
 
     def generation_of(self, replica: int) -> int:

@@ -48,10 +48,16 @@ from odctl.result import ExitCode, Result, run_command
 )
 @click.option(
     "--speculation",
-    type=click.Choice(["none", "prompt_lookup"]),
-    default="none",
-    show_default=True,
-    help="Guess tokens from what was said before and verify them in one pass: the same answers, sooner.",
+    type=click.Choice(["none", "prompt_lookup", "draft_model"]),
+    default=None,
+    help="Guess tokens and verify them in one pass: the same answers, sooner. prompt_lookup guesses what followed "
+    "the same words before, draft_model asks the model of --draft. Default: none, or draft_model with --draft.",
+)
+@click.option(
+    "--draft",
+    default="",
+    metavar="MODEL",
+    help="A small model with the same tokenizer that guesses for the large one, found as MODEL is.",
 )
 @click.option(
     "--max-drafts",
@@ -103,7 +109,8 @@ def plan(
     context: int = 2048,
     batch: int = 8,
     kv_cache_tokens: int = 0,
-    speculation: str = "none",
+    speculation: str | None = None,
+    draft: str = "",
     max_drafts: int = 8,
     dtype: str | None = None,
     quantisation: str = "none",
@@ -118,7 +125,8 @@ def plan(
     seed: int = 0,
     check: bool = False,
 ) -> Result:
-    """Raises E601 when nothing fits, E701 when the model is nowhere, E2xx when no host answers."""
+    """Raises E601 when nothing fits, E701 when a model is nowhere, E711 when the draft model has other tokens, E113
+    for options that contradict each other, E2xx when no host answers."""
     import msgspec
 
     from agent.errors import FleetError
@@ -130,8 +138,17 @@ def plan(
     from odctl.apply import read_facts
     from odctl.fleet import Fleet
     from odctl.inventory import Inventory, select
-    from odctl.model_source import find_model
+    from odctl.model_source import check_same_tokens, find_model
     from odctl.session import visit_fleet, warn_unreachable
+
+    guessing = speculation or ("draft_model" if draft else "none")
+    if (guessing == "draft_model") != bool(draft):
+        given = f"--draft {draft}" if draft else "no --draft"
+        raise FleetError(
+            "E113",
+            f"--speculation {guessing} contradicts {given}",
+            hint="leave --speculation out" if draft else "name a small model with --draft MODEL",
+        )
 
     def chosen_hosts(inventory: Inventory) -> list[str]:
         excluded = {host.name for host in select(inventory, exclude)} if exclude else set()
@@ -143,6 +160,10 @@ def plan(
         if not facts.hosts:
             raise next(iter(missing.values()), FleetError("E105", "no host is left to plan with"))
         found = await find_model(fleet, model)
+        drafter = await find_model(fleet, draft) if draft else None
+        if drafter is not None:
+            await check_same_tokens(fleet, found, drafter)
+        most_context = min(each.spec.max_context for each in (found, drafter) if each is not None)
         request = PlanRequest(
             name=name or found.ref.name,
             model=found.ref,
@@ -151,10 +172,10 @@ def plan(
             objective=msgspec.convert({"kind": objective, "strategy": strategy}, Objective),
             serving=msgspec.convert(
                 {
-                    "context": min(context, found.spec.max_context),
+                    "context": min(context, most_context),
                     "batch": batch,
                     "kv_cache_tokens": kv_cache_tokens,
-                    "speculation": speculation,
+                    "speculation": guessing,
                     "max_drafts": max_drafts,
                     "dtype": dtype or found.spec.dtype,
                     "quantisation": quantisation,
@@ -172,6 +193,8 @@ def plan(
             replicas=replicas,
             controllers=controllers,
             seed=seed,
+            draft=drafter.ref if drafter is not None else None,
+            draft_spec=drafter.spec if drafter is not None else None,
         )
         return make_plan(request)
 

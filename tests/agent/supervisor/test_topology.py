@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from agent.planner.plan import Plan
-from agent.supervisor.topology import links_by_host
-from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS, plan_for
+from agent.supervisor.topology import links_by_host, starts_by_host
+from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS, drafting, plan_for
 
 
 def carriers(plan: Plan) -> dict[str, str]:
@@ -58,3 +58,14 @@ def test_nccl_needs_two_devices_and_a_network_that_is_trusted() -> None:
     assert set(carriers(trusted).values()) == {"tcp"}
     assert set(carriers(place(plan, host="one", devices=["cuda:0", "cuda:1"])).values()) == {"nccl"}
     assert set(carriers(place(plan, host="one", devices=two)).values()) == {"unix"}
+
+
+def test_the_leader_of_each_replicas_last_stage_is_started_with_the_draft_model() -> None:
+    plan = plan_for(LLAMA_1B, THREE_CPUS, tensor_parallel_sizes=(1, 2), **drafting())
+    starts = [start for of_host in starts_by_host(plan).values() for start in of_host]
+    assert [start.rank_id for start in starts if start.has_draft] == ["r0s1t0"]
+    plain = plan_for(LLAMA_1B, THREE_CPUS, replicas=2)
+    assert not any(start.has_draft for of_host in starts_by_host(plain).values() for start in of_host)
+    copies = plan_for(LLAMA_1B, THREE_CPUS, replicas=2, **drafting())
+    starts = [start for of_host in starts_by_host(copies).values() for start in of_host]
+    assert {start.rank_id for start in starts if start.has_draft} == {"r0s0t0", "r1s0t0"}
