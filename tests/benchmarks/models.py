@@ -1,8 +1,9 @@
 """The models that are measured, made once in the bench folder: the same random weights for us and for llama.cpp.
 
 `1b` and `100m` have the shapes of Llama-3.2-1B and of a small model; their weights are seeded noise in bfloat16.
-`copy` is a trained demo model, which goes on with what its prompt repeats. Each is written as safetensors, as GGUF
-in BF16 with the same bits, and (by llama.cpp's own tool) as GGUF in Q8_0.
+`copy` is a trained demo model, which goes on with what its prompt repeats; `copy-draft` is a small one that has
+learnt from the same text, with the same tokens. What is measured against llama.cpp is written as safetensors, as
+GGUF in BF16 with the same bits, and (by llama.cpp's own tool) as GGUF in Q8_0.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ SHAPES = {
     "1b": Shape(layers=16, hidden=2048, heads=32, kv_heads=8, ffn=8192, vocab=128_256),
     "100m": Shape(layers=12, hidden=768, heads=12, kv_heads=4, ffn=2048, vocab=32_000),
 }
+TRAINED = {
+    "copy": DemoChoices(dtype="bfloat16", layers=24, hidden=512),
+    "copy-draft": DemoChoices(dtype="bfloat16", layers=4, hidden=256),
+}
 MAX_CONTEXT = 8192
 
 
@@ -62,23 +67,29 @@ def bench_model(peers: Peers, name: str) -> BenchModel:
     """`1b`, `100m` or `copy`; what is missing of its files is written first (each appears whole or not at all)."""
     made = BenchModel(
         name=name,
-        directory=peers.models / name,
+        directory=model_directory(peers, name),
         bf16=peers.models / f"{name}-bf16.gguf",
         q8_0=peers.models / f"{name}-q8_0.gguf",
     )
-    peers.models.mkdir(parents=True, exist_ok=True)
-    if not made.directory.exists():
-        say(f"writing the model {name}")
-        if name == "copy":
-            write_demo_model(made.directory, DemoChoices(dtype="bfloat16", layers=24, hidden=512))
-        else:
-            write_random_model(made.directory, SHAPES[name])
     if not made.bf16.exists():
         script = Path(__file__).with_name("write_gguf.py")
         _make(made.bf16, [str(peers.python), str(script), str(made.directory)])
     if not made.q8_0.exists():
         _make(made.q8_0, [str(peers.tool("llama-quantize")), str(made.bf16)], after=["Q8_0"])
     return made
+
+
+def model_directory(peers: Peers, name: str) -> Path:
+    """The model as safetensors alone, written first where it is missing."""
+    directory = peers.models / name
+    peers.models.mkdir(parents=True, exist_ok=True)
+    if not directory.exists():
+        say(f"writing the model {name}")
+        if name in TRAINED:
+            write_demo_model(directory, TRAINED[name])
+        else:
+            write_random_model(directory, SHAPES[name])
+    return directory
 
 
 def _make(target: Path, command: list[str], *, after: list[str] | None = None) -> None:

@@ -31,6 +31,12 @@ class Deployed:
         """Of the one replica."""
         return tuple(end - begin for begin, end in (stage.layers for stage in self.plan.replicas[0].stages))
 
+    def drafts(self, cluster: Cluster) -> tuple[int, int]:
+        """Guesses that were right, and all that were verified."""
+        backend = cluster.status(self.plan.controllers[0], self.plan.name).backend
+        assert backend is not None, "a deployment that answers has a backend"
+        return backend.drafts_accepted, backend.drafts_proposed
+
 
 @contextmanager
 def open_lab(models: Path) -> Iterator[Cluster]:

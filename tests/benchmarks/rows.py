@@ -9,11 +9,12 @@ from pathlib import Path
 
 import msgspec
 
+from odctl.demo_model.corpus import read_documents
 from tests.benchmarks import measures
 from tests.benchmarks.alternate import ROUNDS, Measured, alternate
 from tests.benchmarks.commanded import commanded
 from tests.benchmarks.llama_cpp import llama_bench, llama_server
-from tests.benchmarks.models import BenchModel, bench_model
+from tests.benchmarks.models import BenchModel, bench_model, model_directory
 from tests.benchmarks.ours import Deployed, NotAvailable, deployed
 from tests.benchmarks.peers import Peers
 from tests.integration.cluster import Cluster
@@ -214,6 +215,30 @@ def prompt_lookup(room: Room) -> Measured:
     return msgspec.structs.replace(found, note=f"{same}, {gain.ratio:.2f} times as fast as ours without")
 
 
+def draft_model(room: Room) -> Measured:
+    """Ordinary text, of what both models have learnt from."""
+    model, draft = (model_directory(room.peers, name) for name in ("copy", "copy-draft"))
+    tokens = 96
+    text = "\n".join(read_documents()[0])[:400]
+    options = (*ONE_HOST, "--batch", "1", "--context", "1024")
+    with (
+        deployed(room.cluster, model, room.folder, *options, name="plain") as plain,
+        deployed(room.cluster, model, room.folder, *options, "--draft", str(draft), name="drafted") as ours,
+    ):
+        said = measures.answer_to(ours.listen, ours.model, text, tokens=tokens).text
+        is_same = said == measures.answer_to(plain.listen, plain.model, text, tokens=tokens).text
+        found = room.alternate(
+            TOKENS_PER_S,
+            lambda: measures.decode_text(ours.listen, ours.model, text, tokens=tokens),
+            lambda: measures.decode_text(plain.listen, plain.model, text, tokens=tokens),
+        )
+        right, proposed = ours.drafts(room.cluster)
+    same = "the same tokens" if is_same else "NOT the same tokens"
+    share = f"{right / proposed:.0%} of {proposed} guesses right" if proposed else "no guesses"
+    cost = f"{ours.plan.draft.predicted_cost:.2f} of a token's time each as planned" if ours.plan.draft else ""
+    return msgspec.structs.replace(found, note=f"{same}; {share}, {cost}")
+
+
 def shared_prefix(room: Room) -> Measured:
     """Median time to the first token of 64 requests, 4 at a time: one prefix for all, against one for each."""
     files = room.model("100m")
@@ -290,6 +315,8 @@ ROWS = (
         measure=engine_row("1b", 24, quantisation="int8")),
     Row(name="prompt-lookup", work="one stream, prompt-lookup, copying, bf16", other=f"{SERVER}, BF16, without",
         goal=1.6, measure=prompt_lookup),
+    Row(name="draft-model", work="one stream, draft model, ordinary text, bf16", other="ours, without",
+        measure=draft_model),
     Row(name="prefill-bf16", work="prefill 512, bf16, 1b", other=f"{SERVER}, BF16", goal=1.4,
         measure=prefill_row("1b", 512, *ONE_HOST)),
     Row(name="prefill-int8", work="prefill 512, int8, 1b", other=f"{SERVER}, Q8_0", goal=3.0,

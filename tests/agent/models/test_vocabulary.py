@@ -62,5 +62,5 @@ def test_what_has_no_vocabulary_is_told(tmp_path: Path) -> None:
     with pytest.raises(FleetError, match="KeyError"):
         read_vocabulary(tmp_path)
     save_model(tmp_path / "bare", "llama", dtype="float32")
-    with pytest.raises(FleetError, match="has no tokenizer.json"):
+    with pytest.raises(FleetError, match=r"has no tokenizer\.json"):
         vocabulary_file(read_manifest(tmp_path / "bare", cache_dir=tmp_path / "cache"))
