@@ -5,10 +5,9 @@ No I/O. Deterministic.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
-from agent.serving.step_cost import least_acceptance
+from agent.serving.step_cost import count_paying_guesses
 
 LONGEST_MATCH, SHORTEST_MATCH = 4, 2
 """Tokens that must agree with an earlier place before what followed there is guessed, tried from the longest."""
@@ -73,11 +72,8 @@ class DraftLength:
         return self._num_idle >= RETRY_TOKENS
 
     def choose(self, num_rows: int, *, draft_cost: float = 0.0) -> int:
-        """Guesses for a step that has `num_rows` already: the last one's chance must still pay for its row, and for
-        what it costs to guess."""
-        needed = min(least_acceptance(num_rows, draft_cost=draft_cost), 1.0)
-        chance = min(max(self.acceptance, 1e-6), 0.99)
-        length = min(self._limit, int(math.log(needed) / math.log(chance)))
+        """Guesses for a step that has `num_rows` already: as many as pay for their rows, and for being guessed."""
+        length = count_paying_guesses(self.acceptance, num_rows=num_rows, limit=self._limit, draft_cost=draft_cost)
         if length == 0 and self.is_due:
             return min(1, self._limit)
         return length

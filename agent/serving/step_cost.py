@@ -36,10 +36,19 @@ def cut_prompt(num_tokens: int, num_stages: int, limit: int) -> int:
     return min(limit, max(MIN_CHUNK, whole_blocks))
 
 
-def least_acceptance(num_rows: int, *, draft_cost: float = 0.0) -> float:
-    """Chance of being right from which another guess pays in a step of `num_rows`: what it adds to the step's time
-    over what each of the tokens costs that come of it.
+def count_paying_guesses(acceptance: float, *, num_rows: int, limit: int, draft_cost: float = 0.0) -> int:
+    """Guesses for one sequence that make the most tokens of a step's time, in a step of `num_rows` without them.
 
-    It adds a row, and where a draft model guesses its share of a pass of that: `draft_cost` for all rows together.
+    A guess counts when it and all before it are right. It adds a row, and where a draft model guesses a sequence's
+    share of one of its passes, which takes `draft_cost` for all rows together. The next one pays as long as it
+    brings more tokens for the time that it adds than the step has for all of its time so far.
     """
-    return (ROW_COST * num_rows + draft_cost) / (1 + ROW_COST * num_rows)
+    tokens, time = float(num_rows), 1 + ROW_COST * num_rows
+    added = ROW_COST + draft_cost / num_rows
+    chance = acceptance
+    count = 0
+    while count < limit and chance * time >= added * tokens:
+        tokens, time = tokens + chance, time + added
+        chance *= acceptance
+        count += 1
+    return count
