@@ -150,6 +150,7 @@ async def apply_plan(
         spec=preview.manifest.spec,
         draft_spec=preview.draft.spec if preview.draft is not None else None,
         members=tuple(_address(host) for host in preview.facts.hosts if host.name in plan.hosts),
+        sources=tuple(_address(host) for host in preview.facts.hosts if host.name in _sources_beside(plan)),
         expected_generation=preview.running_generation,
         holder=holder,
         stop_after=stop_after,
@@ -188,6 +189,12 @@ async def _follow(fleet: Fleet, host: str, route: str, request: msgspec.Struct, 
     if last.error is not None:
         raise FleetError.from_detail(last.error)
     return last
+
+
+def _sources_beside(plan: Plan) -> set[str]:
+    """Hosts that have a model of the plan, and no part in it."""
+    refs = [plan.model, *([plan.draft] if plan.draft is not None else [])]
+    return {ref.source_host for ref in refs} - set(plan.hosts)
 
 
 def _address(host: HostFacts) -> HostAddress:

@@ -438,9 +438,10 @@ class Transaction:
 
     def _sources(self, model: ModelRef) -> tuple[HostAddress, ...]:
         """The host that the plan names first, then every member: any of them may hold the bytes."""
+        known = self._members | {address.host: address for address in self._request.sources}
         first = model.source_host or self._host
-        others = [address for host, address in sorted(self._members.items()) if host != first]
-        return (self._members[first], *others) if first in self._members else tuple(others)
+        others = [address for host, address in sorted(known.items()) if host != first]
+        return (known[first], *others) if first in known else tuple(others)
 
     def _after_switch(self) -> Controlled:
         return Controlled(

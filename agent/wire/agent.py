@@ -269,6 +269,8 @@ class ApplyRequest(msgspec.Struct, frozen=True, kw_only=True):
     holder: str
     draft_spec: ModelSpec | None = None
     """Of the plan's draft model."""
+    sources: tuple[HostAddress, ...] = ()
+    """Hosts that have the plan's models and no part in it."""
     stop_after: ApplyPhase | None = None
     """For tests of interrupted applies: hold before the phase that follows this one until aborted."""
 

@@ -100,6 +100,23 @@ def test_a_draft_model_is_planned_fetched_held_and_right(layout: str, empty: Roo
     check_held(empty, path)
 
 
+def test_a_draft_model_comes_from_a_host_that_has_no_part_in_the_plan(empty: Room) -> None:
+    cluster = empty.cluster
+    path = empty.plan("plain.toml", *LAYOUTS["pipeline"])
+    (beside,) = cluster.hosts.keys() - set(read(path).hosts)
+    rare = empty.folder / "rare"
+    write_endless_model(rare, layers=2, hidden=64, steps=120)
+    assert cluster.odctl("models", "push", str(rare), beside).exit_code == 0
+    path = empty.plan("beside.toml", *LAYOUTS["pipeline"], "--draft", "rare")
+    plan = read(path)
+    assert plan.draft is not None
+    assert plan.draft.source_host == beside
+    assert beside not in plan.hosts
+    cluster.apply(path)
+    assert ask(empty.listen, NAME, num_predict=NUM_TOKENS)
+    assert empty.backend().drafts_accepted > 0
+
+
 def check_held(room: Room, path: Path) -> None:
     """Every rank holds the planned bytes, those of the draft model on the one that draws."""
     shards = {place.rank_id: place.shard for place in rank_places(read(path))}
@@ -127,8 +144,8 @@ def test_a_draft_model_that_has_changed_is_refused(empty: Room) -> None:
 def test_a_draft_model_with_other_tokens_is_refused(empty: Room) -> None:
     """Whether it lies here or on a host, whose agent then reads its vocabulary out."""
     other = write_endless_model(empty.folder / "other", layers=1, hidden=64, vocab=640)
-    refused = empty.cluster.odctl("plan", str(empty.model), "-o", "-", "--draft", str(other), "--json")
-    assert refused.exit_code == ExitCode.OK, "more of the same tokens are no other ones"
+    planned = empty.cluster.odctl("plan", str(empty.model), "-o", "-", "--draft", str(other), "--json")
+    assert planned.exit_code == ExitCode.OK, "more of the same tokens are no other ones"
     other = write_endless_model(empty.folder / "foreign", layers=1, hidden=64, reverses_text=True)
     assert empty.cluster.odctl("models", "push", str(other), "h2").exit_code == 0
     for named in (str(other), "foreign"):
