@@ -18,12 +18,12 @@ from agent.models.spec import read_spec
 from agent.planner.layout import extent_of
 from agent.planner.memory import CPU_RUNTIME_BYTES
 from agent.planner.plan import Plan, Serving
-from agent.wire.rank import GetStatus, SequenceSlice
+from agent.wire.rank import DraftConfig, GetStatus, SequenceSlice
 from tests.agent.engine.certificates import Authority
 from tests.agent.engine.processes import ProcessRank, ProcessReplica, link, start_ranks
 from tests.agent.engine.rendezvous import serve_rendezvous
 from tests.agent.engine.threads import plan_links, rank_config
-from tests.agent.planner.clusters import cluster, cpu, host, plan_for
+from tests.agent.planner.clusters import cluster, cpu, drafting, host, plan_for
 
 SERVING = Serving(context=1024, batch=4, dtype="bfloat16", prefill_chunk=256)
 SHAPE: dict[str, Any] = {
@@ -51,20 +51,25 @@ def peak_resident_bytes(rank: ProcessRank) -> int:
     return int(line.split()[1]) * 1024
 
 
-def fill_contexts(replica: ProcessReplica) -> None:
-    """Prefill every slot to its last position in chunks, then decode all of them together."""
+def fill_contexts(replica: ProcessReplica, *, num_guesses: int) -> None:
+    """Prefill every slot up to its last positions in chunks, then decode all of them together."""
+    end = SERVING.context - 1 - num_guesses
     for slot in range(SERVING.batch):
-        for start in range(0, SERVING.context - 1, SERVING.prefill_chunk):
-            count = min(SERVING.prefill_chunk, SERVING.context - 1 - start)
+        for start in range(0, end, SERVING.prefill_chunk):
+            count = min(SERVING.prefill_chunk, end - start)
             tokens = [(7 * position + slot) % SHAPE["vocab_size"] for position in range(start, start + count)]
             piece = SequenceSlice(slot=slot, start=start, tokens=tokens, samples=True)
             assert len(replica.step([piece])) == 1
-    last = SERVING.context - 1
-    decodes = [SequenceSlice(slot=slot, start=last, tokens=[slot], samples=True) for slot in range(SERVING.batch)]
+    decodes = [
+        SequenceSlice(slot=slot, start=end, tokens=[slot], samples=True, guesses_wanted=num_guesses)
+        for slot in range(SERVING.batch)
+    ]
     assert len(replica.step(decodes)) == SERVING.batch
 
 
-def run_plan(plan: Plan, model_dir: Path, folder: Path) -> dict[str, tuple[int, int, int]]:
+def run_plan(
+    plan: Plan, model_dir: Path, folder: Path, *, draft_dir: Path | None
+) -> dict[str, tuple[int, int, int]]:
     """Run a plan's ranks through their largest steps: weights, KV cache and peak resident bytes by host."""
     # shards are kept under their model's digest; any will do for a model of our own
     spec = msgspec.structs.replace(read_spec(model_dir), digest="0" * 64)
@@ -88,6 +93,15 @@ def run_plan(plan: Plan, model_dir: Path, folder: Path) -> dict[str, tuple[int, 
             prefill_chunk=SERVING.prefill_chunk,
             quantisation=plan.serving.quantisation,
             cache_dir=str(folder / "packed"),
+            draft=(
+                DraftConfig(
+                    model=msgspec.structs.replace(read_spec(draft_dir), digest="1" * 64),
+                    model_dir=str(draft_dir),
+                    shard_file="",
+                )
+                if draft_dir is not None and extent.is_last_stage and t == 0
+                else None
+            ),
         )
         for s, extents in enumerate(stages)
         for t, extent in enumerate(extents)
@@ -97,7 +111,7 @@ def run_plan(plan: Plan, model_dir: Path, folder: Path) -> dict[str, tuple[int, 
     with serve_rendezvous(folder / "agent.sock"), start_ranks(configs, folder) as ranks:
         link(ranks, plan_links(stages, generation=1))
         with ProcessReplica(ranks, tls, generation=1, leader=leader) as replica:
-            fill_contexts(replica)
+            fill_contexts(replica, num_guesses=0 if draft_dir is None else plan.serving.max_drafts)
         held = {}
         for name, rank in zip(hosts, ranks, strict=True):
             status = rank.ask(GetStatus())
@@ -105,9 +119,10 @@ def run_plan(plan: Plan, model_dir: Path, folder: Path) -> dict[str, tuple[int, 
     return held
 
 
+@pytest.mark.parametrize("has_draft", [False, True])
 @pytest.mark.parametrize("quantisation", ["none", "int8"])
 def test_ranks_hold_the_planned_bytes_and_stay_within_the_planned_memory(
-    quantisation: Quantisation, folder: Path
+    quantisation: Quantisation, has_draft: bool, folder: Path
 ) -> None:
     """A pipeline stage and a tensor-parallel group, at full batch and full context, packed shards mapped."""
     torch.manual_seed(0)
@@ -119,8 +134,18 @@ def test_ranks_hold_the_planned_bytes_and_stay_within_the_planned_memory(
         host("c", cpu(4, read_gb_per_s=10)),
     )
     serving = msgspec.structs.replace(SERVING, quantisation=quantisation)
-    plan = plan_for(read_spec(model_dir), facts, tensor_parallel_sizes=(1, 2), serving=serving)
-    held = run_plan(plan, model_dir, folder)
+    asked: dict[str, Any] = {"serving": serving}
+    draft_dir = None
+    if has_draft:
+        draft_dir = folder / "draft"
+        shape = SHAPE | {"num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 512}
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, dtype="bfloat16")).save_pretrained(
+            draft_dir
+        )
+        asked = drafting(read_spec(draft_dir))
+        asked["serving"] = msgspec.structs.replace(serving, speculation="draft_model")
+    plan = plan_for(read_spec(model_dir), facts, tensor_parallel_sizes=(1, 2), **asked)
+    held = run_plan(plan, model_dir, folder, draft_dir=draft_dir)
     for stage in plan.replicas[0].stages:
         for shard in stage.shards:
             weights, kv_cache, peak = held[shard.host]

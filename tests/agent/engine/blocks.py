@@ -18,6 +18,13 @@ class Blocks:
         self._free = random.Random(count).sample(range(count), count) if is_scattered else list(range(count))[::-1]
         self._held: dict[int, list[int]] = {}
 
+    def of(self, slot: int) -> list[int]:
+        return list(self._held[slot])
+
+    def take(self) -> int:
+        """One more block, for whom the caller likes."""
+        return self._free.pop()
+
     def fill(self, piece: SequenceSlice) -> SequenceSlice:
         """The slice with the blocks that its slot lacks; one that names its own is left as it is."""
         held = self._held.setdefault(piece.slot, [])

@@ -6,17 +6,20 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
 
 from agent.engine.drafter import Drafter
+from agent.engine.graphs import Record
 from agent.facts.model import Dtype, ModelSpec
 from agent.planner.shards import shard_weight_bytes, whole_extent
 from agent.serving.request import Request
 from agent.serving.scheduler import SchedulerCounts
 from agent.wire.rank import SamplingParams, SequenceSlice
 from tests.agent.engine.models import Reference, stage, write_model
+from tests.agent.engine.test_graphs import Recorder
 from tests.agent.engine.test_scheduled import CONTEXT, SLOTS, make_requests, make_scheduler, serve
 from tests.agent.engine.threads import Stages, run_threads
 
@@ -50,6 +53,7 @@ def answer(
     max_drafts: int = 4,
     dtype: Dtype = "float32",
     is_exact: bool = False,
+    record: Record | None = None,
 ) -> SchedulerCounts:
     scheduler = make_scheduler(
         num_stages=len(stages),
@@ -67,6 +71,7 @@ def answer(
         batch=SLOTS,
         kv_blocks=kv_blocks,
         is_exact=is_exact,
+        record=record,
         draft=(draft.spec, draft.path) if draft is not None else None,
     ) as replica:
         serve(replica, scheduler, requests)
@@ -152,6 +157,74 @@ def test_in_exact_mode_the_tokens_are_those_of_a_request_alone(
     )
     assert [request.generated for request in guessed] == [request.generated for request in plain]
     assert counts.drafts_accepted > counts.drafts_proposed / 2
+
+
+def test_what_was_skipped_is_computed_before_anything_is_guessed_from_it(
+    reference: Callable[[str], Reference], folder: Path
+) -> None:
+    """1. sixty tokens without a guess wanted  2. more is missing than a step computes: none yet, then right ones
+    3. the same for a sequence that begins with blocks which the draft model has passed over.
+    """
+    model = reference("llama3")
+    prompt = [7, 8, 9, 10, 11]
+    tokens = [*prompt, *model.generate(prompt, 80)]
+    with run_threads(
+        model.spec,
+        LAYOUTS["whole"](model.spec),
+        model_dir=model.path,
+        folder=folder,
+        draft=(model.spec, model.path),
+    ) as replica:
+
+        def guesses_behind(piece: SequenceSlice) -> list[list[int]]:
+            replica.put([piece])
+            done = replica.answers.next()
+            end = piece.start + len(piece.tokens)
+            assert [each.token for each in done.tokens] == tokens[end : end + 1]
+            return done.guesses
+
+        assert guesses_behind(SequenceSlice(0, 0, prompt, True, SamplingParams())) == []
+        for position in range(5, 65):
+            assert guesses_behind(SequenceSlice(0, position, [tokens[position]], True)) == []
+        shared = replica.blocks.of(0)[:4]
+        begun = SequenceSlice(1, 64, tokens[64:66], True, SamplingParams(), history=tokens[:64])
+        begun = msgspec.structs.replace(begun, new_blocks=[*shared, replica.blocks.take()])
+        assert guesses_behind(begun) == []
+        for slot, first in ((0, 65), (1, 66)):
+            missing = SequenceSlice(slot, first, tokens[first : first + 1], True, guesses_wanted=3)
+            assert guesses_behind(missing) == []
+            found = SequenceSlice(slot, first + 1, tokens[first + 1 : first + 2], True, guesses_wanted=3)
+            assert guesses_behind(found) == [tokens[first + 3 : first + 6]]
+
+
+def test_there_are_as_many_guesses_as_there_are_places(reference: Callable[[str], Reference], folder: Path) -> None:
+    model = reference("llama3")
+    prompt = list(range(12))
+    expected = model.generate(prompt, 8)
+    with run_threads(
+        model.spec,
+        LAYOUTS["whole"](model.spec),
+        model_dir=model.path,
+        folder=folder,
+        draft=(model.spec, model.path),
+    ) as replica:
+        replica.put([SequenceSlice(2, 0, prompt, True, SamplingParams(), guesses_wanted=9)])
+        assert replica.answers.next().guesses == [expected[1:5]], "one block of 16, 12 of the prompt, one drawn"
+
+
+def test_a_gpus_way_of_small_steps_is_the_draft_models_too(
+    reference: Callable[[str], Reference], folder: Path
+) -> None:
+    """A group's sums keep the target from graphs; its leader's draft model sums over nobody."""
+    model = reference("llama3")
+    stages = LAYOUTS["tensor_2"](model.spec)
+    plain, guessed = make_requests(WAYS["greedy"]), make_requests(WAYS["greedy"])
+    answer(model, stages, folder, plain, draft=None)
+    record = Recorder()
+    counts = answer(model, stages, folder, guessed, draft=model, record=record)
+    assert [request.generated for request in guessed] == [request.generated for request in plain]
+    assert counts.drafts_accepted == counts.drafts_proposed > 0
+    assert record.replayed > record.recorded > 0
 
 
 def test_the_bytes_of_the_draft_model_are_counted_with_the_leaders(
