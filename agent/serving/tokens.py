@@ -106,7 +106,7 @@ class Detokenizer:
         self._window = list(prompt[-PROMPT_TAIL_TOKENS:])
         self._num_settled = len(self._window)
         """Tokens of the window whose text is out."""
-        self._num_emitted = len(tokens.decode(self._window).rstrip(_BROKEN)) if self._window else 0
+        self._num_emitted = len(self._finished(tokens.decode(self._window))) if self._window else 0
         """Characters of the window's text that are out."""
 
     def push(self, token: int) -> str:
@@ -117,7 +117,7 @@ class Detokenizer:
             return piece
         self._window.append(token)
         text = self._tokens.decode(self._window)
-        if not text.endswith(_BROKEN):
+        if not text.endswith(_BROKEN) or self._finished(text) == text:
             piece = text[self._num_emitted :]
             if piece:
                 self._slide()
@@ -137,9 +137,18 @@ class Detokenizer:
     def flush(self) -> str:
         """What is still held, less the bytes that never became a character."""
         text = self._tokens.decode(self._window)
-        piece = text[self._num_emitted :].rstrip(_BROKEN)
+        piece = self._finished(text)[self._num_emitted :]
         self._num_emitted = len(text)
         return piece
+
+    def _finished(self, text: str) -> str:
+        """The window's text without the U+FFFD at its end, but for those that are written: they are characters."""
+        finished = text.rstrip(_BROKEN)
+        if finished == text:
+            return text
+        written = b"".join(map(self._tokens.bytes_of, self._window)).decode(errors="ignore")
+        num_written = len(written) - len(written.rstrip(_BROKEN))
+        return finished + _BROKEN * min(num_written, len(text) - len(finished))
 
     def _slide(self) -> None:
         self._window = self._window[self._num_settled :]

@@ -22,7 +22,7 @@ def pieces_of(tokens: list[int], prompt: tuple[int, ...] = ()) -> list[str]:
     return [*[detokenizer.push(token) for token in tokens], detokenizer.flush()]
 
 
-@given(st.text(max_size=60))
+@given(st.text(max_size=60) | st.text("\ufffdaé🦙", max_size=12))
 def test_pieces_join_to_the_text_and_hold_no_broken_characters(text: str) -> None:
     pieces = pieces_of(list(TOKENS.encode(text, adds_special=False)))
     assert "".join(pieces) == text
