@@ -1,7 +1,8 @@
 """`python -m agent.engine CONFIG.json`: one rank, from its start file to its exit code.
 
 `python -m agent.engine check` measures what quantisation costs instead: a `CheckConfig` comes on standard input,
-and an `AccuracyReport`, or the `ErrorDetail` with exit code 1, leaves on standard output.
+and an `AccuracyReport`, or the `ErrorDetail` with exit code 1, leaves on standard output. `probe` measures a device
+or links in the same way, from a `DeviceProbeConfig` or a `LinkProbeConfig`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import msgspec
 
 from agent.errors import ErrorDetail, FleetError
 from agent.wire.accuracy import AccuracyReport, CheckConfig
+from agent.wire.probe import DeviceProbeConfig, DeviceReport, LinkProbeConfig, LinkReport
 from agent.wire.rank import RankConfig
 
 _FIELDS_OF_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message"}
@@ -77,13 +79,34 @@ def _check() -> int:
     return 0 if isinstance(answer, AccuracyReport) else 1
 
 
+def _probe() -> int:
+    """Measure a device or links and say what came of it. Ends by SIGALRM at its limit, as a check does."""
+    config = msgspec.json.decode(sys.stdin.buffer.read(), type=DeviceProbeConfig | LinkProbeConfig)
+    signal.alarm(config.limit_s)
+    answer: DeviceReport | LinkReport | ErrorDetail
+    try:
+        if isinstance(config, DeviceProbeConfig):
+            from agent.engine.device_probe import measure_device
+
+            answer = measure_device(config)
+        else:
+            from agent.engine.link_probe import measure_links
+
+            answer = measure_links(config)
+    except FleetError as error:
+        answer = error.detail
+    sys.stdout.buffer.write(msgspec.json.encode(answer))
+    sys.stdout.flush()
+    return 1 if isinstance(answer, ErrorDetail) else 0
+
+
 def main(argv: list[str]) -> int:
     if len(argv) != 1:
-        print("usage: python -m agent.engine CONFIG.json | check", file=sys.stderr)  # noqa: T201 - no log yet
+        print("usage: python -m agent.engine CONFIG.json | check | probe", file=sys.stderr)  # noqa: T201 - no log yet
         return 3
-    if argv == ["check"]:
+    if argv in (["check"], ["probe"]):
         _log_json_lines()
-        return _check()
+        return _check() if argv == ["check"] else _probe()
     try:
         config = msgspec.json.decode(Path(argv[0]).read_bytes(), type=RankConfig)
     except (OSError, msgspec.DecodeError) as error:

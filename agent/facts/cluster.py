@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from agent.facts.probe import DeviceProbe, ProbedCarrier
+
 DeviceKind = Literal["cpu", "cuda"]
 
 
@@ -28,6 +30,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Measured memory read bandwidth."""
     flops_per_s: float | None = None
     """Measured dense matrix rate in the serving dtype."""
+    probe: DeviceProbe | None = None
+    """What `odctl probe` found; it goes before both rates above."""
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,13 +64,23 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LinkFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """One direction between two hosts: time for n bytes is `latency_s + n / bytes_per_s`."""
+    """One direction between two hosts: time for n bytes is `latency_s + n / bytes_per_s`.
+
+    Without a `carrier` these are the network's figures, and whatever carries messages adds its own time.
+    """
 
     source: str
     target: str
     latency_s: float
     bytes_per_s: float
     is_measured: bool = False
+    carrier: ProbedCarrier | None = None
+    """It was measured with this one, whose own time is in the figures."""
+    measured_at_s: float | None = None
+    """Seconds since the epoch."""
+    reduce_latency_s: float | None = None
+    """An all-reduce of n bytes between the two, by the carrier: `reduce_latency_s + n / reduce_bytes_per_s`."""
+    reduce_bytes_per_s: float | None = None
 
 
 class ClusterFacts(msgspec.Struct, frozen=True, kw_only=True):

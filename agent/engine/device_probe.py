@@ -1,0 +1,220 @@
+"""What a device does with the engine's own kernels: copies, products, attention; and what the disk gives.
+
+Shapes: R rows, N outputs, K inputs, H query heads, S head size.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from agent.engine.attention import attend
+from agent.engine.batch import lay_out
+from agent.engine.kv_cache import KvCache
+from agent.engine.linear import Linear
+from agent.engine.memory import check_memory
+from agent.errors import FleetError
+from agent.facts.model import Dtype, Quantisation
+from agent.facts.probe import AttentionProbe, DeviceProbe, GemmProbe
+from agent.planner.plan import BLOCK_TOKENS
+from agent.wire.probe import DeviceProbeConfig, DeviceReport, ProbeSizes
+from agent.wire.rank import SamplingParams, SequenceSlice, Step
+
+SKINNY_ROWS = (1, 8, 64)
+MIN_REPEATS, MAX_REPEATS = 3, 1000
+HEADS, KV_HEADS, HEAD_SIZE = 32, 8, 128
+"""Llama 3.1 8B's attention."""
+DISK_WRITE_LIMIT_S = 3.0
+DISK_SPARE = 4
+"""Free space must be so many times the file's."""
+_DISK_BLOCK_BYTES = 4 << 20
+_KINDS: dict[Dtype, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def measure_device(config: DeviceProbeConfig) -> DeviceReport:
+    """Raises FleetError E804 or E805 when the device has no room or is not there."""
+    if config.threads > 0:
+        torch.set_num_threads(config.threads)
+    device = torch.device(config.device)
+    sizes = config.sizes
+    # the widest of a turn: float32 weights, the one they are copied from and what packing holds meanwhile
+    _check_memory(config, device, sizes.weights_bytes + 3 * 4 * sizes.matrix_size**2 + sizes.copy_bytes)
+    with torch.inference_mode():
+        copy_s, read_s = _measure_memory(device, sizes)
+        probe = DeviceProbe(
+            device=config.device,
+            name=config.name,
+            threads=torch.get_num_threads() if device.type == "cpu" else 0,
+            measured_at_s=time.time(),
+            copy_bytes_per_s=2 * sizes.copy_bytes / copy_s,
+            read_bytes_per_s=sizes.copy_bytes / read_s,
+            gemms=tuple(gemm for kind in _served_kinds(device) for gemm in _measure_gemms(device, sizes, *kind)),
+            attention=tuple(_measure_attention(device, sizes, context) for context in sizes.contexts),
+        )
+    disk = _measure_disk(config.disk_dir, sizes.disk_bytes) if config.disk_dir else None
+    return DeviceReport(device=probe, disk_read_bytes_per_s=disk)
+
+
+def _check_memory(config: DeviceProbeConfig, device: torch.device, needed_bytes: int) -> None:
+    try:
+        check_memory(device, needed_bytes)
+    except FleetError as error:
+        if error.code != "E804":
+            raise
+        raise FleetError(
+            "E804",
+            f"a probe of {config.device} needs {needed_bytes / 1e9:.1f} GB, and they are not free",
+            hint="free memory there, or measure with --quick",
+            host=config.host,
+        ) from error
+
+
+def _measure_memory(device: torch.device, sizes: ProbeSizes) -> tuple[float, float]:
+    """Seconds of a copy, and of reading as much once."""
+    source = torch.ones(sizes.copy_bytes // 4, device=device)
+    target = torch.empty_like(source)
+    copy_s = seconds_of(lambda _: target.copy_(source), device, sizes.span_s)
+    return copy_s, seconds_of(lambda _: source.sum(), device, sizes.span_s)
+
+
+def _served_kinds(device: torch.device) -> list[tuple[Dtype, Quantisation]]:
+    kinds: list[tuple[Dtype, Quantisation]] = [("bfloat16", "none"), ("bfloat16", "int8"), ("float32", "none")]
+    return kinds if device.type == "cpu" else [*kinds, ("float16", "none")]
+
+
+def _measure_gemms(
+    device: torch.device, sizes: ProbeSizes, dtype: Dtype, quantisation: Quantisation
+) -> Iterator[GemmProbe]:
+    """Skinny products and a large one. As many weights take turns as caches cannot hold."""
+    size, kind = sizes.matrix_size, _KINDS[dtype]
+    bytes_each = size * size * (1 if quantisation == "int8" else kind.itemsize)
+    base_NK = torch.randn((size, size), dtype=torch.float32, device=device).mul_(size**-0.5).to(kind)
+    number = max(2, sizes.weights_bytes // bytes_each)
+    linears = [Linear(base_NK.clone(), None, quantisation=quantisation) for _ in range(number)]
+    for rows in (*SKINNY_ROWS, sizes.large_rows):
+        rows_RK = torch.randn((rows, size), device=device).to(kind)
+        yield GemmProbe(
+            dtype=dtype,
+            quantisation=quantisation,
+            kernel=linears[0].kernel.shape.kernel,
+            size=size,
+            rows=rows,
+            seconds=seconds_of(_in_turn(linears, rows_RK), device, sizes.span_s),
+            weight_bytes=linears[0].kernel.num_bytes,
+        )
+
+
+def _in_turn(linears: list[Linear], rows_RK: Tensor) -> Callable[[int], object]:
+    return lambda number: linears[number % len(linears)](rows_RK)
+
+
+def _measure_attention(device: torch.device, sizes: ProbeSizes, context: int) -> AttentionProbe:
+    """One query at the end of a sequence; as many layers take turns as caches cannot hold."""
+    kind = torch.bfloat16
+    blocks = -(-context // BLOCK_TOKENS)
+    layer_bytes = 2 * context * KV_HEADS * HEAD_SIZE * kind.itemsize
+    layers = max(2, min(64, sizes.weights_bytes // layer_bytes))
+    cache = KvCache(
+        num_layers=layers,
+        batch=1,
+        context=context,
+        num_blocks=blocks,
+        num_kv_heads=KV_HEADS,
+        head_size=HEAD_SIZE,
+        kind=kind,
+        device=device,
+    )
+    piece = SequenceSlice(
+        slot=0,
+        start=context - 1,
+        tokens=[0],
+        samples=False,
+        params=SamplingParams(),
+        new_blocks=list(range(blocks)),
+    )
+    cache.admit([piece])
+    batch = lay_out(Step(step_id=1, slices=[piece]), cache.tables, kind=kind, device=device)
+    queries_1HS = torch.randn((1, HEADS, HEAD_SIZE), device=device).to(kind)
+    seconds = seconds_of(lambda number: attend(queries_1HS, cache, number % layers, batch), device, sizes.span_s)
+    return AttentionProbe(
+        context=context,
+        heads=HEADS,
+        kv_heads=KV_HEADS,
+        head_size=HEAD_SIZE,
+        seconds=seconds,
+        cache_bytes=layer_bytes,
+    )
+
+
+def seconds_of(act: Callable[[int], object], device: torch.device, span_s: float) -> float:
+    """Seconds of one `act`, which is told its number; the first one is warm-up and not counted.
+
+    A CPU's is the median of single ones. A GPU's are launched behind each other, between two events: its queue
+    stays full, as in a step, and the launch of one overlaps with the work of the one before.
+    """
+    if device.type == "cuda":
+        return _cuda_seconds_of(act, device, span_s)
+    act(0)
+    times: list[float] = []
+    begun = time.perf_counter()
+    for number in count(1):
+        before = time.perf_counter()
+        act(number)
+        after = time.perf_counter()
+        times.append(after - before)
+        if number >= MAX_REPEATS or (number >= MIN_REPEATS and after - begun >= span_s):
+            break
+    return statistics.median(times)
+
+
+def _cuda_seconds_of(act: Callable[[int], object], device: torch.device, span_s: float) -> float:
+    first = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    last = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    act(0)
+    torch.cuda.synchronize(device)
+    before = time.perf_counter()
+    act(1)
+    torch.cuda.synchronize(device)
+    repeats = int(span_s / max(time.perf_counter() - before, 1e-6))
+    repeats = min(MAX_REPEATS, max(MIN_REPEATS, repeats))
+    with torch.cuda.device(device):
+        first.record()
+        for number in range(repeats):
+            act(number)
+        last.record()
+    torch.cuda.synchronize(device)
+    return float(first.elapsed_time(last)) / 1e3 / repeats
+
+
+def _measure_disk(directory: str, most_bytes: int) -> float | None:
+    """Bytes/s of reading a file that the page cache was told to forget; None where there is no room to write it.
+
+    The file has no name: nothing of it is left, whatever ends this process.
+    """
+    status = os.statvfs(directory)
+    if status.f_bavail * status.f_frsize < DISK_SPARE * most_bytes:
+        return None
+    block = os.urandom(_DISK_BLOCK_BYTES)
+    with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+        written, begun = 0, time.perf_counter()
+        while written < most_bytes and time.perf_counter() - begun < DISK_WRITE_LIMIT_S:
+            written += file.write(block)
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        buffer = bytearray(_DISK_BLOCK_BYTES)
+        begun = time.perf_counter()
+        while file.readinto(buffer):
+            continue
+        return written / (time.perf_counter() - begun)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from agent.facts.measured import hardware_hash, with_probes
+from tests.agent.facts.probes import device_probe, group_probe, link_probe, record_of
+from tests.agent.planner.clusters import cluster, cpu, gpu, host
+
+ALPHA, BETA = host("alpha", cpu(8)), host("beta", cpu(8))
+
+
+def test_the_hash_follows_hardware_and_torch_and_nothing_that_moves_by_itself() -> None:
+    replace = msgspec.structs.replace
+    same = replace(ALPHA, disk_free_bytes=5, boot_id="another", labels={"rack": "r1"}, name="renamed")
+    assert hardware_hash(same) == hardware_hash(ALPHA)
+    for other in (
+        replace(ALPHA, torch="2.14.0"),
+        replace(ALPHA, driver="600.1"),
+        replace(ALPHA, cpu_cores=4),
+        replace(ALPHA, devices=(cpu(8, cores=2),)),
+        replace(ALPHA, devices=(*ALPHA.devices, gpu(0, "L4", 24))),
+    ):
+        assert hardware_hash(other) != hardware_hash(ALPHA)
+
+
+def test_figures_of_other_hardware_are_left_out() -> None:
+    facts = cluster(ALPHA, BETA)
+    stale_link = msgspec.structs.replace(link_probe(ALPHA, BETA), target_hardware="gone")
+    records = [
+        record_of(ALPHA, device_probe(), links=(stale_link,)),
+        record_of(BETA, device_probe(), hardware="gone"),
+    ]
+    measured = with_probes(facts, records)
+    assert [device.probe is not None for each in measured.hosts for device in each.devices] == [True, False]
+    assert measured.links == ()
+
+
+def test_equal_devices_that_differ_by_noise_are_taken_as_equal_and_a_slow_one_is_not() -> None:
+    hosts = [host(name, cpu(8)) for name in ("a", "b", "c", "d")]
+    rates = dict(zip("abcd", (10e9, 10.4e9, 9.7e9, 5e9), strict=True))
+    records = [record_of(each, device_probe(read_bytes_per_s=rates[each.name])) for each in hosts]
+    probes = {each.name: each.devices[0].probe for each in with_probes(cluster(*hosts), records).hosts}
+    read = {name: probe and probe.gemms[0].weight_bytes_per_s for name, probe in probes.items()}
+    assert read == pytest.approx({"a": 9.7e9, "b": 9.7e9, "c": 9.7e9, "d": 5e9})
+
+
+def test_a_link_carries_its_direction_and_the_line_through_its_sums() -> None:
+    group = group_probe(ALPHA, BETA, small_s=100e-6, large_s=1132e-6)
+    records = [
+        record_of(ALPHA, links=(link_probe(ALPHA, BETA, latency_s=40e-6),), groups=(group,)),
+        record_of(BETA, links=(link_probe(BETA, ALPHA, latency_s=90e-6),)),
+    ]
+    there, back = with_probes(cluster(ALPHA, BETA), records).links
+    assert (there.source, there.latency_s, back.source, back.latency_s) == ("alpha", 40e-6, "beta", 90e-6)
+    assert there.is_measured
+    assert there.carrier == "tls"
+    assert there.measured_at_s == 1000.0
+    assert there.reduce_latency_s is not None
+    assert there.reduce_bytes_per_s is not None
+    assert there.reduce_latency_s + (16 << 10) / there.reduce_bytes_per_s == pytest.approx(100e-6)
+    assert there.reduce_latency_s + (1 << 20) / there.reduce_bytes_per_s == pytest.approx(1132e-6)
