@@ -20,6 +20,7 @@ from starlette.routing import Route
 from agent.api.log_tail import read_tail
 from agent.errors import ErrorDetail, FleetError
 from agent.facts.cluster import HostFacts
+from agent.facts.probe import HostProbe, ProbeRecord
 from agent.facts.sample import HostSample
 from agent.journal import Journal
 from agent.telemetry.history import SampleHistory
@@ -47,6 +48,7 @@ from agent.wire.agent import (
 )
 from agent.wire.framing import encode_frame
 from agent.wire.gateway import BackendReport
+from agent.wire.probe import LinkReport, ProbeDevices, ProbeLinks
 
 MSGPACK = "application/msgpack"
 FRAMES = "application/x-msgpack-frames"
@@ -67,6 +69,12 @@ class Control(Protocol):
     async def holdings(self) -> tuple[ModelHolding, ...]: ...
     async def manifest(self, query: ModelQuery) -> ModelManifest: ...
     async def check(self, request: CheckModel) -> AccuracyReport: ...
+    async def probes(self) -> ProbeRecord:
+        """What was measured before; nothing is measured for it."""
+        ...
+
+    async def probe(self, request: ProbeDevices) -> HostProbe: ...
+    async def probe_links(self, order: ProbeLinks) -> LinkReport: ...
     async def ranges(self, request: RangeRequest) -> tuple[str, AsyncIterator[bytes]]:
         """SHA-256 (hex) of the bytes, and the bytes."""
         ...
@@ -120,6 +128,15 @@ def _host_routes(control: Control, history: SampleHistory, journal: Journal) -> 
     async def facts(request: Request) -> Response:
         return _encoded(request, await control.facts())
 
+    async def probes(request: Request) -> Response:
+        return _encoded(request, await control.probes())
+
+    async def probe(request: Request) -> Response:
+        return _encoded(request, await control.probe(await _body(request, ProbeDevices)))
+
+    async def probe_links(request: Request) -> Response:
+        return _encoded(request, await control.probe_links(await _body(request, ProbeLinks)))
+
     async def samples(request: Request) -> Response:
         span_s = _number(request, "history_s", default=0)
         since_s = time.time() - span_s
@@ -160,6 +177,9 @@ def _host_routes(control: Control, history: SampleHistory, journal: Journal) -> 
     return [
         Route("/v1/handshake", handshake),
         Route("/v1/facts", facts),
+        Route("/v1/probes", probes),
+        Route("/v1/probe", probe, methods=["POST"]),
+        Route("/v1/probe/links", probe_links, methods=["POST"]),
         Route("/v1/samples", samples),
         Route("/v1/events", events),
         Route("/v1/logs", logs),

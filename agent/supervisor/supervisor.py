@@ -15,6 +15,7 @@ from agent.api.cluster_client import ClusterClient
 from agent.errors import FleetError
 from agent.facts.cluster import HostFacts
 from agent.facts.fault import Fault
+from agent.facts.probe import HostProbe, ProbeRecord
 from agent.healing.state import FaultKey
 from agent.journal import Journal
 from agent.planner.file import plan_from_toml
@@ -29,6 +30,7 @@ from agent.supervisor.gateways import GatewayTable
 from agent.supervisor.instruct import Member
 from agent.supervisor.members import MemberTable
 from agent.supervisor.paths import HostPaths
+from agent.supervisor.probes import Probes
 from agent.supervisor.processes import ProcessExit, ProcessTable
 from agent.supervisor.progress import ProgressLog
 from agent.supervisor.ranks import RankTable
@@ -63,6 +65,7 @@ from agent.wire.agent import (
     UploadReply,
 )
 from agent.wire.gateway import BackendReport
+from agent.wire.probe import LinkReport, ProbeDevices, ProbeLinks
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +75,7 @@ QUIET_WAIT_S = 60.0
 WATCH_RESTART_S = 1.0
 RUNNING_KEY = "agent/running"
 LEFT_BEHIND_INTERVAL_S = 3.0
+KEPT_PROBE_MEETINGS = 2
 
 
 class Supervisor:
@@ -97,6 +101,7 @@ class Supervisor:
         self._members = MemberTable(config.host, journal)
         self._weights = WeightStore(config, self._paths, client)
         self._accuracy = AccuracyChecks(config, self._paths, self._weights)
+        self._probes = Probes(config, self._paths, journal, serving=self._served_deployments)
         self._store = RendezvousStore()
         self._state = ControllerState(journal)
         self._faults = FaultBook(journal)
@@ -116,6 +121,7 @@ class Supervisor:
         self._recoveries: dict[str, Recovery] = {}
         self._demolitions: dict[str, Demolition] = {}
         self._controllers_heard: dict[str, float] = {}
+        self._probe_ids: list[str] = []
         self._started_at_s = time.time()
         self._group: asyncio.TaskGroup | None = None
         self._was_killed = journal.get_state(RUNNING_KEY) is not None
@@ -183,6 +189,24 @@ class Supervisor:
 
     async def check(self, request: CheckModel) -> AccuracyReport:
         return await self._accuracy.check(request)
+
+    async def probes(self) -> ProbeRecord:
+        return self._probes.record(await self.facts())
+
+    async def probe(self, request: ProbeDevices) -> HostProbe:
+        return await self._probes.measure_devices(request, await self.facts())
+
+    async def probe_links(self, order: ProbeLinks) -> LinkReport:
+        """Others may still need the end of a rendezvous that this agent keeps: the last few are not dropped yet."""
+        self._reach.learn(address for address in order.members if address.host != self._config.host)
+        try:
+            return await self._probes.measure_links(order)
+        finally:
+            if order.keeper == self._config.host:
+                self._probe_ids.append(order.probe_id)
+                for probe_id in self._probe_ids[:-KEPT_PROBE_MEETINGS]:
+                    self._store.forget(f"{probe_id}/")
+                del self._probe_ids[:-KEPT_PROBE_MEETINGS]
 
     async def ranges(self, request: RangeRequest) -> tuple[str, AsyncIterator[bytes]]:
         return await self._weights.ranges(request)
@@ -517,6 +541,9 @@ class Supervisor:
                 way_out=f"odctl bootstrap {controller}",
             )
             self._faults.record(fault, plan_hash=record.plan_hash)
+
+    def _served_deployments(self) -> list[str]:
+        return [record.deployment for record in self._processes.all() if record.role == "rank"]
 
     def _note_exit(self, event: ProcessExit) -> None:
         if event.record.role == "rank":

@@ -1,0 +1,246 @@
+"""Has devices and links measured by processes of the engine, within a limit, and keeps what they found.
+
+Figures are kept in the journal under the hash of the hardware that they are of: those of another are not shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import msgspec
+
+from agent.errors import ErrorDetail, FleetError
+from agent.facts.cluster import DeviceFacts, HostFacts
+from agent.facts.measured import hardware_hash
+from agent.facts.probe import GroupProbe, HostProbe, LinkProbe, ProbeRecord
+from agent.journal import Journal
+from agent.supervisor.paths import HostPaths
+from agent.supervisor.ranks import tls_files
+from agent.wire.agent import AgentConfig
+from agent.wire.probe import (
+    DeviceProbeConfig,
+    DeviceReport,
+    LinkProbeConfig,
+    LinkReport,
+    ProbeDevices,
+    ProbeLinks,
+    serving_refusal,
+)
+
+log = logging.getLogger(__name__)
+
+DEVICE_LIMIT_S = 30
+"""Of one device's process; it ends itself by then."""
+LINKS_LIMIT_S = 45
+KILL_GRACE_S = 2.0
+LOG_NAME = "probe"
+HOST_KEY = "probe/host/"
+LINK_KEY = "probe/link/"
+GROUP_KEY = "probe/group/"
+
+Report = TypeVar("Report", DeviceReport, LinkReport)
+
+
+class Probes:
+    def __init__(
+        self,
+        config: AgentConfig,
+        paths: HostPaths,
+        journal: Journal,
+        *,
+        serving: Callable[[], Iterable[str]],
+    ) -> None:
+        """`serving` names the deployments that have ranks here."""
+        self._config = config
+        self._paths = paths
+        self._journal = journal
+        self._serving = serving
+        self._is_busy = False
+
+    def record(self, facts: HostFacts) -> ProbeRecord:
+        """What is known of this host with its hardware of now."""
+        hardware = hardware_hash(facts)
+        stored = self._journal.get_state(HOST_KEY + hardware)
+        links = [_decoded(value, LinkProbe) for value in self._journal.list_state(LINK_KEY).values()]
+        groups = [_decoded(value, GroupProbe) for value in self._journal.list_state(GROUP_KEY).values()]
+        return ProbeRecord(
+            host=self._config.host,
+            hardware=hardware,
+            probe=_decoded(stored, HostProbe) if stored is not None else None,
+            links=tuple(link for link in links if link is not None and link.source_hardware == hardware),
+            groups=tuple(group for group in groups if group is not None and group.hardware[0] == hardware),
+            serving=tuple(sorted(set(self._serving()))),
+        )
+
+    async def measure_devices(self, request: ProbeDevices, facts: HostFacts) -> HostProbe:
+        """The CPU, then all GPUs at once. Raises E501 while a device serves or is probed, E804, E805, E819."""
+        self._begin(request.even_serving)
+        begun = time.monotonic()
+        try:
+            reports = []
+            for devices in (_of_kind(facts, "cpu"), _of_kind(facts, "cuda")):
+                async with asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(
+                            self._measure_device(device, request, has_disk=device is facts.devices[0])
+                        )
+                        for device in devices
+                    ]
+                reports += [task.result() for task in tasks]
+        except* FleetError as failed:
+            raise _first_of(failed) from None
+        finally:
+            self._is_busy = False
+        disks = [report.disk_read_bytes_per_s for report in reports if report.disk_read_bytes_per_s is not None]
+        probe = HostProbe(
+            host=self._config.host,
+            hardware=hardware_hash(facts),
+            measured_at_s=time.time(),
+            took_s=time.monotonic() - begun,
+            is_quick=request.sizes.is_quick,
+            devices=tuple(report.device for report in reports),
+            disk_read_bytes_per_s=disks[0] if disks else None,
+        )
+        self._journal.put_state(HOST_KEY + probe.hardware, msgspec.msgpack.encode(probe))
+        self._journal.append("DevicesProbed", body={"hardware": probe.hardware, "took_s": round(probe.took_s, 3)})
+        return probe
+
+    async def measure_links(self, order: ProbeLinks) -> LinkReport:
+        """All steps of this host's seats, one process each. Raises E501 and E819 as above."""
+        self._begin(order.even_serving)
+        host = self._config.host
+        seats = sorted({seat for step in order.steps for seat in step.members if seat.startswith(f"{host}/")})
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._measure_seat(seat, order)) for seat in seats]
+        except* FleetError as failed:
+            raise _first_of(failed) from None
+        finally:
+            self._is_busy = False
+        reports = [task.result() for task in tasks]
+        for link in (link for report in reports for link in report.links):
+            key = f"{LINK_KEY}{link.source_device}>{link.target}/{link.target_device}/{link.carrier}"
+            self._journal.put_state(key, msgspec.msgpack.encode(link))
+        for probed in (probed for report in reports for probed in report.groups):
+            key = f"{GROUP_KEY}{','.join(probed.members)}/{probed.carrier}"
+            self._journal.put_state(key, msgspec.msgpack.encode(probed))
+        self._journal.append("LinksProbed", body={"links": sum(len(report.links) for report in reports)})
+        return LinkReport(
+            host=host,
+            links=tuple(link for report in reports for link in report.links),
+            groups=tuple(probed for report in reports for probed in report.groups),
+            failures=tuple(failure for report in reports for failure in report.failures),
+        )
+
+    def _begin(self, even_serving: bool) -> None:
+        """Raises E501 where measuring would disturb, or be disturbed by, something else."""
+        host = self._config.host
+        names = sorted(set(self._serving()))
+        if names and not even_serving:
+            raise serving_refusal(host, names)
+        if self._is_busy:
+            raise FleetError("E501", "it is being probed already", hint="ask again in a minute", host=host)
+        self._is_busy = True
+
+    async def _measure_device(self, device: DeviceFacts, request: ProbeDevices, *, has_disk: bool) -> DeviceReport:
+        config = DeviceProbeConfig(
+            host=self._config.host,
+            device=device.id,
+            kind=device.kind,
+            name=device.name,
+            threads=self._config.threads,
+            sizes=request.sizes,
+            disk_dir=str(self._paths.logs.parent) if has_disk else "",
+            limit_s=DEVICE_LIMIT_S,
+        )
+        return await self._run(config, DeviceReport, what=f"the probe of {device.id}")
+
+    async def _measure_seat(self, seat: str, order: ProbeLinks) -> LinkReport:
+        config = LinkProbeConfig(
+            seat=seat,
+            order=order,
+            cluster=self._config.cluster,
+            address=self._config.cluster_address,
+            agent_socket=str(self._paths.agent_socket),
+            tls=tls_files(self._paths),
+            threads=self._config.threads,
+            limit_s=LINKS_LIMIT_S,
+        )
+        return await self._run(config, LinkReport, what=f"the probe of {seat}'s links")
+
+    async def _run(self, config: DeviceProbeConfig | LinkProbeConfig, kind: type[Report], *, what: str) -> Report:
+        """One process to its end; whatever happens, it is gone afterwards."""
+        self._paths.logs.mkdir(parents=True, exist_ok=True)
+        environment = {"OMP_NUM_THREADS": str(config.threads)} if config.threads else {}
+        with self._paths.log(LOG_NAME).open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "agent.engine",
+                "probe",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=output,
+                env={**os.environ, **environment},
+            )
+        try:
+            async with asyncio.timeout(config.limit_s + KILL_GRACE_S):
+                answer, _ = await process.communicate(msgspec.json.encode(config))
+        except TimeoutError:
+            answer = b""
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode == 0:
+            return msgspec.json.decode(answer, type=kind)
+        host = self._config.host
+        if process.returncode == 1 and answer:
+            raise FleetError.from_detail(msgspec.json.decode(answer, type=ErrorDetail), host=host)
+        log.error("probe died", extra={"what": what, "exit_status": process.returncode})
+        raise FleetError(
+            "E819",
+            f"{what} {_end_of(process.returncode, config.limit_s)}",
+            hint=f"the log `{LOG_NAME}` of that host may say why; odctl probe measures it again",
+            host=host,
+        )
+
+
+def _end_of(status: int | None, limit_s: int) -> str:
+    """How a process without an answer ended, in words."""
+    assert status is not None
+    if status == -signal.SIGALRM:
+        return f"did not end within {limit_s} s: the host is slower than that, or busy"
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"ended with status {status} and no answer"
+
+
+def _of_kind(facts: HostFacts, kind: str) -> list[DeviceFacts]:
+    return [device for device in facts.devices if device.kind == kind]
+
+
+def _first_of(group: BaseExceptionGroup[FleetError]) -> FleetError:
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    assert isinstance(first, FleetError)
+    return first
+
+
+Kept = TypeVar("Kept", HostProbe, LinkProbe, GroupProbe)
+
+
+def _decoded(value: bytes, kind: type[Kept]) -> Kept | None:
+    """None for one that an earlier release wrote in another form: it is measured again."""
+    try:
+        return msgspec.msgpack.decode(value, type=kind)
+    except msgspec.DecodeError:
+        return None
