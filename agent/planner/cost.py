@@ -198,7 +198,11 @@ def all_reduce_s(link: LinkFacts, num_bytes: int, group_size: int, *, carrier: C
     if carrier in ("tls", "tcp", "unix"):
         is_one_hop = p == 2 or num_bytes <= DIRECT_SUM_BYTES
         hops, crossing = (1, (p - 1) * num_bytes) if is_one_hop else (2, 2 * (p - 1) / p * num_bytes)
-        return own.all_reduce_s + hops * alpha + crossing * (1 / beta + own.seconds_per_byte)
+        if link.carrier == carrier and link.reduce_latency_s is not None and link.reduce_bytes_per_s is not None:
+            # measured between two, where it is one hop of n bytes
+            return hops * link.reduce_latency_s + crossing / link.reduce_bytes_per_s
+        per_byte = own.seconds_per_byte if link.carrier is None else 0.0
+        return own.all_reduce_s + hops * alpha + crossing * (1 / beta + per_byte)
     ring = 2 * (p - 1) * alpha + 2 * (p - 1) / p * num_bytes / beta
     tree = 2 * math.ceil(math.log2(p)) * alpha + 2 * num_bytes / beta
     return own.all_reduce_s + min(ring, tree)
@@ -217,11 +221,18 @@ def group_link(places: Sequence[Place], links: LinkTable) -> LinkFacts:
         for b in places
         if a is not b
     ]
+    carriers = {link.carrier for link in pairs}
+    reduce_latencies = [link.reduce_latency_s for link in pairs if link.reduce_latency_s is not None]
+    reduce_rates = [link.reduce_bytes_per_s for link in pairs if link.reduce_bytes_per_s is not None]
+    are_sums_measured = bool(pairs) and len(pairs) == len(reduce_latencies) == len(reduce_rates)
     return LinkFacts(
         source=places[0].host,
         target=places[-1].host,
         latency_s=max((link.latency_s for link in pairs), default=0.0),
         bytes_per_s=min((link.bytes_per_s for link in pairs), default=math.inf),
+        carrier=carriers.pop() if len(carriers) == 1 else None,
+        reduce_latency_s=max(reduce_latencies) if are_sums_measured else None,
+        reduce_bytes_per_s=min(reduce_rates) if are_sums_measured else None,
     )
 
 
@@ -235,14 +246,20 @@ def hop_s(sender: StageLayout, receiver: StageLayout, num_bytes: int, links: Lin
     """Seconds from one stage to the next: the slowest of the links between them, and what its carrier takes."""
     pairs = hop_pairs(sender, receiver)
     return max(
-        transfer_s(link_between(a, b, links), num_bytes) + message_s(carrier_between((a, b), links), num_bytes)
+        transfer_s(link, num_bytes) + own_message_s(link, carrier_between((a, b), links), num_bytes)
         for a, b in pairs
+        for link in (link_between(a, b, links),)
     )
 
 
 def message_s(carrier: CarrierKind, num_bytes: int) -> float:
     """Seconds that a carrier takes by itself for a message of a pipeline link."""
     return CARRIERS[carrier].message_s + num_bytes * CARRIERS[carrier].seconds_per_byte
+
+
+def own_message_s(link: LinkFacts, carrier: CarrierKind, num_bytes: int) -> float:
+    """The same, but nothing where the link was measured with a carrier: its own time is in the link's figures."""
+    return message_s(carrier, num_bytes) if link.carrier is None else 0.0
 
 
 def hop_pairs(sender: StageLayout, receiver: StageLayout) -> list[tuple[Place, Place]]:
@@ -287,7 +304,7 @@ def stage_cost(
     overheads = layer_overheads(spec, step)
     reads_s = flops_s = compute_s = head_s = embed_s = 0.0
     for place, share in zip(places, cut_shares(spec, units), strict=True):
-        rates = rates_of(place.device, dtype)
+        rates = rates_of(place.device, dtype, quantisation)
         read_bytes = layer_read_bytes(spec, share, step, dtype, quantisation)
         flops = layer_flops(spec, share, step)
         rank_reads_s, rank_flops_s = roofline_s(read_bytes, flops, rates, is_prefill=step.is_prefill)

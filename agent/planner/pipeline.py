@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import numpy as np
 
+from agent.facts.cluster import DeviceKind
 from agent.facts.model import DTYPE_BYTES
 from agent.planner.carriers import carrier_of
 from agent.planner.cost import StageCost, StepShape, decode_step, message_s, prefill_step, stage_cost, transfer_s
@@ -270,12 +271,17 @@ def _hop_seconds(problem: Problem, options: list[StageOption], hosts: list[str],
     """[from, to] seconds for the step's hidden states; a group is left at its last host, entered at its first."""
     number = {host: index for index, host in enumerate(hosts)}
     kinds = {place.host: place.device.kind for option in options for place in option.places}
-    latency_s, bytes_per_s = np.full((2, len(hosts), len(hosts)), np.nan)
-    for link in problem.request.facts.links:
-        if link.source in number and link.target in number:
-            where = number[link.source], number[link.target]
-            latency_s[where], bytes_per_s[where] = link.latency_s, link.bytes_per_s
+    latency_s, bytes_per_s, is_carried = np.full((3, len(hosts), len(hosts)), np.nan)
+    for source, target in {(link.source, link.target) for link in problem.request.facts.links}:
+        if source in number and target in number:
+            kind: DeviceKind = "cuda" if kinds[source] == kinds[target] == "cuda" else "cpu"
+            link = problem.links.known(source, target, kind)
+            if link is not None:
+                where = number[source], number[target]
+                latency_s[where], bytes_per_s[where] = link.latency_s, link.bytes_per_s
+                is_carried[where] = link.carrier is not None
     # The way back stands in for the way there, and the table's defaults for what nobody measured.
+    is_carried = np.where(np.isnan(latency_s), is_carried.T, is_carried) == 1
     latency_s = np.where(np.isnan(latency_s), latency_s.T, latency_s)
     bytes_per_s = np.where(np.isnan(bytes_per_s), bytes_per_s.T, bytes_per_s)
     local = [SAME_HOST_CPU if kinds[host] == "cpu" else SAME_HOST_CUDA for host in hosts]
@@ -289,6 +295,7 @@ def _hop_seconds(problem: Problem, options: list[StageOption], hosts: list[str],
     is_cuda = np.array([kinds[host] == "cuda" for host in hosts], dtype=np.intp)
     is_same = np.eye(len(hosts), dtype=np.intp)
     calls = _call_seconds(problem, num_bytes)[is_cuda[:, None], is_cuda[None, :], is_same]
+    calls = np.where(is_carried, 0.0, calls)
     between: Floats = (latency_s + calls + num_bytes / bytes_per_s)[last[:, None], first[None, :]]
     return between
 

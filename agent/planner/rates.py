@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from agent.facts.cluster import ClusterFacts, DeviceFacts, DeviceKind, LinkFacts
-from agent.facts.model import Dtype
+from agent.facts.model import Dtype, Quantisation
+from agent.facts.probe import DeviceProbe
 from agent.planner.carriers import CarrierKind
 
 
@@ -112,22 +113,43 @@ CARRIERS: dict[CarrierKind, CarrierRates] = {
 }
 
 
-def rates_of(device: DeviceFacts, dtype: Dtype) -> DeviceRates:
-    """Rates of a device in the serving dtype: measured where there are measurements, else the table's."""
+def rates_of(device: DeviceFacts, dtype: Dtype, quantisation: Quantisation = "none") -> DeviceRates:
+    """Rates of a device in the serving dtype: a probe's where there is one, else the table's."""
     nominal = nominal_of(device)
     efficiency = EFFICIENCY[device.kind]
-    slowdown = FLOAT32_SLOWDOWN if dtype == "float32" and device.flops_per_s is None else 1.0
-    read = device.read_bytes_per_s or nominal.read_bytes_per_s
-    flops = (device.flops_per_s or nominal.flops_per_s) / slowdown
+    probed = None if device.probe is None else probed_rates(device.probe, dtype, quantisation)
+    if probed is not None:
+        read, decode_flops, prefill_flops = probed
+    else:
+        slowdown = FLOAT32_SLOWDOWN if dtype == "float32" and device.flops_per_s is None else 1.0
+        read = (device.read_bytes_per_s or nominal.read_bytes_per_s) * efficiency.memory
+        flops = (device.flops_per_s or nominal.flops_per_s) / slowdown
+        decode_flops, prefill_flops = flops * efficiency.decode_flops, flops * efficiency.prefill_flops
     return DeviceRates(
-        read_bytes_per_s=read * efficiency.memory,
-        decode_flops_per_s=flops * efficiency.decode_flops,
-        prefill_flops_per_s=flops * efficiency.prefill_flops,
+        read_bytes_per_s=read,
+        decode_flops_per_s=decode_flops,
+        prefill_flops_per_s=prefill_flops,
         layer_overhead_s=efficiency.layer_overhead_s,
         busy_watts=nominal.watts,
         idle_watts=nominal.watts * IDLE_WATTS_SHARE,
-        is_measured=device.read_bytes_per_s is not None,
+        is_measured=probed is not None or device.read_bytes_per_s is not None,
     )
+
+
+def probed_rates(probe: DeviceProbe, dtype: Dtype, quantisation: Quantisation) -> tuple[float, float, float] | None:
+    """Bytes/s of reading weights, FLOP/s of many rows that decode, and of a prefill; None for a kind not probed.
+
+    They are what the engine's kernels reached on one row, on the most rows of a skinny product, and on a chunk: no
+    efficiency is applied to them.
+    """
+    found = sorted(
+        (gemm for gemm in probe.gemms if (gemm.dtype, gemm.quantisation) == (dtype, quantisation)),
+        key=lambda gemm: gemm.rows,
+    )
+    if len(found) < 3:
+        return None
+    leanest, *_, skinny, large = found
+    return leanest.weight_bytes_per_s, skinny.flops_per_s, large.flops_per_s
 
 
 def nominal_of(device: DeviceFacts) -> Nominal:
@@ -149,11 +171,13 @@ class LinkTable:
 
     def __init__(self, facts: ClusterFacts, *, is_network_trusted: bool = False) -> None:
         self.is_network_trusted = is_network_trusted
-        self._links = {(link.source, link.target): link for link in facts.links}
+        self._links: dict[tuple[str, str], dict[CarrierKind | None, LinkFacts]] = {}
+        for link in facts.links:
+            self._links.setdefault((link.source, link.target), {})[link.carrier] = link
 
     def between(self, source: str, target: str, kind: DeviceKind) -> LinkFacts:
         """The link from one host to another, or within one. A fact of the way back serves where ours is missing."""
-        known = self._links.get((source, target)) or self._links.get((target, source))
+        known = self.known(source, target, kind) or self.known(target, source, kind)
         if known is not None:
             return known
         if source != target:
@@ -161,3 +185,17 @@ class LinkTable:
         else:
             latency_s, bytes_per_s = SAME_HOST_CPU if kind == "cpu" else SAME_HOST_CUDA
         return LinkFacts(source=source, target=target, latency_s=latency_s, bytes_per_s=bytes_per_s)
+
+    def known(self, source: str, target: str, kind: DeviceKind) -> LinkFacts | None:
+        """The fact that fits the carrier which would serve; None where there is no fact of this direction.
+
+        Between hosts, one of another socket carrier is better than none: the wire is the same.
+        """
+        facts = self._links.get((source, target), {})
+        wanted: list[CarrierKind | None]
+        if source == target:
+            wanted = [None, "unix"] if kind == "cpu" else [None, "nccl"]
+        else:
+            plain: list[CarrierKind | None] = ["nccl", "tcp"] if kind == "cuda" else ["tcp"]
+            wanted = [None, *(plain if self.is_network_trusted else []), "tls", "tcp"]
+        return next((facts[carrier] for carrier in wanted if carrier in facts), None)

@@ -11,16 +11,22 @@ from agent.planner.plan import Plan
 from agent.planner.words import bytes_words
 
 DIGEST_CHARACTERS = 12
+MEASURED = "~measured"
+"""In the place of a host's name, and none that a host can have."""
 
 
 def facts_digest(facts: ClusterFacts, hosts: tuple[str, ...]) -> str:
     """One short hash per host (`gpu01:3f2a… gpu02:…`), so that a difference can be named later.
 
     It covers a host's devices (id, kind, name, physical and usable memory): what decides whether a plan still fits.
-    Measured rates, disks, addresses and versions move without making a plan wrong, and are left out.
+    What was measured of these hosts has a hash of its own behind them, if anything was: it tells plans of other
+    measurements apart, but a plan is not stale because its cluster was measured again. Disks, addresses and
+    versions are left out.
     """
     known = {host.name: host for host in facts.hosts}
-    return " ".join(f"{name}:{_host_digest(known.get(name))}" for name in sorted(set(hosts)))
+    parts = [f"{name}:{_host_digest(known.get(name))}" for name in sorted(set(hosts))]
+    measured = _measured_digest(facts, frozenset(hosts))
+    return " ".join([*parts, f"{MEASURED}:{measured}"] if measured else parts)
 
 
 def what_moved(plan: Plan, facts: ClusterFacts) -> tuple[str, ...]:
@@ -70,3 +76,17 @@ def _host_digest(host: HostFacts | None) -> str:
         return "absent"
     devices = sorted((d.id, d.kind, d.name, d.memory_bytes, d.usable_bytes) for d in host.devices)
     return hashlib.sha256(msgspec.json.encode([host.name, devices])).hexdigest()[:DIGEST_CHARACTERS]
+
+
+def _measured_digest(facts: ClusterFacts, hosts: frozenset[str]) -> str:
+    """Of probes of these hosts and of links among them; empty where nothing was measured."""
+    probes = [
+        (host.name, device.probe)
+        for host in facts.hosts
+        for device in host.devices
+        if host.name in hosts and device.probe is not None
+    ]
+    links = [link for link in facts.links if link.measured_at_s is not None and {link.source, link.target} <= hosts]
+    if not probes and not links:
+        return ""
+    return hashlib.sha256(msgspec.json.encode([probes, links])).hexdigest()[:DIGEST_CHARACTERS]

@@ -42,7 +42,8 @@ def decode_speed(problem: Problem, place: Place) -> float:
     step = decode_step(1, problem.prompt_tokens)
     read_bytes = layer_read_bytes(spec, whole, step, serving.dtype, serving.quantisation)
     flops = layer_flops(spec, whole, step)
-    return 1.0 / max(roofline_s(read_bytes, flops, rates_of(place.device, serving.dtype), is_prefill=False))
+    rates = rates_of(place.device, serving.dtype, serving.quantisation)
+    return 1.0 / max(roofline_s(read_bytes, flops, rates, is_prefill=False))
 
 
 def max_units(problem: Problem, places: Sequence[Place], num_layers: int) -> list[int]:

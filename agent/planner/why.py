@@ -6,14 +6,15 @@ from collections.abc import Callable
 
 import msgspec
 
+from agent.facts.cluster import LinkFacts
 from agent.facts.model import DTYPE_BYTES
 from agent.planner.adaptive import AdaptiveStrategy, rule_of_thumb, shape_of
-from agent.planner.cost import Estimate, covered_experts
+from agent.planner.cost import Estimate, covered_experts, hop_pairs, link_between
 from agent.planner.layout import Layout, Place
 from agent.planner.memory import draft_bytes
 from agent.planner.problem import Problem, choose_layout, objective_value
 from agent.planner.rates import rates_of
-from agent.planner.words import bytes_words, list_words, rate_words, seconds_words
+from agent.planner.words import bytes_words, list_words, moment_words, rate_words, seconds_words
 
 PLAIN_TYPES = ("", "F32", "BF16", "F16")
 Propose = Callable[[Problem], list[Layout]]
@@ -250,13 +251,32 @@ def _rule(problem: Problem, layout: Layout) -> list[str]:
 
 
 def _unmeasured(problem: Problem, layouts: list[Layout]) -> list[str]:
-    dtype = problem.serving.dtype
-    names = sorted(
-        {
-            place.name
-            for layout in layouts
-            for place in layout.places
-            if not rates_of(place.device, dtype).is_measured
-        }
+    """Whether devices and links are measured, and when: what is older, or taken from a table, is worth a probe."""
+    serving = problem.serving
+    places = {place.name: place for layout in layouts for place in layout.places}
+    tabled = sorted(
+        name
+        for name, place in places.items()
+        if not rates_of(place.device, serving.dtype, serving.quantisation).is_measured
     )
-    return [f"rates of {list_words(names)} are not measured but taken from a table"] if names else []
+    lines = [f"rates of {list_words(tabled)} are not measured but taken from a table"] if tabled else []
+    probes = [place.device.probe.measured_at_s for place in places.values() if place.device.probe is not None]
+    if probes and not tabled:
+        lines.append(f"devices measured {moment_words(min(probes))}")
+    links = [link for layout in layouts for link in _links_of(problem, layout)]
+    times = [link.measured_at_s for link in links if link.measured_at_s is not None]
+    guessed = sorted({f"{link.source}>{link.target}" for link in links if not link.is_measured})
+    if times and not guessed:
+        lines.append(f"links measured {moment_words(min(times))}")
+    if guessed:
+        lines.append(f"links {list_words(guessed)} are not measured but taken from a table")
+    if (tabled or guessed) and lines:
+        lines[-1] += ": odctl probe measures them"
+    return lines
+
+
+def _links_of(problem: Problem, layout: Layout) -> list[LinkFacts]:
+    """Those between hosts that a layout's stages and groups use."""
+    pairs = [pair for a, b in zip(layout.stages, layout.stages[1:], strict=False) for pair in hop_pairs(a, b)]
+    pairs += [(a, b) for stage in layout.stages for a in stage.places for b in stage.places if a is not b]
+    return [link_between(a, b, problem.links) for a, b in pairs if a.host != b.host]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from agent.planner.plan import Range
 
 
@@ -34,6 +36,19 @@ def layers_words(layers: Range) -> str:
     """`layers 0-9`: both ends belong, as people count; a single one is `layer 4`."""
     first, end = layers
     return f"layer {first}" if end - first == 1 else f"layers {first}-{end - 1}"
+
+
+def moment_words(at_s: float) -> str:
+    """`2026-11-29 08:20 UTC`: what a file says, and what stays true when it is read later."""
+    return f"{datetime.fromtimestamp(at_s, tz=UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def age_words(seconds: float) -> str:
+    """`12 s ago`, `3 min ago`, `5 h ago`, `9 days ago`."""
+    for unit, size, limit in (("s", 1, 60), ("min", 60, 3600), ("h", 3600, 48 * 3600)):
+        if seconds < limit:
+            return f"{max(0.0, seconds) // size:.0f} {unit} ago"
+    return f"{seconds // 86400:.0f} days ago"
 
 
 def list_words(names: list[str] | tuple[str, ...], *, most: int = 4) -> str:
