@@ -35,6 +35,7 @@ from agent.wire.agent import (
 from odctl.deployments import DeploymentSight, FleetDeployments, read_deployments
 from odctl.fleet import Fleet
 from odctl.model_source import check_model, push_model
+from odctl.probing import add_probes
 
 OnEvent = Callable[[ApplyEvent], Awaitable[None]]
 
@@ -59,11 +60,12 @@ def operator_name() -> str:
 
 
 async def read_facts(fleet: Fleet, cluster: str) -> tuple[ClusterFacts, dict[str, FleetError]]:
-    """Facts of all hosts that answer, and why the others do not."""
+    """Facts of all hosts that answer, with what was measured of them, and why the others do not."""
     answers = await fleet.get_all("/v1/facts", HostFacts)
     known = [answer for answer in answers.values() if not isinstance(answer, FleetError)]
     missing = {host: answer for host, answer in answers.items() if isinstance(answer, FleetError)}
-    return ClusterFacts(cluster=cluster, hosts=tuple(sorted(known, key=lambda host: host.name))), missing
+    facts = ClusterFacts(cluster=cluster, hosts=tuple(sorted(known, key=lambda host: host.name)))
+    return await add_probes(fleet, facts), missing
 
 
 async def preview_apply(fleet: Fleet, plan: Plan, *, cluster: str) -> ApplyPreview:

@@ -14,6 +14,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "bootstrap": ("odctl.commands.bootstrap", "Install or update the agent on hosts."),
     "uninstall": ("odctl.commands.uninstall", "Remove the agent from hosts, leaving nothing behind."),
     "models": ("odctl.commands.models", "List models, check one, or make a demo model."),
+    "probe": ("odctl.commands.probe", "Measure devices and links; plans are made with the figures."),
     "plan": ("odctl.commands.plan", "Plan a deployment and write plan.toml."),
     "show": ("odctl.commands.show", "Show a plan."),
     "compare": ("odctl.commands.compare", "Compare plans."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,7 @@ def plan(
     import msgspec
 
     from agent.errors import FleetError
+    from agent.facts.cluster import ClusterFacts
     from agent.planner.file import plan_hash, plan_to_toml
     from agent.planner.layout_text import preview_lines
     from agent.planner.make import make_plan
@@ -139,6 +141,7 @@ def plan(
     from odctl.fleet import Fleet
     from odctl.inventory import Inventory, select
     from odctl.model_source import check_same_tokens, find_model
+    from odctl.probing import measured_line
     from odctl.session import visit_fleet, warn_unreachable
 
     guessing = speculation or ("draft_model" if draft else "none")
@@ -154,7 +157,7 @@ def plan(
         excluded = {host.name for host in select(inventory, exclude)} if exclude else set()
         return [host.name for host in select(inventory, selector) if host.name not in excluded]
 
-    async def make(fleet: Fleet, inventory: Inventory) -> Plan:
+    async def make(fleet: Fleet, inventory: Inventory) -> tuple[Plan, ClusterFacts]:
         facts, missing = await read_facts(fleet, inventory.cluster)
         warn_unreachable(missing)
         if not facts.hosts:
@@ -196,12 +199,13 @@ def plan(
             draft=drafter.ref if drafter is not None else None,
             draft_spec=drafter.spec if drafter is not None else None,
         )
-        return make_plan(request)
+        return make_plan(request), facts
 
-    made = visit_fleet(inventory_path, make, hosts=chosen_hosts)
+    made, facts = visit_fleet(inventory_path, make, hosts=chosen_hosts)
     text = plan_to_toml(made)
     data = {"plan": msgspec.to_builtins(made), "hash": plan_hash(made), "file": output}
-    preview = "\n".join(preview_lines(made, width=shutil.get_terminal_size((100, 24)).columns))
+    lines = preview_lines(made, width=shutil.get_terminal_size((100, 24)).columns)
+    preview = "\n".join([*lines, measured_line(facts, made.hosts, now_s=time.time())])
     if check:
         path = Path(output)
         differs = not path.exists() or path.read_text() != text

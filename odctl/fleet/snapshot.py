@@ -9,6 +9,7 @@ import msgspec
 from agent.errors import ErrorDetail
 from agent.facts.cluster import HostFacts
 from agent.facts.fault import Fault
+from agent.facts.probe import ProbeRecord
 from agent.facts.sample import HostSample
 from agent.wire.agent import DeploymentRecord, DeploymentStatus, Handshake
 from odctl.fleet.history import DeploymentRow, History, HostRow
@@ -35,6 +36,8 @@ class HostView(msgspec.Struct, frozen=True, kw_only=True):
     sample_age_s: float = 0.0
     history: History[HostRow] = History()
     records: tuple[DeploymentRecord, ...] = ()
+    probes: ProbeRecord | None = None
+    """What `odctl probe` last found there; None where the agent has not told yet."""
 
 
 class DeploymentView(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from agent.errors import ErrorDetail, FleetError
 from agent.facts.cluster import HostFacts
 from agent.facts.fault import Fault
+from agent.facts.probe import ProbeRecord
 from agent.facts.sample import HostSample
 from agent.wire.agent import DeploymentRecord, DeploymentStatus, FaultReport, Handshake
 from odctl.fleet.clock import Clock
@@ -32,6 +33,7 @@ RECONNECT_FIRST_S = 1.0
 RECONNECT_MAX_S = 15.0
 POLL_S = 2.0
 HOSTS_PER_POLL_S = 50
+PROBES_POLL_S = 10.0
 """Polls slow down with the fleet: this many hosts are asked for deployments and faults a second."""
 POLL_TIMEOUT_S = 5.0
 
@@ -51,6 +53,7 @@ class _HostWatch:
         self.history: History[HostRow] = History()
         self.records: tuple[DeploymentRecord, ...] = ()
         self.faults: tuple[Fault, ...] = ()
+        self.probes: ProbeRecord | None = None
 
     def take(self, sample: HostSample, now_s: float) -> None:
         """Keep a sample, unless a reconnect replayed it."""
@@ -80,6 +83,7 @@ class _HostWatch:
             sample_age_s=age_s,
             history=self.history,
             records=self.records,
+            probes=self.probes,
         )
 
     def _state(self, age_s: float) -> tuple[HostState, str, str]:
@@ -150,6 +154,7 @@ class FleetWatch:
         """Start every loop in the group; they end only by being cancelled."""
         loops = [self._follow_samples(host) for host in self._hosts.values()]
         loops += [self._poll_host(host) for host in self._hosts.values()]
+        loops += [self._poll_probes(host) for host in self._hosts.values()]
         loops.append(self._poll_deployments())
         return [group.create_task(loop) for loop in loops]
 
@@ -194,6 +199,14 @@ class FleetWatch:
             for deployment in self._adopt_records():
                 await self._ask_controller(deployment)
             await self._clock.sleep(self._poll_s)
+
+    async def _poll_probes(self, host: _HostWatch) -> None:
+        """What was measured there. An agent that knows no probes has none: that is no trouble of the host."""
+        while True:
+            await host.is_connected.wait()
+            with suppress(FleetError):
+                host.probes = await self._fleet.get(host.name, "/v1/probes", ProbeRecord, timeout_s=POLL_TIMEOUT_S)
+            await self._clock.sleep(max(PROBES_POLL_S, self._poll_s))
 
     async def _faults(self, host: str) -> tuple[Fault, ...]:
         report = await self._fleet.get(host, "/v1/faults", FaultReport, timeout_s=POLL_TIMEOUT_S)

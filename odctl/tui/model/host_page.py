@@ -12,6 +12,7 @@ from odctl.fleet.snapshot import FleetSnapshot, HostView
 from odctl.tui.model.bars import bar, time_strip
 from odctl.tui.model.device_rows import DeviceRows
 from odctl.tui.model.marks import HOST_MARKS, rank_mark
+from odctl.tui.model.probe_rows import probe_rows
 from odctl.tui.model.readings import reading_reason, reading_span
 from odctl.tui.model.table import GAP, layout, row_line
 from odctl.tui.model.text import BLANK, Line, Span, fit, line, line_width, wrap
@@ -37,6 +38,7 @@ def host_page(snapshot: FleetSnapshot, name: str, *, width: int) -> tuple[Line, 
             _meters(host, host.sample, width),
             _disks(host.sample.disks),
             _nics(host.sample.nics),
+            _probes(host, width, now_s=snapshot.taken_at_s),
             _ranks(snapshot, host),
             _processes(host.sample),
             _foreign(host.sample),
@@ -201,6 +203,14 @@ def _nics(nics: Sequence[NicSample]) -> tuple[Line, ...]:
             )
         )
     return tuple(lines)
+
+
+def _probes(host: HostView, width: int, *, now_s: float) -> tuple[Line, ...]:
+    """What `odctl probe` found; nothing where nothing was measured."""
+    if host.probes is None:
+        return ()
+    rows = probe_rows(host.probes, now_s=now_s)
+    return (*_title("measured by odctl probe", width), *rows) if rows else ()
 
 
 def _ranks(snapshot: FleetSnapshot, host: HostView) -> tuple[Line, ...]:
