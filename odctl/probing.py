@@ -81,7 +81,7 @@ def measured_line(facts: ClusterFacts, hosts: Sequence[str], *, now_s: float) ->
     """How old the figures are that a plan of these hosts was made with, or how to get some."""
     chosen = [host for host in facts.hosts if host.name in hosts]
     probes = [device.probe for host in chosen for device in host.devices]
-    parts = [_age_of([probe and probe.measured_at_s for probe in probes], "devices", now_s)]
+    parts = [_age_of([probe.measured_at_s if probe is not None else None for probe in probes], "devices", now_s)]
     if len(chosen) > 1:
         known = {frozenset((link.source, link.target)): link.measured_at_s for link in facts.links}
         times = [known.get(frozenset(pair)) for pair in combinations([host.name for host in chosen], 2)]

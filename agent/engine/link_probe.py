@@ -29,8 +29,10 @@ from agent.wire.probe import LinkFailure, LinkProbeConfig, LinkReport, LinkStep
 
 log = logging.getLogger(__name__)
 
+START_LIMIT_S = 30.0
+"""For the others' processes, which load torch first: who is not there by then is not waited for any more."""
 MEET_LIMIT_S = 12.0
-"""For the others' processes to start, and to end their steps before; after that they are taken for gone."""
+"""For the others to end their steps before; after that they are taken for gone."""
 STEP_LIMIT_S = 10.0
 WARM_UP = 10
 ROUND_TRIPS = 100
@@ -49,7 +51,7 @@ def measure_links(config: LinkProbeConfig) -> LinkReport:
     links: list[LinkProbe] = []
     groups: list[GroupProbe] = []
     failures: list[LinkFailure] = []
-    lost: set[str] = set()
+    lost = _absent(config)
     with torch.inference_mode():
         for step in config.order.steps:
             if config.seat not in step.members:
@@ -57,7 +59,7 @@ def measure_links(config: LinkProbeConfig) -> LinkReport:
             missing = sorted(lost.intersection(step.members))
             try:
                 if missing:
-                    raise RuntimeError(f"{', '.join(missing)} did not come to an earlier one")
+                    raise RuntimeError(f"{', '.join(missing)} did not come")
                 _wait_turn(config, step)
                 _measure(config, step, links, groups)
             except (RuntimeError, FleetError) as error:
@@ -69,6 +71,18 @@ def measure_links(config: LinkProbeConfig) -> LinkReport:
                 with contextlib.suppress(FleetError):  # without a keeper nobody waits for it either
                     _store(config, step.name, limit_s=MEET_LIMIT_S).set("done", b"1")
     return LinkReport(host=host, links=tuple(links), groups=tuple(groups), failures=tuple(failures))
+
+
+def _absent(config: LinkProbeConfig) -> set[str]:
+    """Wait until all seats are there; those that are not within the limit."""
+    seats = {member for step in config.order.steps for member in step.members} - {config.seat}
+    store = _store(config, "seats", limit_s=START_LIMIT_S + MEET_LIMIT_S)
+    store.set(config.seat, b"1")
+    try:
+        store.wait(sorted(seats), timedelta(seconds=START_LIMIT_S))
+    except FleetError:
+        return {seat for seat in seats if not store.check([seat])}
+    return set()
 
 
 def _wait_turn(config: LinkProbeConfig, step: LinkStep) -> None:

@@ -25,6 +25,7 @@ from agent.supervisor.paths import HostPaths
 from agent.supervisor.ranks import tls_files
 from agent.wire.agent import AgentConfig
 from agent.wire.probe import (
+    LOAD_LIMIT_S,
     DeviceProbeConfig,
     DeviceReport,
     LinkProbeConfig,
@@ -37,8 +38,8 @@ from agent.wire.probe import (
 log = logging.getLogger(__name__)
 
 DEVICE_LIMIT_S = 30
-"""Of one device's process; it ends itself by then."""
-LINKS_LIMIT_S = 45
+"""Of one device, once torch is loaded; its process ends itself by then."""
+LINKS_LIMIT_S = 60
 KILL_GRACE_S = 2.0
 LOG_NAME = "probe"
 HOST_KEY = "probe/host/"
@@ -191,7 +192,7 @@ class Probes:
                 env={**os.environ, **environment},
             )
         try:
-            async with asyncio.timeout(config.limit_s + KILL_GRACE_S):
+            async with asyncio.timeout(LOAD_LIMIT_S + config.limit_s + KILL_GRACE_S):
                 answer, _ = await process.communicate(msgspec.json.encode(config))
         except TimeoutError:
             answer = b""

@@ -107,6 +107,10 @@ def serving_refusal(host: str, deployments: Sequence[str]) -> FleetError:
 # --- the measuring process: `python -m agent.engine probe` --------------------------------------------
 
 
+LOAD_LIMIT_S = 60
+"""For torch to load, from a cold disk or on a busy machine, before the limit of a measurement begins."""
+
+
 class DeviceProbeConfig(msgspec.Struct, frozen=True, kw_only=True, tag="devices"):
     host: str
     device: str

@@ -56,7 +56,7 @@ def test_every_kind_that_serves_is_measured_by_its_kernel(tmp_path: Path) -> Non
 
 
 def test_a_median_is_no_outliers_and_the_warm_up_is_not_counted() -> None:
-    calls = []
+    calls: list[int] = []
     seconds = seconds_of(calls.append, torch.device("cpu"), 0.0)
     assert calls == [0, 1, 2, 3]
     assert 0 < seconds < 0.01

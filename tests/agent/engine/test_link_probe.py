@@ -78,13 +78,12 @@ def test_a_group_of_three_is_summed_and_has_no_links(tmp_path: Path) -> None:
 def test_a_member_that_does_not_come_is_named_and_waited_for_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link_probe, "MEET_LIMIT_S", 0.5)
+    monkeypatch.setattr(link_probe, "START_LIMIT_S", 1.0)
     steps = [step("0", A, C), step("1", A, C, carrier="tls"), step("2", A, B, after=("1",))]
     reports = measure(tmp_path, steps, [A, B])
     first, second = reports[A].failures
     assert first.members == second.members == (A, C)
-    assert "did not connect in time" in first.message
-    assert second.message == "c/cpu did not come to an earlier one"
+    assert first.message == second.message == "c/cpu did not come"
     assert len(reports[A].links) == len(reports[B].links) == 1, "the others are measured all the same"
     assert reports[B].failures == ()
 

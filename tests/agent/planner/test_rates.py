@@ -9,7 +9,7 @@ from agent.planner.cost import all_reduce_s, hop_s, own_message_s
 from agent.planner.layout import Place, StageLayout
 from agent.planner.rates import CARRIERS, DISTINCT_HOSTS, LinkTable, rates_of
 from agent.planner.staleness import facts_digest, what_moved
-from tests.agent.facts.probes import device_probe, group_probe, link_probe, record_of
+from tests.agent.facts.probes import KINDS, device_probe, group_probe, link_probe, record_of
 from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS, cluster, cpu, gpu, host, plan_for
 
 HOSTS = THREE_CPUS.hosts
@@ -31,7 +31,7 @@ MEASURED = with_probes(
 
 def test_probed_rates_are_taken_as_they_are_and_by_what_serves() -> None:
     device = msgspec.structs.replace(cpu(8), probe=device_probe(read_bytes_per_s=8e9, large_flops_per_s=90e9))
-    for dtype, quantisation in (("bfloat16", "none"), ("bfloat16", "int8"), ("float32", "none")):
+    for dtype, quantisation, _ in KINDS:
         rates = rates_of(device, dtype, quantisation)
         assert rates.is_measured
         assert rates.read_bytes_per_s == pytest.approx(8e9)
