@@ -12,10 +12,11 @@ import msgspec
 
 from agent.api.step_channel import RankLost, StepChannel
 from agent.errors import ErrorDetail, FleetError
+from agent.serving.balance import choose_replica, even_out, load_of
 from agent.serving.chat import ChatTemplate
 from agent.serving.metrics import ServingMetrics
 from agent.serving.request import Request
-from agent.serving.scheduler import Embedding, QueueFull, Scheduler
+from agent.serving.scheduler import Embedding, Scheduler
 from agent.serving.tokens import ModelTokens
 from agent.wire.framing import encode_frame
 from agent.wire.gateway import AttachBackend, BackendState, BackendStatus, RankEndpoint
@@ -64,11 +65,6 @@ class Replica:
     @property
     def is_broken(self) -> bool:
         return self.blame is not None
-
-    @property
-    def load(self) -> float:
-        """Requests per slot, waiting ones included."""
-        return (self.scheduler.num_running + self.scheduler.num_queued) / self.scheduler.slots
 
 
 class Backend:
@@ -194,11 +190,8 @@ class Backend:
         """Queue on the least loaded replica, or on the one that is meant. Raises QueueFull."""
         if replica is None:
             usable = self._usable()
-            if not any(each.scheduler.has_free_slot for each in usable):
-                waiting = sum(each.scheduler.num_queued for each in usable)
-                if waiting >= self.attach.serving.queue:
-                    raise QueueFull
-            replica = min(usable, key=lambda each: each.load)
+            chosen = choose_replica([each.scheduler for each in usable], queue=self.attach.serving.queue)
+            replica = usable[chosen]
         assert not replica.is_broken, "the caller sees to it that the replica is whole"
         replica.scheduler.submit(request)
         self._pump(replica)
@@ -306,7 +299,8 @@ class Backend:
         """Send every step that may be sent now."""
         if replica.is_broken or self._is_closed:
             return
-        self._even_out(replica)
+        others = [each.scheduler for each in self._replicas if each is not replica]
+        even_out(replica.scheduler, others)
         while (step := replica.scheduler.next_step()) is not None:
             now_s = time.monotonic()
             for request in replica.scheduler.requests_starting_in(step):
@@ -320,16 +314,6 @@ class Backend:
             replica.scheduler.check_integrity()
             if self.is_idle:
                 self.on_idle()
-
-    def _even_out(self, replica: Replica) -> None:
-        """A replica with room takes over what waits at another."""
-        while replica.scheduler.has_free_slot:
-            others = [each for each in self._replicas if each is not replica and each.scheduler.num_queued]
-            if not others:
-                return
-            busiest = max(others, key=lambda each: each.scheduler.num_queued)
-            for request in busiest.scheduler.take_queued(1):
-                replica.scheduler.submit(request)
 
     def _step_overdue(self, replica: Replica) -> None:
         error = ErrorDetail(
@@ -371,7 +355,7 @@ class Backend:
             self._fail(request, error)
         usable = self._usable()
         for request in replica.scheduler.take_queued() if usable else ():
-            min(usable, key=lambda each: each.load).scheduler.submit(request)
+            min((each.scheduler for each in usable), key=load_of).submit(request)
         for each in usable:
             self._pump(each)
         self._on_broken(self, replica, len(lost))
