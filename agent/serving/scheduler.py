@@ -121,6 +121,11 @@ class Scheduler:
         return len(self._in_flight)
 
     @property
+    def num_blocks(self) -> int:
+        """Of its part of the KV cache."""
+        return self._pool.num_blocks
+
+    @property
     def num_blocks_held(self) -> int:
         """By running sequences; contents kept for later prompts hold none."""
         return self._pool.num_held

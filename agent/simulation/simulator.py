@@ -1,0 +1,342 @@
+"""The event loop: take the next event, set the time, handle it, push what follows. Pure.
+
+Every stage of every replica is a server with a queue: it computes steps one by one in their order, and its link
+keeps it busy while bytes leave. Schedulers and their balancing are those that serve; only the ranks are not there.
+Events of one moment come in the order in which they were pushed, so the same input always gives the same result.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Sequence
+
+import msgspec
+
+from agent.errors import FleetError
+from agent.planner.plan import Serving
+from agent.serving.balance import choose_replica, even_out
+from agent.serving.request import Request
+from agent.serving.scheduler import Advance, QueueFull, Scheduler, longest_sequence
+from agent.simulation.result import Refusal, ReplicaUse, SimulatedRequest, Simulation, StageUse
+from agent.simulation.step_times import StepCosts, StepTimes
+from agent.simulation.trace import TraceRequest
+from agent.simulation.words import Words
+from agent.wire.rank import SampledToken, SamplingParams, Step, StepDone
+
+MAX_STEPS = 20_000_000
+"""Of all replicas: hours of computing, so a mistake in the trace rather than a wish."""
+
+
+class _Flight(msgspec.Struct, kw_only=True, eq=False):
+    """A step under way in one replica. `done` is what its last stage draws."""
+
+    step: Step
+    times: StepTimes
+    done: StepDone
+
+
+class _Arrived(msgspec.Struct, frozen=True, eq=False):
+    """A request is at the scheduler."""
+
+    index: int
+
+
+class _Reached(msgspec.Struct, frozen=True, eq=False):
+    """A step, or its hidden states, is at a stage."""
+
+    replica: int
+    stage: int
+    flight: _Flight
+
+
+class _Freed(msgspec.Struct, frozen=True, eq=False):
+    """A stage can begin its next step."""
+
+    replica: int
+    stage: int
+
+
+class _Returned(msgspec.Struct, frozen=True, eq=False):
+    """A step's tokens are at the gateway."""
+
+    replica: int
+    flight: _Flight
+
+
+_Event = _Arrived | _Reached | _Freed | _Returned
+
+
+class _Stage:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.waiting: deque[_Flight] = deque()
+        self.is_busy = False
+        self.busy_s = 0.0
+
+
+class _Replica:
+    """One scheduler, its stages, and what is measured of them."""
+
+    def __init__(self, costs: StepCosts, serving: Serving) -> None:
+        self.costs = costs
+        self.scheduler = Scheduler(
+            slots=serving.batch,
+            num_stages=costs.num_stages,
+            prefill_chunk=serving.prefill_chunk,
+            context=serving.context,
+            queue=serving.queue,
+            kv_blocks=serving.kv_blocks,
+            max_drafts=serving.max_drafts if serving.speculation == "prompt_lookup" else 0,
+        )
+        self.stages = [_Stage(stage.name) for stage in costs.layout.stages]
+        self.answers: dict[int, _Answer] = {}
+        """Of the running sequences, by slot."""
+        self.steps = self.rows = self.peak_blocks = 0
+        self.in_flight_s = self.block_s = 0.0
+
+    def pass_time(self, seconds: float) -> None:
+        if self.scheduler.num_in_flight:
+            self.in_flight_s += seconds
+            self.block_s += seconds * self.scheduler.num_blocks_held
+
+
+class _Answer(msgspec.Struct, kw_only=True, eq=False):
+    """A request under way: the tokens that the model would draw for it, and when each one came."""
+
+    request: Request
+    tokens: list[int]
+    token_s: list[float]
+
+
+def simulate(
+    trace: Sequence[TraceRequest],
+    serving: Serving,
+    replicas: Sequence[StepCosts],
+    *,
+    seed: int = 0,
+    repetition: float = 0.0,
+    request_s: float = 0.0,
+) -> Simulation:
+    """Serve a trace, sorted by arrival, to its end. `request_s` passes before a request is at its scheduler.
+
+    Raises FleetError E118 beyond `MAX_STEPS` steps.
+    """
+    return _Simulator(trace, serving, replicas, Words(seed=seed, repetition=repetition), request_s).run()
+
+
+class _Simulator:
+    def __init__(
+        self,
+        trace: Sequence[TraceRequest],
+        serving: Serving,
+        replicas: Sequence[StepCosts],
+        words: Words,
+        request_s: float,
+    ) -> None:
+        assert replicas, "a plan has at least one replica"
+        self._trace = trace
+        self._serving = serving
+        self._words = words
+        self._replicas = [_Replica(costs, serving) for costs in replicas]
+        self._events: list[tuple[float, int, _Event]] = []
+        self._num_pushed = 0
+        self._now_s = 0.0
+        self._token_s: list[list[float]] = [[] for _ in trace]
+        self._answers: dict[int, _Answer] = {}
+        """Of those that are not over, by the identity of their request."""
+        self._num_steps = 0
+        self._refusals: dict[int, Refusal] = {}
+        self._queued_s = 0.0
+        self._peak_queued = 0
+        for index, asked in enumerate(trace):
+            self._push(asked.arrival_s + request_s, _Arrived(index))
+
+    def run(self) -> Simulation:
+        while self._events:
+            at_s, _, event = heapq.heappop(self._events)
+            self._pass_time(at_s)
+            match event:
+                case _Arrived():
+                    self._on_arrived(event.index)
+                case _Reached():
+                    stage = self._replicas[event.replica].stages[event.stage]
+                    stage.waiting.append(event.flight)
+                    self._work(event.replica, event.stage)
+                case _Freed():
+                    self._replicas[event.replica].stages[event.stage].is_busy = False
+                    self._work(event.replica, event.stage)
+                case _Returned():
+                    self._on_returned(event.replica, event.flight)
+        for replica in self._replicas:
+            assert replica.scheduler.is_idle, "requests that never end"
+            replica.scheduler.check_integrity()
+        return self._result()
+
+    def _push(self, at_s: float, event: _Event) -> None:
+        heapq.heappush(self._events, (at_s, self._num_pushed, event))
+        self._num_pushed += 1
+
+    def _pass_time(self, at_s: float) -> None:
+        seconds = at_s - self._now_s
+        if seconds > 0:
+            for replica in self._replicas:
+                replica.pass_time(seconds)
+            self._queued_s += seconds * self._num_queued
+            self._now_s = at_s
+
+    @property
+    def _num_queued(self) -> int:
+        return sum(replica.scheduler.num_queued for replica in self._replicas)
+
+    # --- the gateway ----------------------------------------------------------------------------------
+
+    def _on_arrived(self, index: int) -> None:
+        asked = self._trace[index]
+        if asked.prompt_tokens >= longest_sequence(self._serving):
+            self._refusals[index] = "too long"
+            return
+        schedulers = [replica.scheduler for replica in self._replicas]
+        try:
+            chosen = choose_replica(schedulers, queue=self._serving.queue)
+        except QueueFull:
+            self._refusals[index] = "queue full"
+            return
+        prompt = self._words.prompt(asked)
+        request = Request(
+            prompt=prompt,
+            params=SamplingParams(),
+            max_tokens=asked.output_tokens,
+            arrived_s=self._now_s,
+            client=asked.client,
+            on_event=lambda _event: None,
+        )
+        tokens = self._words.answer(index, prompt, asked.output_tokens)
+        self._answers[id(request)] = _Answer(request=request, tokens=tokens, token_s=self._token_s[index])
+        schedulers[chosen].submit(request)
+        self._pump(chosen)
+        self._peak_queued = max(self._peak_queued, self._num_queued)
+
+    def _on_returned(self, index: int, flight: _Flight) -> None:
+        scheduler = self._replicas[index].scheduler
+        for advance in scheduler.complete(flight.done):
+            assert isinstance(advance, Advance), "nobody asks for embeddings"
+            answer = self._answers[id(advance.request)]
+            answer.token_s.append(self._now_s)
+            is_stopped = advance.request.deliver(advance.sampled, advance.finish, self._now_s)
+            assert not is_stopped, "nobody asks for stop strings"
+            if advance.request.is_over:
+                del self._answers[id(advance.request)]
+        self._pump(index)
+
+    def _pump(self, index: int) -> None:
+        """Send every step that may be sent now, as a gateway does."""
+        replica = self._replicas[index]
+        scheduler = replica.scheduler
+        if len(self._replicas) > 1:
+            even_out(scheduler, [each.scheduler for each in self._replicas if each is not replica])
+        while (step := scheduler.next_step()) is not None:
+            for part, request in zip(
+                (part for part in step.slices if part.params is not None),
+                scheduler.requests_starting_in(step),
+                strict=True,
+            ):
+                replica.answers[part.slot] = self._answers[id(request)]
+            replica.steps += 1
+            replica.rows += sum(len(part.tokens) for part in step.slices)
+            self._num_steps += 1
+            if self._num_steps > MAX_STEPS:
+                raise FleetError(
+                    "E118", f"the trace takes more than {MAX_STEPS} steps", hint="simulate a part of it"
+                )
+            flight = _Flight(step=step, times=replica.costs.of(step), done=_draw(step, replica.answers))
+            self._push(self._now_s, _Reached(index, 0, flight))
+        replica.peak_blocks = max(replica.peak_blocks, scheduler.num_blocks_held)
+
+    # --- a stage --------------------------------------------------------------------------------------
+
+    def _work(self, index: int, position: int) -> None:
+        """Begin the next step, if the stage is free and there is one."""
+        replica = self._replicas[index]
+        stage = replica.stages[position]
+        if stage.is_busy or not stage.waiting:
+            return
+        flight = stage.waiting.popleft()
+        times = flight.times
+        computed_s = self._now_s + times.stages[position]
+        freed_s = computed_s + times.sends[position]
+        stage.is_busy = True
+        stage.busy_s += freed_s - self._now_s
+        if position + 1 < len(replica.stages):
+            self._push(computed_s + times.hops[position], _Reached(index, position + 1, flight))
+        else:
+            self._push(computed_s + times.return_s, _Returned(index, flight))
+        self._push(freed_s, _Freed(index, position))
+
+    # --- the end --------------------------------------------------------------------------------------
+
+    def _result(self) -> Simulation:
+        requests = tuple(self._request_result(index) for index in range(len(self._trace)))
+        ends = [each.token_s[-1] if each.token_s else each.arrived_s for each in requests]
+        elapsed_s = max(ends, default=0.0)
+        return Simulation(
+            elapsed_s=elapsed_s,
+            requests=requests,
+            mean_queued=self._queued_s / elapsed_s if elapsed_s else 0.0,
+            peak_queued=self._peak_queued,
+            replicas=tuple(_use(replica, elapsed_s) for replica in self._replicas),
+        )
+
+    def _request_result(self, index: int) -> SimulatedRequest:
+        asked = self._trace[index]
+        return SimulatedRequest(
+            index=index,
+            arrived_s=asked.arrival_s,
+            prompt_tokens=asked.prompt_tokens,
+            wanted_output_tokens=asked.output_tokens,
+            token_s=tuple(self._token_s[index]),
+            refusal=self._refusals.get(index, ""),
+        )
+
+
+def _draw(step: Step, answers: dict[int, _Answer]) -> StepDone:
+    """As the last stage does: after right guesses one token more."""
+    drawn: list[SampledToken] = []
+    for part in step.slices:
+        if not part.samples:
+            continue
+        answer = answers[part.slot]
+        num_prompt = len(answer.request.prompt)
+        certain_end = part.start + len(part.tokens) - part.drafts
+        for position, guess in enumerate([*part.tokens[len(part.tokens) - part.drafts :], None], certain_end):
+            token = answer.tokens[position - num_prompt]
+            drawn.append(SampledToken(slot=part.slot, position=position, token=token))
+            if token != guess:
+                break
+    return StepDone(step_id=step.step_id, tokens=drawn)
+
+
+def _use(replica: _Replica, elapsed_s: float) -> ReplicaUse:
+    scheduler, in_flight_s = replica.scheduler, replica.in_flight_s
+    counts = scheduler.counts
+    return ReplicaUse(
+        steps=replica.steps,
+        mean_rows=replica.rows / replica.steps if replica.steps else 0.0,
+        in_flight_s=in_flight_s,
+        blocks=scheduler.num_blocks,
+        peak_blocks=replica.peak_blocks,
+        mean_blocks=replica.block_s / in_flight_s if in_flight_s else 0.0,
+        preemptions=counts.preemptions,
+        prefix_hit_tokens=counts.prefix_hit_tokens,
+        drafts_proposed=counts.drafts_proposed,
+        drafts_accepted=counts.drafts_accepted,
+        stages=tuple(
+            StageUse(
+                name=stage.name,
+                busy_s=stage.busy_s,
+                busy_share=stage.busy_s / elapsed_s if elapsed_s else 0.0,
+                bubble=max(0.0, 1 - stage.busy_s / in_flight_s) if in_flight_s else 0.0,
+            )
+            for stage in replica.stages
+        ),
+    )
