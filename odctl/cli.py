@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan": ("odctl.commands.plan", "Plan a deployment and write plan.toml."),
     "show": ("odctl.commands.show", "Show a plan."),
     "compare": ("odctl.commands.compare", "Compare plans."),
+    "simulate": ("odctl.commands.simulate", "Serve a load on a virtual clock, before a plan is applied."),
     "apply": ("odctl.commands.apply", "Make the cluster match a plan."),
     "status": ("odctl.commands.status", "Show deployments, ranks and hosts."),
     "run": ("odctl.commands.run", "Ask a deployed model; the answer streams."),

@@ -70,7 +70,9 @@ class Drive:
                 group.create_task(shoot(shot))
 
     async def _shoot(self, shot: Shot) -> None:
-        prompt = self._prompts.prompt(shot.index, shot.prompt_tokens)
+        prompt = self._prompts.prompt(
+            shot.index, shot.prompt_tokens, group=shot.prefix_group, shared_tokens=shot.prefix_tokens
+        )
         sent_s = time.perf_counter()
         error = UNFINISHED
         detail, answer = "", None

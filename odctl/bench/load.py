@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from agent.errors import FleetError
+from agent.simulation.trace import TraceRequest
 
 MAX_REQUESTS = 1_000_000
 MAX_CONCURRENCY = 4096
@@ -16,8 +17,10 @@ MAX_DURATION_S = 24 * 3600.0
 MAX_RATE = 100_000.0
 MAX_TOKENS = 1_000_000
 
-Arrivals = Literal["closed", "fixed", "poisson"]
-"""Closed: a client asks again when it has its answer. Fixed and Poisson: requests come whatever the server does."""
+Arrivals = Literal["closed", "fixed", "poisson", "trace"]
+"""Closed: a client asks again when it has its answer. The others: requests come whatever the server does."""
+SHARED_GROUP = "shared"
+"""Prefix group of a load's `shared_prefix` in a trace."""
 
 
 class Lengths(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +57,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     shared_prefix: int = 0
     """First tokens of every prompt that are the same in all of them; part of the prompt's length."""
     seed: int = 0
+    trace: tuple[TraceRequest, ...] = ()
+    """The requests of arrivals that are a trace; lengths and rate above say nothing then."""
 
 
 class Shot(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +68,10 @@ class Shot(msgspec.Struct, frozen=True, kw_only=True):
     at_s: float
     prompt_tokens: int
     output_tokens: int
+    prefix_group: str = ""
+    """Whose first `prefix_tokens` it shares."""
+    prefix_tokens: int = 0
+    client: str = ""
 
 
 def parse_lengths(text: str) -> Lengths:
@@ -99,6 +108,8 @@ def check_load(load: Load) -> None:
         problem = f"{load.duration_s:g} s: up to {MAX_DURATION_S:g} s are possible"
     elif not 1 <= load.concurrency <= MAX_CONCURRENCY:
         problem = f"{load.concurrency} at a time: from 1 to {MAX_CONCURRENCY} are possible"
+    elif load.arrivals == "trace":
+        problem = "" if load.trace else "a trace without requests"
     elif load.arrivals != "closed" and not 0 < load.rate_per_s <= MAX_RATE:
         problem = f"{load.rate_per_s:g} requests/s: up to {MAX_RATE:g} are possible"
     elif not 0 <= load.shared_prefix < least_prompt:
@@ -109,6 +120,9 @@ def check_load(load: Load) -> None:
 
 def shots(load: Load) -> Iterator[Shot]:
     """The requests in order; without end when only a duration is given."""
+    if load.arrivals == "trace":
+        yield from _trace_shots(load)
+        return
     randomness = random.Random(load.seed)
     at_s = 0.0
     index = 0
@@ -124,5 +138,38 @@ def shots(load: Load) -> Iterator[Shot]:
             at_s=at_s,
             prompt_tokens=max(load.prompt.draw(randomness), load.shared_prefix + 1),
             output_tokens=load.output.draw(randomness),
+            prefix_group=SHARED_GROUP if load.shared_prefix else "",
+            prefix_tokens=load.shared_prefix,
         )
         index += 1
+
+
+def _trace_shots(load: Load) -> Iterator[Shot]:
+    for index, asked in enumerate(load.trace[: load.num_requests]):
+        if load.duration_s is not None and asked.arrival_s >= load.duration_s:
+            return
+        yield Shot(
+            index=index,
+            at_s=asked.arrival_s,
+            prompt_tokens=asked.prompt_tokens,
+            output_tokens=asked.output_tokens,
+            prefix_group=asked.prefix_group,
+            prefix_tokens=asked.prefix_tokens,
+            client=asked.client,
+        )
+
+
+def trace_of(load: Load) -> tuple[TraceRequest, ...]:
+    """A load whose requests come whatever the server does, as a trace."""
+    assert load.arrivals != "closed", "when a client asks again, its answers decide"
+    return tuple(
+        TraceRequest(
+            arrival_s=shot.at_s,
+            prompt_tokens=shot.prompt_tokens,
+            output_tokens=shot.output_tokens,
+            prefix_group=shot.prefix_group,
+            prefix_tokens=shot.prefix_tokens,
+            client=shot.client,
+        )
+        for shot in shots(load)
+    )

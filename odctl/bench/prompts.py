@@ -41,21 +41,22 @@ def calibration_prompt(rounds: int) -> str:
 
 
 class PromptMaker:
-    """Prompts that share their first `shared_prefix` tokens, and nothing else beyond chance."""
+    """Prompts that share with their group its first tokens, and nothing else beyond chance."""
 
-    def __init__(self, cost: WordCost, *, shared_prefix: int = 0, seed: int = 0, part: str = "") -> None:
-        """Makers of different parts share the prefix only."""
+    def __init__(self, cost: WordCost, *, seed: int = 0, part: str = "") -> None:
+        """Makers of different parts share the prefixes only."""
         self._cost = cost
+        self._seed = seed
         self._source = f"{seed} {part}"
-        self._prefix: list[str] = []
-        if shared_prefix:
-            count = max(1, round((shared_prefix - cost.overhead_tokens) / cost.tokens_per_word))
-            self._prefix = words(random.Random(f"{seed} prefix"), count)
 
-    def prompt(self, index: int, num_tokens: int) -> str:
-        """The prompt of request `index`: the same for the same seed."""
-        rest = max(1, self._cost.words_for(num_tokens) - len(self._prefix))
-        return _text([*self._prefix, *words(random.Random(f"{self._source} {index}"), rest)])
+    def prompt(self, index: int, num_tokens: int, *, group: str = "", shared_tokens: int = 0) -> str:
+        """The prompt of request `index`: the same for the same seed. `shared_tokens` of it are those of `group`."""
+        prefix: list[str] = []
+        if shared_tokens:
+            count = max(1, round((shared_tokens - self._cost.overhead_tokens) / self._cost.tokens_per_word))
+            prefix = words(random.Random(f"{self._seed} prefix {group}"), count)
+        rest = max(1, self._cost.words_for(num_tokens) - len(prefix))
+        return _text([*prefix, *words(random.Random(f"{self._source} {index}"), rest)])
 
 
 def words(randomness: random.Random, count: int) -> list[str]:

@@ -10,6 +10,8 @@ from odctl.bench.versus import Ratio
 
 
 def load_line(load: Load) -> str:
+    if load.arrivals == "trace":
+        return f"a trace of {len(load.trace)} requests in {load.trace[-1].arrival_s:.1f} s; seed {load.seed}"
     arrivals = {
         "closed": f"{load.concurrency} at a time",
         "fixed": f"{load.rate_per_s:g} a second, evenly",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
+from agent.simulation.trace import TraceRequest
 from odctl.bench.drive import Drive
-from odctl.bench.load import Load
-from odctl.bench.measure import Figures, Objectives, figures
+from odctl.bench.load import Lengths, Load, Shot, shots
+from odctl.bench.measure import Figures, Objectives, Outcome, figures
 from odctl.bench.prompts import PromptMaker, WordCost
 from odctl.bench.server import Server
 from odctl.bench.versus import Ratio, ratios
@@ -48,6 +50,8 @@ class Measurement:
                 load = msgspec.structs.replace(
                     settings.load, arrivals="closed", num_requests=count, duration_s=None, concurrency=concurrency
                 )
+                if settings.load.arrivals == "trace":
+                    load = _like_first_request(load)
                 await Drive(server, load, self._prompts(cost, "warm-up")).run()
         for round_ in range(settings.rounds):
             self._drives.append([])
@@ -59,8 +63,7 @@ class Measurement:
 
     def _prompts(self, cost: WordCost, part: str) -> PromptMaker:
         """Every part has prompts of its own, or a server would find them in its cache; the prefix is one."""
-        load = self.settings.load
-        return PromptMaker(cost, shared_prefix=load.shared_prefix, seed=load.seed, part=part)
+        return PromptMaker(cost, seed=self.settings.load.seed, part=part)
 
     def rounds(self) -> list[list[Figures]]:
         """A list for each round, with the figures of each server."""
@@ -83,11 +86,49 @@ class Measurement:
             objectives=self.settings.objectives,
         )
 
+    def recorded(self) -> tuple[TraceRequest, ...]:
+        """The first server's answered requests as a trace, with what was measured; rounds follow each other."""
+        found: list[TraceRequest] = []
+        begin_s = 0.0
+        for drives in self._drives:
+            answered = [outcome for outcome in drives[0].outcomes if not outcome.error]
+            num_shots = max((outcome.index + 1 for outcome in answered), default=0)
+            wanted = list(itertools.islice(shots(self.settings.load), num_shots))
+            found += [_recorded(outcome, wanted[outcome.index], begin_s) for outcome in answered]
+            begin_s += drives[0].elapsed_s
+        return tuple(sorted(found, key=lambda each: each.arrival_s))
+
     def report(self) -> dict[str, Any]:
         """For `--json`: settings, figures of each server and of every round, and ratios where there are two."""
+        settings = msgspec.to_builtins(self.settings)
+        # A trace is a file of its own; how long it is says enough here.
+        settings["load"]["trace"] = len(self.settings.load.trace)
         return {
-            "settings": msgspec.to_builtins(self.settings),
+            "settings": settings,
             "servers": [{"label": label, "figures": msgspec.to_builtins(each)} for label, each in self.totals()],
             "rounds": msgspec.to_builtins(self.rounds()),
             "ratios": msgspec.to_builtins(self.ratios()),
         }
+
+
+def _like_first_request(load: Load) -> Load:
+    """Warm-up for a trace: its first request's lengths."""
+    first = load.trace[0]
+    return msgspec.structs.replace(
+        load,
+        prompt=Lengths(low=first.prompt_tokens, high=first.prompt_tokens),
+        output=Lengths(low=first.output_tokens, high=first.output_tokens),
+    )
+
+
+def _recorded(outcome: Outcome, shot: Shot, begin_s: float) -> TraceRequest:
+    return TraceRequest(
+        arrival_s=begin_s + outcome.sent_s,
+        prompt_tokens=outcome.prompt_tokens or shot.prompt_tokens,
+        output_tokens=outcome.output_tokens,
+        prefix_group=shot.prefix_group,
+        prefix_tokens=min(shot.prefix_tokens, outcome.prompt_tokens or shot.prompt_tokens),
+        client=shot.client,
+        ttft_s=outcome.ttft_s,
+        tpot_s=outcome.tpot_s or None,
+    )

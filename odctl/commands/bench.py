@@ -39,6 +39,18 @@ TUNNEL_CONCURRENCY = 16
 )
 @click.option("--rate", type=float, default=None, help="Requests a second, whatever the server does.")
 @click.option("--arrivals", type=click.Choice(["fixed", "poisson"]), default="poisson", show_default=True)
+@click.option(
+    "--trace",
+    default="",
+    type=click.Path(dir_okay=False),
+    help="Requests as a file says: JSON lines or CSV with arrival_s, prompt_tokens, output_tokens.",
+)
+@click.option(
+    "--record",
+    default="",
+    type=click.Path(dir_okay=False),
+    help="Write what was asked and measured as a trace, for `odctl simulate`.",
+)
 @click.option("--prompt", default="128", show_default=True, help="Tokens: 128, 64..256 or normal:128:32.")
 @click.option("--output", default="64", show_default=True, help="Tokens, likewise.")
 @click.option("--shared-prefix", type=int, default=0, help="First tokens that all prompts have in common.")
@@ -76,6 +88,7 @@ def bench(
     against_api: str = "auto",
     against_model: str = "",
     timeout: float = 600.0,
+    record: str = "",
     **options: Any,
 ) -> Result:
     """Raises E118 for a load that cannot be, E808 for a server that does not answer; failed requests are counted.
@@ -96,6 +109,8 @@ def bench(
         if not measurement.totals():
             raise
         is_interrupted = True
+    if record:
+        _record(measurement, record)
     return _result(measurement, is_interrupted=is_interrupted)
 
 
@@ -107,6 +122,7 @@ def settings_of(
     concurrency: int | None = None,
     rate: float | None = None,
     arrivals: str = "poisson",
+    trace: str = "",
     prompt: str = "128",
     output: str = "64",
     shared_prefix: int = 0,
@@ -118,10 +134,13 @@ def settings_of(
 ) -> Settings:
     """Raises E118 naming what is out of bounds or does not go together."""
     from agent.errors import FleetError
-    from odctl.bench.load import MAX_CONCURRENCY, Load, check_load, parse_lengths
+    from odctl.bench.load import MAX_CONCURRENCY, Arrivals, Load, check_load, parse_lengths
     from odctl.bench.measure import Objectives
     from odctl.bench.run import MAX_ROUNDS, MAX_WARM_UP, Settings
+    from odctl.bench.trace_file import read_trace
 
+    if trace and rate is not None:
+        raise FleetError("E118", "--trace and --rate both say when requests come", hint="leave one out")
     if rounds is None:
         rounds = 5 if is_against else 1
     if not 1 <= rounds <= MAX_ROUNDS:
@@ -129,11 +148,14 @@ def settings_of(
     if not 0 <= warm_up <= MAX_WARM_UP:
         raise FleetError("E118", f"{warm_up} requests to warm up: from 0 to {MAX_WARM_UP} are possible")
     clients = concurrency if concurrency is not None else 1
-    if requests is None and duration is None:
-        requests = max(DEFAULT_REQUESTS, 4 * clients)
+    asked = read_trace(trace) if trace else ()
+    if requests is None and (asked or duration is None):
+        requests = len(asked) or max(DEFAULT_REQUESTS, 4 * clients)
+    arriving: Arrivals = "fixed" if arrivals == "fixed" else "poisson"
+    is_closed = not asked and rate is None
     load = Load(
-        arrivals="closed" if rate is None else "fixed" if arrivals == "fixed" else "poisson",
-        concurrency=clients if rate is None or concurrency is not None else MAX_CONCURRENCY,
+        arrivals="trace" if asked else "closed" if is_closed else arriving,
+        concurrency=clients if is_closed or concurrency is not None else MAX_CONCURRENCY,
         rate_per_s=rate or 0.0,
         num_requests=requests,
         duration_s=duration,
@@ -141,6 +163,7 @@ def settings_of(
         output=parse_lengths(output),
         shared_prefix=shared_prefix,
         seed=random.randrange(1_000_000) if seed is None else seed,
+        trace=asked,
     )
     check_load(load)
     objectives = Objectives(
@@ -241,6 +264,17 @@ def _result(measurement: Measurement, *, is_interrupted: bool) -> Result:
         prose="\n\n".join(parts),
         exit_code=ExitCode.INTERRUPTED if is_interrupted else code,
     )
+
+
+def _record(measurement: Measurement, path: str) -> None:
+    from odctl.bench.trace_file import write_trace
+
+    recorded = measurement.recorded()
+    if recorded:
+        write_trace(path, recorded)
+        _tell(f"{len(recorded)} answered requests written to {path}")
+    else:
+        _tell(f"no request was answered: {path} is not written")
 
 
 def _tell(text: str) -> None:

@@ -24,14 +24,18 @@ def test_prompts_have_the_wanted_length_by_the_servers_own_count(wanted: int) ->
 
 
 def test_prompts_share_their_prefix_and_little_else() -> None:
-    maker = PromptMaker(learnt(), shared_prefix=300, seed=1)
-    prompts = [maker.prompt(index, 500).split() for index in range(6)]
+    def prompt(maker: PromptMaker, index: int, group: str = "a") -> list[str]:
+        return maker.prompt(index, 500, group=group, shared_tokens=300).split()
+
+    maker = PromptMaker(learnt(), seed=1)
+    prompts = [prompt(maker, index) for index in range(6)]
     common = num_shared(*prompts)
     assert count(" " + " ".join(prompts[0][:common])) == pytest.approx(300, rel=0.05)
     assert all(num_shared(a, b) < common + 4 for a, b in pairwise(prompts))
-    later = PromptMaker(learnt(), shared_prefix=300, seed=1, part="round 2").prompt(0, 500).split()
+    later = prompt(PromptMaker(learnt(), seed=1, part="round 2"), 0)
     assert all(common <= num_shared(later, each) < common + 4 for each in prompts)
-    assert num_shared(PromptMaker(learnt(), shared_prefix=300, seed=2).prompt(0, 500).split(), prompts[0]) < 4
+    assert num_shared(prompt(PromptMaker(learnt(), seed=2), 0), prompts[0]) < 4
+    assert num_shared(prompt(maker, 0, "b"), prompts[0]) < 4
 
 
 def num_shared(*texts: list[str]) -> int:
