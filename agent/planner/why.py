@@ -9,6 +9,7 @@ import msgspec
 from agent.facts.cluster import LinkFacts
 from agent.facts.model import DTYPE_BYTES
 from agent.planner.adaptive import AdaptiveStrategy, rule_of_thumb, shape_of
+from agent.planner.bound import throughput_bound
 from agent.planner.cost import Estimate, covered_experts, hop_pairs, link_between
 from agent.planner.layout import Layout, Place
 from agent.planner.memory import draft_bytes
@@ -30,6 +31,7 @@ def explain(problem: Problem, chosen: list[tuple[Layout, Estimate]], propose: Pr
     lines += _unequal_shares(layout)
     lines += _left_out(problem, [layout for layout, _ in chosen])
     lines += _more_replicas(problem, [layout for layout, _ in chosen])
+    lines += _bound(problem, chosen)
     lines += _rule(problem, layout)
     lines += _drafting(problem, [layout for layout, _ in chosen])
     lines += _quantised(problem)
@@ -232,6 +234,18 @@ def _more_replicas(problem: Problem, layouts: list[Layout]) -> list[str]:
     if not left or not _fits_on(problem, left):
         return []
     return [f"the devices left out can hold another replica: --replicas {len(layouts) + 1} adds its throughput"]
+
+
+def _bound(problem: Problem, chosen: list[tuple[Layout, Estimate]]) -> list[str]:
+    """How far the plan is from what these devices could do at most, links and balance left out."""
+    if problem.request.objective.kind != "throughput":
+        return []
+    bound = throughput_bound(problem)
+    reached = sum(estimate.tokens_per_s for _, estimate in chosen)
+    return [
+        f"counting bound: no layout of these {len(problem.places)} devices serves more than {rate_words(bound)} at "
+        f"batch {problem.serving.batch} a replica; this plan reaches {reached / bound:.0%} of it"
+    ]
 
 
 def _fits_on(problem: Problem, places: tuple[Place, ...]) -> bool:
