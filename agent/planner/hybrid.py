@@ -25,7 +25,10 @@ class HybridStrategy:
     name = "hybrid"
 
     def propose(self, problem: Problem) -> list[Layout]:
-        options = [stage_options(problem, order) for order in device_orders(problem)]
+        def grouped(order: Sequence[Place]) -> list[StageOption]:
+            return stage_options(problem, order)
+
+        options = [grouped(order) for order in device_orders(problem, grouped)]
         if problem.request.objective.strategy == "adaptive":
             # Without a group there is nothing that a pipeline's own programme does not find.
             options = [found for found in options if any(len(option.places) > 1 for option in found)]

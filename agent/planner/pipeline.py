@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -16,15 +16,22 @@ import numpy as np
 from agent.facts.cluster import DeviceKind
 from agent.facts.model import DTYPE_BYTES
 from agent.planner.carriers import carrier_of
-from agent.planner.cost import StageCost, StepShape, decode_step, message_s, prefill_step, stage_cost, transfer_s
+from agent.planner.cost import StageCost, StepShape, decode_step, message_s, prefill_step, stage_cost
 from agent.planner.layout import Layout, Place, StageLayout, cut_shares
+from agent.planner.order import nearest_neighbours, reordered, search_order
 from agent.planner.problem import Problem
 from agent.planner.rates import DISTINCT_HOSTS, SAME_HOST_CPU, SAME_HOST_CUDA, rates_of
-from agent.planner.split import Floats, Ints, OptionTable, Split, SplitLimits, split_layers
+from agent.planner.split import Floats, Ints, Minimise, OptionTable, Split, SplitLimits, split_layers
 from agent.planner.tensor import decode_speed
 
 MAX_PERMUTED_HOSTS = 4
-"""Up to this many hosts, every order is tried; above, a few promising ones."""
+"""Up to this many hosts, every order is tried; above, promising ones, and a search where links are unequal."""
+MAX_VALUED_ORDERS = 1200
+"""Most orders whose value one search asks for."""
+SEARCHED_CELLS = 40_000_000
+"""Most cells of the programme's tables that one search fills; large clusters value fewer orders with it."""
+MIN_VALUED_ORDERS = 48
+"""Where the cells allow no more than two populations, nothing is searched."""
 SLOWEST_SLACKS = (1.0, 1.25)
 """Bounds on the slowest stage, as multiples of the least possible one, under which the sum is minimised."""
 
@@ -36,6 +43,10 @@ class StageOption(msgspec.Struct, frozen=True, kw_only=True):
     end: int
     places: tuple[Place, ...]
     units: tuple[int, ...]
+
+
+OptionsOf = Callable[[Sequence[Place]], list[StageOption]]
+"""The devices and groups that may be stages in an order."""
 
 
 class CostView(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +75,7 @@ class PipelineStrategy:
             ]
 
         needs_two = request.objective.strategy == self.name and problem.is_forced
-        orders = device_orders(problem)
+        orders = device_orders(problem, single_devices)
         return propose_chains(problem, [single_devices(order) for order in orders], min_stages=1 + needs_two)
 
 
@@ -130,16 +141,18 @@ def cost_views(problem: Problem) -> list[CostView]:
             return [CostView(step=decode_step(batch, prompt), by_energy=True)]
 
 
-def device_orders(problem: Problem) -> list[tuple[Place, ...]]:
+def device_orders(problem: Problem, options_of: OptionsOf) -> list[tuple[Place, ...]]:
     """Orders of devices worth trying; devices of one host stay together.
 
-    With equal devices and equal links every order is as good as another, and one is returned.
+    With equal devices and equal links every order is as good as another, and one is returned. With unequal links
+    between more than a few hosts, orders by domain and by nearest neighbour begin a search that asks the programme.
     """
     by_host: dict[str, list[Place]] = {}
     for place in problem.places:
         by_host.setdefault(place.host, []).append(place)
     hosts = list(by_host)
-    if len(hosts) == 1 or problem.is_probe or _is_uniform(problem, by_host):
+    num_links = len(_link_kinds(problem, by_host))
+    if len(hosts) == 1 or problem.is_probe or (num_links <= 1 and _has_equal_hosts(by_host)):
         chosen: list[Sequence[str]] = [hosts]
     elif len(hosts) <= MAX_PERMUTED_HOSTS:
         chosen = list(itertools.permutations(hosts))
@@ -147,10 +160,70 @@ def device_orders(problem: Problem) -> list[tuple[Place, ...]]:
         speed = {host: max(decode_speed(problem, place) for place in by_host[host]) for host in hosts}
         fastest_first = sorted(hosts, key=lambda host: -speed[host])
         chosen = [fastest_first, fastest_first[::-1]]
-        if problem.request.facts.links:
-            chosen.append(_nearest_neighbours(problem, fastest_first))
+        if num_links > 1:
+            chosen += [nearest_neighbours(problem, fastest_first, by_domain=each) for each in (False, True)]
+            chosen += _searched_orders(problem, by_host, options_of, chosen)
     orders = (tuple(place for host in order for place in by_host[host]) for order in chosen)
     return list(dict.fromkeys(orders))
+
+
+def _searched_orders(
+    problem: Problem, by_host: dict[str, list[Place]], options_of: OptionsOf, starts: Sequence[Sequence[str]]
+) -> list[Sequence[str]]:
+    """The best orders that a search finds, one for each way in which the view minimises.
+
+    It tries groups within hosts alone, and heeds pinned stages but no number of hosts: the orders it finds are good
+    ones, and every limit is kept where they are split.
+    """
+    hosts = list(by_host)
+    base = [place for host in hosts for place in by_host[host]]
+    options = [each for each in options_of(base) if each.places[0].host == each.places[-1].host]
+    if {option.places[0].host for option in options} != set(hosts):
+        return []
+    num_layers = problem.spec.num_layers
+    cells = len(options) * num_layers * (len(options) + num_layers)
+    max_valued = min(MAX_VALUED_ORDERS, SEARCHED_CELLS // cells)
+    if max_valued < MIN_VALUED_ORDERS:
+        return []
+    caps = _memory_caps(problem, options)
+    number = {host: index for index, host in enumerate(hosts)}
+    begun = [tuple(number[host] for host in order) for order in dict.fromkeys(map(tuple, starts))]
+    limits = SplitLimits(max_stages=problem.request.stages, stage_sizes=problem.request.tensor_parallel_sizes)
+    found: list[Sequence[str]] = []
+    for view in cost_views(problem):
+        if view.by_energy:
+            continue
+        table = option_table(problem, options, caps, view)
+        for minimise in _WAYS[view.bounds_slowest]:
+            order = _searched_order(problem, table, begun, minimise, limits, max_valued=max_valued)
+            found.append([hosts[index] for index in order])
+    return found
+
+
+_WAYS: dict[bool, tuple[Minimise, ...]] = {False: ("sum",), True: ("sum", "max")}
+
+
+def _searched_order(
+    problem: Problem,
+    table: OptionTable,
+    starts: list[tuple[int, ...]],
+    minimise: Minimise,
+    limits: SplitLimits,
+    *,
+    max_valued: int,
+) -> tuple[int, ...]:
+    """One search's order, remembered by all that decides it."""
+    num_layers, seed = problem.spec.num_layers, problem.request.seed
+    columns = tuple(getattr(table, field.name).tobytes() for field in dataclasses.fields(table))
+    key = (columns, tuple(starts), minimise, limits, num_layers, seed, max_valued)
+    if key not in problem.searches:
+
+        def value_of(order: tuple[int, ...]) -> float:
+            split = split_layers(reordered(table, order), num_layers, minimise=minimise, limits=limits)
+            return math.inf if split is None else split.value
+
+        problem.searches[key] = search_order(starts, value_of, seed=seed, max_valued=max_valued).order
+    return problem.searches[key]
 
 
 def option_table(problem: Problem, options: list[StageOption], caps: Ints, view: CostView) -> OptionTable:
@@ -310,24 +383,25 @@ def _call_seconds(problem: Problem, num_bytes: int) -> Floats:
     return seconds
 
 
-def _is_uniform(problem: Problem, by_host: dict[str, list[Place]]) -> bool:
+def _has_equal_hosts(by_host: dict[str, list[Place]]) -> bool:
     devices = {
         tuple(msgspec.structs.replace(place.device, id="") for place in places) for places in by_host.values()
     }
-    links = {
-        (link.latency_s, link.bytes_per_s)
+    return len(devices) == 1
+
+
+def _link_kinds(problem: Problem, by_host: dict[str, list[Place]]) -> set[tuple[float, float]]:
+    """Latency and rate of the links between these hosts, each kind once; a default where some are not measured."""
+    measured = {
+        frozenset((link.source, link.target)): (link.latency_s, link.bytes_per_s)
         for link in problem.request.facts.links
         if link.source in by_host and link.target in by_host and link.source != link.target
     }
-    return len(devices) == 1 and len(links) <= 1
-
-
-def _nearest_neighbours(problem: Problem, fastest_first: list[str]) -> list[str]:
-    """Start at the fastest host and go on to the nearest one that is left (Rosenkrantz et al., 1977)."""
-    order, left = [fastest_first[0]], list(fastest_first[1:])
-    while left:
-        here = order[-1]
-        nearest = min(left, key=lambda host: transfer_s(problem.links.between(here, host, "cpu"), 16384))
-        order.append(nearest)
-        left.remove(nearest)
-    return order
+    kinds = {
+        (link.latency_s, link.bytes_per_s)
+        for link in problem.request.facts.links
+        if frozenset((link.source, link.target)) in measured
+    }
+    if measured and len(measured) < len(by_host) * (len(by_host) - 1) // 2:
+        kinds.add(DISTINCT_HOSTS)
+    return kinds

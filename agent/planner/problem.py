@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Hashable
 from functools import cached_property
 from typing import Protocol
 
@@ -67,6 +68,7 @@ class Problem:
         *,
         memory_scale: float = 1.0,
         is_probe: bool = False,
+        searches: dict[Hashable, tuple[int, ...]] | None = None,
     ) -> None:
         self.request = request
         self.is_probe = is_probe
@@ -75,6 +77,8 @@ class Problem:
         self.memory_scale = memory_scale
         self.links = LinkTable(request.facts, is_network_trusted=serving.trusted_network)
         self.sizes = StageSizes(request.spec, serving, request.draft_spec)
+        self.searches: dict[Hashable, tuple[int, ...]] = {} if searches is None else searches
+        """Orders found, by all that decides them: strategies and variants of a problem ask for the same ones."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -120,6 +124,7 @@ class Problem:
             serving or self.serving,
             memory_scale=self.memory_scale if memory_scale is None else memory_scale,
             is_probe=self.is_probe if is_probe is None else is_probe,
+            searches=self.searches,
         )
 
 
