@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import time
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agent.errors import FleetError
+from agent.planner.fleet import (
+    ACROSS,
+    Fleet,
+    FleetPlan,
+    fleet_bound,
+    fleet_layouts,
+    fleet_of,
+    plan_fleet,
+    without_host,
+)
+from agent.planner.plan import Serving
+from agent.planner.problem import make_problem
+from tests.agent.planner.clusters import LLAMA_70B, cluster, gpu, host, model, request
+from tests.agent.planner.fleets import fleet_facts, fleet_problem
+from tests.agent.planner.test_split import compositions
+
+SMALL = model(num_layers=6, hidden=1024, intermediate=4096, heads=8, kv_heads=4, head_size=128)
+
+
+def small_fleet(sizes: list[float], *, racks: int = 2) -> Fleet:
+    """Hosts of so many gigabytes and of speeds that follow from the number, dealt into racks."""
+    hosts = [
+        msgspec.structs.replace(
+            host(f"h{index:03}", gpu(0, "L4", size, read_gb_per_s=50 + 40 * (index % 3))),
+            labels={"rack": str(index % racks)},
+        )
+        for index, size in enumerate(sizes)
+    ]
+    serving = Serving(context=512, batch=4, prefill_chunk=64)
+    return fleet_of(make_problem(request(SMALL, cluster(*hosts), serving=serving)))
+
+
+def check_fleet_plan(fleet: Fleet, plan: FleetPlan) -> None:
+    """Every device at most once, every layer once, memory kept, times true."""
+    used = [index for group in plan.groups for index in group.places]
+    assert len(used) == len(set(used))
+    assert not set(used) & plan.lost
+    for group in plan.groups:
+        assert sum(group.layers) == fleet.num_layers
+        assert min(group.layers) >= 1
+        times = []
+        for position, (index, count) in enumerate(zip(group.places, group.layers, strict=True)):
+            kind = fleet.kind[index]
+            first, last = position == 0, position == len(group.places) - 1
+            caps = {(True, True): fleet.cap_only, (True, False): fleet.cap_first, (False, True): fleet.cap_last}
+            assert count <= caps.get((first, last), fleet.cap_middle)[kind]
+            times.append(count * fleet.layer_s[kind] + first * fleet.first_s[kind] + last * fleet.last_s[kind])
+        assert max(times) == pytest.approx(group.slowest_s)
+        domains = {int(fleet.domain[index]) for index in group.places}
+        assert group.domain == ACROSS or domains == {group.domain}
+
+
+@given(
+    sizes=st.lists(st.floats(1.2, 2.2), min_size=1, max_size=24), lost=st.integers(0, 23), racks=st.integers(1, 3)
+)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_every_fleet_plan_is_sound_and_below_its_bound(sizes: list[float], lost: int, racks: int) -> None:
+    """And so is the plan after a host is lost."""
+    fleet = small_fleet([round(size, 1) for size in sizes], racks=racks)
+    plan = plan_fleet(fleet)
+    check_fleet_plan(fleet, plan)
+    assert plan.passes_per_s <= fleet_bound(fleet) * (1 + 1e-9)
+    after = without_host(fleet, plan, f"h{lost % len(sizes):03}")
+    check_fleet_plan(fleet, after)
+    assert after.lost == {lost % len(sizes)}
+
+
+def test_a_group_is_split_as_well_as_brute_force_splits_it() -> None:
+    """The slowest stage of every group against all divisions of the layers over the same devices in that order."""
+    rng = random.Random(4)
+    checked = 0
+    for _ in range(30):
+        fleet = small_fleet([rng.choice([1.45, 1.5, 1.55]) for _ in range(8)], racks=2)
+        for group in plan_fleet(fleet).groups:
+            kinds = [int(fleet.kind[index]) for index in group.places]
+            least = math.inf
+            for layers in compositions(fleet.num_layers, len(kinds)):
+                last = len(kinds) - 1
+                caps = [
+                    int(
+                        (
+                            fleet.cap_only
+                            if last == 0
+                            else fleet.cap_first
+                            if i == 0
+                            else fleet.cap_last
+                            if i == last
+                            else fleet.cap_middle
+                        )[k]
+                    )
+                    for i, k in enumerate(kinds)
+                ]
+                if any(count > cap for count, cap in zip(layers, caps, strict=True)):
+                    continue
+                times = [
+                    count * fleet.layer_s[k] + (i == 0) * fleet.first_s[k] + (i == last) * fleet.last_s[k]
+                    for i, (k, count) in enumerate(zip(kinds, layers, strict=True))
+                ]
+                least = min(least, float(max(times)))
+            assert group.slowest_s == pytest.approx(least, rel=1e-9)
+            checked += 1
+    assert checked >= 30
+
+
+def test_layouts_of_a_fleet_fit_by_the_bytes_that_plans_count() -> None:
+    facts = fleet_facts(120)
+    problem = fleet_problem(facts)
+    fleet = fleet_of(problem)
+    layouts = fleet_layouts(fleet, plan_fleet(fleet))
+    assert len(layouts) >= 8
+    assert all(problem.fits(layout) for layout in layouts)
+    for layout in layouts:
+        edges = [0, *itertools.accumulate(stage.num_layers for stage in layout.stages)]
+        assert edges[-1] == LLAMA_70B.num_layers
+
+
+def test_hosts_without_labels_form_domains_of_their_own() -> None:
+    plain = cluster(*(host(f"h{index:03}", gpu(0, "L4", 24)) for index in range(70)))
+    fleet = fleet_of(fleet_problem(plain))
+    assert np.bincount(fleet.domain).tolist() == [32, 32, 6]
+
+
+def test_losing_a_host_replans_its_domain_alone() -> None:
+    fleet = fleet_of(fleet_problem(fleet_facts(320)))
+    plan = plan_fleet(fleet)
+    after = without_host(fleet, plan, "h00100")
+    check_fleet_plan(fleet, after)
+    others = [group for group in plan.groups if group.domain not in {ACROSS, int(fleet.domain[100])}]
+    assert set(others) <= set(after.groups)
+    assert len(others) > len(plan.groups) / 2
+    assert after.passes_per_s >= 0.9 * plan.passes_per_s
+    with pytest.raises(FleetError, match="no device of the fleet is on host `h9`"):
+        without_host(fleet, plan, "h9")
+
+
+def test_equal_fleets_give_equal_plans_and_known_signatures_change_nothing() -> None:
+    fleet = fleet_of(fleet_problem(fleet_facts(320)))
+    plan = plan_fleet(fleet)
+    assert plan_fleet(fleet_of(fleet_problem(fleet_facts(320)))).groups == plan.groups
+    assert plan_fleet(fleet, known=plan.known).groups == plan.groups
+
+
+def test_ten_thousand_hosts_take_a_second_and_a_lost_one_fifty_milliseconds() -> None:
+    """CPU time, so that a busy machine does not decide; `make bench-planner` tells wall time."""
+    facts = fleet_facts(10_000)
+    begun = time.process_time()
+    fleet = fleet_of(fleet_problem(facts))
+    plan = plan_fleet(fleet)
+    assert time.process_time() - begun <= 1.0
+    begun = time.process_time()
+    after = without_host(fleet, plan, "h05000")
+    assert time.process_time() - begun <= 0.05
+    assert len(after.groups) >= len(plan.groups) - 2
+    assert plan.passes_per_s >= 0.9 * fleet_bound(fleet)
