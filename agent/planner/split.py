@@ -154,7 +154,7 @@ class _Programme:
         values = self.op(self.best[:option], hop_s[:, None, None, None])
         new_hosts = int(table.last_host[option] - table.first_host[option]) + 1
         is_same_host = table.last_host[:option] == table.first_host[option]
-        if self.hosts.size == 1:
+        if self.hosts.size == 1 and self.hosts.high is None:
             self._advance(option, before, values, added=0)
         else:
             for group, added in ((is_same_host, new_hosts - 1), (~is_same_host, new_hosts)):

@@ -104,7 +104,7 @@ def brute_force(
 
 
 def random_limits(rng: np.random.Generator) -> SplitLimits:
-    match int(rng.integers(0, 5)):
+    match int(rng.integers(0, 6)):
         case 0:
             return SplitLimits(min_stages=2)
         case 1:
@@ -114,6 +114,8 @@ def random_limits(rng: np.random.Generator) -> SplitLimits:
             return SplitLimits(min_hosts=2, max_hosts=3)
         case 3:
             return SplitLimits(min_hosts=2, min_stages=2)
+        case 4:
+            return SplitLimits(max_hosts=1)
         case _:
             return SplitLimits(stage_sizes=tuple(int(size) for size in rng.integers(1, 3, rng.integers(1, 4))))
 
