@@ -304,10 +304,11 @@ def _fill(fleet: Fleet, groups: Sequence[Sequence[int]]) -> list[Share | None]:
     sizes = (kind >= 0).sum(axis=1)
     column = np.arange(width)
     is_member = column < sizes[:, None]
-    is_first, is_last = column == 0, column == sizes[:, None] - 1
+    is_first = np.broadcast_to(column == 0, kind.shape)
+    is_last = column == sizes[:, None] - 1
     is_only = is_first & is_last
     caps = np.select(
-        [~is_member, is_only, np.broadcast_to(is_first, kind.shape), is_last],
+        [~is_member, is_only, is_first, is_last],
         [0, fleet.cap_only[kind], fleet.cap_first[kind], fleet.cap_last[kind]],
         fleet.cap_middle[kind],
     )
@@ -348,8 +349,9 @@ def _water_levels(layer_s: Floats, fixed_s: Floats, caps: Ints, num_layers: int)
     layers = within(high)
     excess = layers.sum(axis=1) - num_layers
     while (rows := np.flatnonzero(excess > 0)).size:
-        seconds = np.where(layers[rows] > 1, fixed_s[rows] + layers[rows] * layer_s[rows], -np.inf)
-        seconds = np.where(np.isfinite(seconds).any(axis=1)[:, None], seconds, layers[rows])
+        seconds: Floats = np.where(layers[rows] > 1, fixed_s[rows] + layers[rows] * layer_s[rows], -np.inf)
+        is_spare = np.isfinite(seconds).any(axis=1, keepdims=True)
+        seconds = np.where(is_spare, seconds, layers[rows])
         layers[rows, seconds.argmax(axis=1)] -= 1
         excess[rows] -= 1
     slowest_s: Floats = np.where(layers > 0, fixed_s + layers * layer_s, 0.0).max(axis=1)

@@ -1,8 +1,8 @@
 """`make bench-planner`: how long planning takes as clusters grow, and what it makes of a public cluster.
 
-The cluster is `helix_single24.json` (24 machines; derived from Thesys-lab/Helix-ASPLOS25); its rows are left out where
-it is not found. Times are medians on the wall; the first run of each is to warm up and does not count. CPU time stands
-beside it: the difference is what else the machine did.
+The cluster is `helix_single24.json` (24 machines; derived from Thesys-lab/Helix-ASPLOS25); its rows are left out
+where it is not found. Times are medians on the wall; the first run of each is to warm up and does not count. CPU
+time stands beside it: the difference is what else the machine did.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--dry-run", action="store_true", help="print the tables, leave the document alone")
     options = parser.parse_args()
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     lines = [
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"numpy {np.__version__}; load before {os.getloadavg()[0]:.1f}; medians of {options.repeats}, one to warm up.",
+        f"{machine}, Python {platform.python_version()}, numpy {np.__version__}; load before "
+        f"{os.getloadavg()[0]:.1f}; medians of {options.repeats}, one to warm up.",
         "",
         *split_lines(options.repeats),
         "",
