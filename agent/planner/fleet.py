@@ -372,7 +372,7 @@ def _caps(problem: Problem, place: Place) -> tuple[int, int, int, int]:
     share = cut_shares(problem.spec, (problem.spec.num_kv_heads,))[0]
     usable = problem.usable_bytes(place)
     first, middle, last, only = (
-        problem.sizes.memory(share, place.device.kind, first=is_first, last=is_last).max_layers(usable)
+        problem.sizes.memory(share, place.device.kind, first=is_first, last=is_last, leads=True).max_layers(usable)
         for is_first, is_last in ((True, False), (False, False), (False, True), (True, True))
     )
     return first, middle, last, only

@@ -15,12 +15,13 @@ from agent.planner.cost import Estimate, count_chunks, estimate_layout
 from agent.planner.hybrid import HybridStrategy
 from agent.planner.layout import Layout, Place, StageLayout, cut_shares, layout_of_stage
 from agent.planner.memory import stage_bytes
-from agent.planner.plan import DraftRef, Plan, Predicted, Replica, Serving, Shard, Stage
+from agent.planner.plan import DraftRef, ObjectiveKind, Plan, Predicted, Replica, Serving, Shard, Stage
 from agent.planner.problem import (
     DEFAULT_PROMPT_TOKENS,
     PlanRequest,
     Problem,
     Strategy,
+    allowed_places,
     choose_layout,
     make_problem,
 )
@@ -29,6 +30,7 @@ from agent.planner.shards import shard_weight_bytes, whole_extent
 from agent.planner.shortage import does_not_fit
 from agent.planner.staleness import facts_digest
 from agent.planner.why import explain
+from agent.planner.words import list_words, seconds_words
 
 MAX_CONTROLLERS = 3
 SIGNIFICANT_DIGITS = 6
@@ -45,11 +47,11 @@ def make_plan(request: PlanRequest) -> Plan:
         problem = _with_longest_context(problem)
     chosen = choose_replicas(problem)
     if chosen is None and not request.devices:
-        with_cpus = problem.varied(places=_all_places(request))
+        with_cpus = problem.varied(places=allowed_places(request))
         if len(with_cpus.places) > len(problem.places):
             problem, chosen = with_cpus, choose_replicas(with_cpus)
     if chosen is None:
-        raise does_not_fit(problem, propose_layouts)
+        raise _what_binds(problem) or does_not_fit(problem, propose_layouts)
     layouts = [layout for layout, _ in chosen]
     return _build_plan(problem, layouts, why=explain(problem, chosen, propose_layouts))
 
@@ -134,9 +136,11 @@ def choose_replicas(problem: Problem) -> list[tuple[Layout, Estimate]] | None:
     memory first.
     """
     count = problem.request.replicas
+    if problem.request.spread:
+        return _choose_each([problem.varied(places=places) for places in _deal_domains(problem, count)])
     left, chosen = problem, []
     for _ in range(count):
-        best = choose_layout(left, propose_layouts(left))
+        best = choose_layout(left, _candidates(left))
         if best is None:
             break
         chosen.append(best)
@@ -146,9 +150,84 @@ def choose_replicas(problem: Problem) -> list[tuple[Layout, Estimate]] | None:
         return chosen
     if count == 1:
         return None
-    dealt = [problem.varied(places=places) for places in _deal_places(problem, count)]
-    found = [choose_layout(share, propose_layouts(share)) for share in dealt]
-    return None if None in found else [best for best in found if best is not None]
+    return _choose_each([problem.varied(places=places) for places in _deal_places(problem, count)])
+
+
+def _choose_each(dealt: list[Problem]) -> list[tuple[Layout, Estimate]] | None:
+    found = [choose_layout(share, _candidates(share)) for share in dealt if share.places]
+    best = [each for each in found if each is not None]
+    return best if len(best) == len(dealt) else None
+
+
+def _candidates(problem: Problem) -> list[Layout]:
+    """Layouts for the objective; for each SLO also those of the objective that it is about, and with pinned hosts.
+
+    Pinned hosts are all used where they alone are planned with; others join them, largest first, until it fits.
+    """
+    request = problem.request
+    layouts = propose_layouts(problem)
+    slos: list[tuple[float | None, ObjectiveKind]] = [
+        (request.max_ttft_s, "ttft"),
+        (request.max_time_per_token_s, "latency"),
+    ]
+    for bound, kind in slos:
+        if bound is not None:
+            objective = msgspec.structs.replace(request.objective, kind=kind)
+            layouts += propose_layouts(
+                problem.varied(request=msgspec.structs.replace(request, objective=objective))
+            )
+    if request.pinned:
+        memory: dict[str, int] = {}
+        for place in problem.places:
+            memory[place.host] = memory.get(place.host, 0) + place.device.usable_bytes
+        others = sorted(set(memory) - set(request.pinned), key=lambda host: (-memory[host], host))
+        for count in range(len(others) + 1):
+            hosts = {*request.pinned, *others[:count]}
+            all_of_them = msgspec.structs.replace(request, min_hosts=len(hosts))
+            places = tuple(place for place in problem.places if place.host in hosts)
+            found = propose_layouts(problem.varied(request=all_of_them, places=places))
+            layouts += found
+            if found or len(hosts) >= (request.max_hosts or len(memory)):
+                break
+    return list(dict.fromkeys(layouts))
+
+
+def _what_binds(problem: Problem) -> FleetError | None:
+    """E602 that names the constraints without which there is a plan; None when memory is what lacks."""
+    request = problem.request
+    ways: list[tuple[str, PlanRequest]] = []
+    replace = msgspec.structs.replace
+    if request.max_ttft_s is not None:
+        ways.append((f"{seconds_words(request.max_ttft_s)} to the first token", replace(request, max_ttft_s=None)))
+    if request.max_time_per_token_s is not None:
+        slo = f"{seconds_words(request.max_time_per_token_s)} per token"
+        ways.append((slo, replace(request, max_time_per_token_s=None)))
+    if request.pinned:
+        ways.append((f"{list_words(request.pinned)} pinned", replace(request, pinned=())))
+    if request.spread:
+        ways.append((f"replicas spread over `{request.spread}`", replace(request, spread="")))
+    if request.max_hosts is not None:
+        ways.append((f"at most {request.max_hosts} hosts", replace(request, max_hosts=None)))
+    binding = []
+    for words, relaxed in ways:
+        chosen = choose_replicas(problem.varied(request=relaxed))
+        if chosen is not None:
+            estimate = chosen[0][1]
+            binding.append(
+                f"{words} (without it: {seconds_words(estimate.ttft_s)} to the first token, "
+                f"{seconds_words(estimate.time_per_token_s)} per token, {len(chosen[0][0].hosts)} hosts)"
+            )
+    if not binding and len(ways) > 1:
+        free = replace(request, max_ttft_s=None, max_time_per_token_s=None, pinned=(), spread="", max_hosts=None)
+        if choose_replicas(problem.varied(request=free)) is not None:
+            binding.append("together " + ", ".join(words for words, _ in ways))
+    if not binding:
+        return None
+    return FleetError(
+        "E602",
+        f"no layout of {problem.spec.name} on {len(problem.places)} devices keeps " + "; nor ".join(binding),
+        hint="relax what is named, or add faster hosts",
+    )
 
 
 def _strategies(problem: Problem) -> tuple[Strategy, ...]:
@@ -169,13 +248,19 @@ def _deal_places(problem: Problem, count: int) -> list[tuple[Place, ...]]:
     return [tuple(place for place in problem.places if place in hand) for hand in hands]
 
 
-def _all_places(request: PlanRequest) -> tuple[Place, ...]:
-    return tuple(
-        Place(host=host.name, device=device)
-        for host in request.facts.hosts
-        for device in host.devices
-        if not request.hosts or host.name in request.hosts
-    )
+def _deal_domains(problem: Problem, count: int) -> list[tuple[Place, ...]]:
+    """Whole fault domains dealt into `count` hands, largest first to the hand with the least memory."""
+    label = problem.request.spread
+    domain = {host.name: host.labels.get(label, "") for host in problem.request.facts.hosts}
+    by_domain: dict[str, list[Place]] = {}
+    for place in problem.places:
+        if domain[place.host]:
+            by_domain.setdefault(domain[place.host], []).append(place)
+    memory = {name: sum(place.device.usable_bytes for place in places) for name, places in by_domain.items()}
+    hands: list[list[str]] = [[] for _ in range(count)]
+    for name in sorted(by_domain, key=lambda name: (-memory[name], name)):
+        min(hands, key=lambda hand: sum(memory[other] for other in hand)).append(name)
+    return [tuple(place for place in problem.places if domain[place.host] in hand) for hand in hands]
 
 
 def _with_longest_context(problem: Problem) -> Problem:

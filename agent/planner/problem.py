@@ -45,6 +45,17 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_hosts: int | None = None
     replicas: int = 1
     controllers: tuple[str, ...] = ()
+    pinned: tuple[str, ...] = ()
+    """Hosts that must have a rank."""
+    excluded: tuple[str, ...] = ()
+    """`host/device` names that must have none."""
+    reserved_bytes: dict[str, int] = {}
+    """Memory left alone, by `host/device`."""
+    spread: str = ""
+    """Label of hosts: no two replicas stand on hosts of the same value, a fault domain."""
+    max_ttft_s: float | None = None
+    max_time_per_token_s: float | None = None
+    """SLOs: what a layout is estimated to take at `prompt_tokens` of prompt; a plan above them is refused."""
     prompt_tokens: int | None = None
     """Prompt that predictions and choices are made for; None: 512, or half the context where that is less."""
     draft: ModelRef | None = None
@@ -149,11 +160,22 @@ def objective_value(problem: Problem, estimate: Estimate) -> float:
             return estimate.joules_per_token
 
 
+def is_allowed(request: PlanRequest, layout: Layout, estimate: Estimate) -> bool:
+    """True when a layout has the pinned hosts and is estimated to keep the SLOs."""
+    return (
+        set(request.pinned) <= set(layout.hosts)
+        and (request.max_ttft_s is None or estimate.ttft_s <= request.max_ttft_s)
+        and (request.max_time_per_token_s is None or estimate.time_per_token_s <= request.max_time_per_token_s)
+    )
+
+
 def choose_layout(problem: Problem, layouts: list[Layout]) -> tuple[Layout, Estimate] | None:
-    """The best layout by the objective; ties go to fewer ranks and stages, then to balance, then to names."""
+    """The best allowed layout by the objective; ties go to fewer ranks and stages, then balance, then names."""
     best: tuple[tuple[float, int, int, float, float, tuple[str, ...]], Layout, Estimate] | None = None
     for layout in layouts:
         estimate = problem.estimate(layout)
+        if not is_allowed(problem.request, layout, estimate):
+            continue
         names = tuple(place.name for place in layout.places)
         # Nine digits: differences below are rounding of sums, and must not decide between plans.
         squares = sum(seconds**2 for seconds in estimate.stage_s)
@@ -170,11 +192,18 @@ def make_problem(request: PlanRequest) -> Problem:
     """Check a request against its facts and select devices. Raises FleetError E105 to E109 for what cannot be."""
     spec = request.spec
     known = {host.name for host in request.facts.hosts}
-    for kind, names in (("host", request.hosts), ("controller", request.controllers)):
+    for kind, names in (("host", request.hosts), ("controller", request.controllers), ("host", request.pinned)):
         for name in names:
             if name not in known:
                 raise FleetError("E106", f"no {kind} `{name}` in the cluster", hint=_near(name, known))
     places = _selected_places(request)
+    for name in request.pinned:
+        if name not in {place.host for place in places}:
+            raise FleetError(
+                "E107",
+                f"host `{name}` is pinned, but none of its devices may be used",
+                hint="drop --pin or select it",
+            )
     if not places:
         raise FleetError("E602", "no device is left to plan with", hint="select more hosts, or run `odctl status`")
     serving = request.serving
@@ -213,13 +242,28 @@ def _check_draft(request: PlanRequest) -> None:
         )
 
 
-def _selected_places(request: PlanRequest) -> tuple[Place, ...]:
-    places = tuple(
-        Place(host=host.name, device=device)
+def allowed_places(request: PlanRequest) -> tuple[Place, ...]:
+    """Every device that may be used, CPUs beside GPUs too, with what is reserved taken off its memory."""
+    places = {
+        f"{host.name}/{device.id}": Place(host=host.name, device=device)
         for host in request.facts.hosts
         for device in sorted(host.devices, key=lambda device: _natural(device.id))
         if not request.hosts or host.name in request.hosts
-    )
+    }
+    for name in (*request.excluded, *request.reserved_bytes):
+        if name not in places:
+            raise FleetError("E106", f"no device `{name}` in the cluster", hint=_near(name, set(places)))
+    for name, num_bytes in request.reserved_bytes.items():
+        usable = places[name].device.usable_bytes
+        if not 0 <= num_bytes <= usable:
+            raise FleetError("E106", f"{num_bytes} bytes of {name} are reserved, of {usable} usable ones")
+        device = msgspec.structs.replace(places[name].device, usable_bytes=usable - num_bytes)
+        places[name] = Place(host=places[name].host, device=device)
+    return tuple(place for name, place in places.items() if name not in request.excluded)
+
+
+def _selected_places(request: PlanRequest) -> tuple[Place, ...]:
+    places = allowed_places(request)
     if request.devices:
         known = {place.name for place in places}
         for name in request.devices:
@@ -259,6 +303,19 @@ def _check_constraints(request: PlanRequest, *, num_places: int, num_hosts: int)
             f"{needed} devices are needed ({request.replicas} replicas), {num_places} are there",
             hint="ask for fewer stages or replicas, or add hosts",
         )
+    if request.spread:
+        values = {host.labels.get(request.spread, "") for host in request.facts.hosts} - {""}
+        if len(values) < request.replicas:
+            raise FleetError(
+                "E602",
+                f"{request.replicas} replicas cannot be spread over {len(values)} values of the label "
+                f"`{request.spread}`",
+                hint="ask for fewer replicas, or label more hosts in the inventory",
+            )
+    if len(request.pinned) > (request.max_hosts or len(request.pinned)):
+        raise FleetError("E107", f"{len(request.pinned)} hosts are pinned, at most {request.max_hosts} asked for")
+    if request.pinned and request.replicas > 1:
+        raise FleetError("E107", "pinned hosts are for one replica", hint="drop --pin, or plan one replica")
     if request.min_hosts > num_hosts:
         raise FleetError("E602", f"at least {request.min_hosts} hosts are asked for, {num_hosts} are there")
     if request.max_hosts is not None and request.max_hosts < request.min_hosts:

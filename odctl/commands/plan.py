@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from odctl.result import ExitCode, Result, run_command
+
+if TYPE_CHECKING:
+    from agent.planner.problem import PlanRequest
 
 
 @click.command("plan")
@@ -86,6 +89,19 @@ from odctl.result import ExitCode, Result, run_command
 @click.option("--min-hosts", type=int, default=1, show_default=True)
 @click.option("--max-hosts", type=int, default=None)
 @click.option("--replicas", type=int, default=1, show_default=True)
+@click.option("--pin", default="", help="Hosts that must have a part of it.")
+@click.option("--exclude-device", "excluded_devices", multiple=True, help="HOST/DEVICE not to use; repeat.")
+@click.option("--reserve", "reserved", multiple=True, help="Memory to leave alone: HOST/DEVICE=GB; repeat.")
+@click.option("--spread", default="", help="Label of hosts: no two replicas share one of its values.")
+@click.option("--max-ttft", "max_ttft_s", type=float, default=None, help="Most seconds to the first token.")
+@click.option(
+    "--max-time-per-token",
+    "max_time_per_token_s",
+    type=float,
+    default=None,
+    help="Most seconds per later token.",
+)
+@click.option("--pareto", is_flag=True, help="Write nothing; show every layout that is best at something.")
 @click.option("--listen", default="127.0.0.1:11434", show_default=True, help="Address of the HTTP API.")
 @click.option("--controller", "controllers", multiple=True, help="Host that decides; repeat for standbys.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -121,6 +137,13 @@ def plan(
     min_hosts: int = 1,
     max_hosts: int | None = None,
     replicas: int = 1,
+    pin: str = "",
+    excluded_devices: tuple[str, ...] = (),
+    reserved: tuple[str, ...] = (),
+    spread: str = "",
+    max_ttft_s: float | None = None,
+    max_time_per_token_s: float | None = None,
+    pareto: bool = False,
     listen: str = "127.0.0.1:11434",
     controllers: tuple[str, ...] = (),
     seed: int = 0,
@@ -131,11 +154,10 @@ def plan(
     import msgspec
 
     from agent.errors import FleetError
-    from agent.facts.cluster import ClusterFacts
     from agent.planner.file import plan_hash, plan_to_toml
     from agent.planner.layout_text import preview_lines
     from agent.planner.make import make_plan
-    from agent.planner.plan import Objective, Plan, Serving
+    from agent.planner.plan import Objective, Serving
     from agent.planner.problem import PlanRequest
     from odctl.apply import read_facts
     from odctl.fleet import Fleet
@@ -157,7 +179,7 @@ def plan(
         excluded = {host.name for host in select(inventory, exclude)} if exclude else set()
         return [host.name for host in select(inventory, selector) if host.name not in excluded]
 
-    async def make(fleet: Fleet, inventory: Inventory) -> tuple[Plan, ClusterFacts]:
+    async def ask(fleet: Fleet, inventory: Inventory) -> PlanRequest:
         facts, missing = await read_facts(fleet, inventory.cluster)
         warn_unreachable(missing)
         if not facts.hosts:
@@ -167,7 +189,7 @@ def plan(
         if drafter is not None:
             await check_same_tokens(fleet, found, drafter)
         most_context = min(each.spec.max_context for each in (found, drafter) if each is not None)
-        request = PlanRequest(
+        return PlanRequest(
             name=name or found.ref.name,
             model=found.ref,
             spec=found.spec,
@@ -194,18 +216,26 @@ def plan(
             min_hosts=min_hosts,
             max_hosts=max_hosts,
             replicas=replicas,
+            pinned=tuple(host.name for host in select(inventory, pin)) if pin else (),
+            excluded=excluded_devices,
+            reserved_bytes=dict(_reserved(text) for text in reserved),
+            spread=spread,
+            max_ttft_s=max_ttft_s,
+            max_time_per_token_s=max_time_per_token_s,
             controllers=controllers,
             seed=seed,
             draft=drafter.ref if drafter is not None else None,
             draft_spec=drafter.spec if drafter is not None else None,
         )
-        return make_plan(request), facts
 
-    made, facts = visit_fleet(inventory_path, make, hosts=chosen_hosts)
+    request = visit_fleet(inventory_path, ask, hosts=chosen_hosts)
+    if pareto:
+        return _pareto(request)
+    made = make_plan(request)
     text = plan_to_toml(made)
     data = {"plan": msgspec.to_builtins(made), "hash": plan_hash(made), "file": output}
     lines = preview_lines(made, width=shutil.get_terminal_size((100, 24)).columns)
-    preview = "\n".join([*lines, measured_line(facts, made.hosts, now_s=time.time())])
+    preview = "\n".join([*lines, measured_line(request.facts, made.hosts, now_s=time.time())])
     if check:
         path = Path(output)
         differs = not path.exists() or path.read_text() != text
@@ -215,6 +245,46 @@ def plan(
         return Result(kind="plan", data=data, prose=text)
     Path(output).write_text(text)
     return Result(kind="plan", data=data, prose=f"{preview}\nwritten to {output}: odctl apply {output}")
+
+
+def _pareto(request: PlanRequest) -> Result:
+    """Every choice, a line each. Raises E602 when there is none: `make_plan` says why."""
+    import msgspec
+
+    from agent.planner.make import make_plan
+    from agent.planner.pareto import pareto_choices
+    from agent.planner.words import list_words, rate_words, seconds_words
+
+    choices = pareto_choices(request)
+    if not choices:
+        make_plan(request)
+    lines = [f"{len(choices)} layouts of which none beats another in everything, one replica each:"]
+    for choice in choices:
+        split = ", ".join(
+            f"{name} {layers}" for name, layers in zip(choice.stages[:4], choice.layers[:4], strict=True)
+        )
+        more = f" and {len(choice.stages) - 4} more stages" if len(choice.stages) > 4 else ""
+        best = f"  best at {list_words(choice.best_at, most=5)}" if choice.best_at else ""
+        lines.append(
+            f"  {seconds_words(choice.time_per_token_s)} per token, first after {seconds_words(choice.ttft_s)}, "
+            f"{rate_words(choice.tokens_per_s)}, context {choice.context}, {choice.joules_per_token:.3g} J each: "
+            f"{choice.shape}, layers {split}{more}{best}"
+        )
+    lines.append("--objective takes the one that is best at it; --max-ttft and --max-time-per-token narrow them")
+    data = {"choices": [msgspec.to_builtins(choice) for choice in choices]}
+    return Result(kind="pareto", data=data, prose="\n".join(lines))
+
+
+def _reserved(text: str) -> tuple[str, int]:
+    from agent.errors import FleetError
+
+    name, _, amount = text.partition("=")
+    try:
+        return name, int(float(amount.removesuffix("GB")) * 1e9)
+    except ValueError:
+        raise FleetError(
+            "E113", f"--reserve {text!r} is not HOST/DEVICE=GB", hint="write --reserve gpu01/cuda:0=8"
+        ) from None
 
 
 def _sizes(text: str) -> tuple[int, ...]:
