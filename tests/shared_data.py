@@ -1,4 +1,4 @@
-"""Public data sets that lie beside the repository: found, or the test that needs them is skipped with a reason."""
+"""Where the public measurements lie: beside the repository, or where ODCTL_SHARED_DATA points."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 
-VARIABLE = "ODCTL_SHARED_DATA"
+
+def find_shared_data(name: str) -> Path | None:
+    """The file or directory of that name among the data, or None where there is none."""
+    stated = os.environ.get("ODCTL_SHARED_DATA")
+    root = Path(stated) if stated else Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    found = root / name
+    return found if found.exists() else None
 
 
-def shared_data() -> Path:
-    """The folder of data sets: where ODCTL_SHARED_DATA points, else `shared/data` beside the repository."""
-    return Path(os.environ.get(VARIABLE) or Path(__file__).parents[2] / "shared" / "data")
-
-
-def shared_file(name: str) -> Path:
-    """A file of it by its path inside (`planner/helix_single24.json`). Skips the test where there is none."""
-    path = shared_data() / name
-    if not path.is_file():
-        pytest.skip(f"no {path}: set {VARIABLE} to the folder of public data sets")
-    return path
+def shared_data(name: str) -> Path:
+    """As `find_shared_data`; a test that asks for what is not there is skipped, and says what would bring it."""
+    found = find_shared_data(name)
+    if found is None:
+        pytest.skip(f"no {name}: put the public data into ../shared/data, or point ODCTL_SHARED_DATA at it")
+    return found

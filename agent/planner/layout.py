@@ -78,6 +78,15 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     vocab: Range
 
 
+def shape_of_sizes(sizes: Sequence[int]) -> str:
+    """What stages of these tensor-parallel sizes are: `single device`, `pipeline`, `tensor` or `hybrid`."""
+    if sum(sizes) == 1:
+        return "single device"
+    if len(sizes) == 1:
+        return "tensor"
+    return "pipeline" if max(sizes) == 1 else "hybrid"
+
+
 def cut_shares(spec: ModelSpec, units: Sequence[int]) -> tuple[Share, ...]:
     """Ranges for a group whose ranks take `units` KV heads each; columns and vocabulary rows in proportion.
 

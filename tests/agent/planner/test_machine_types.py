@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from agent.planner.bound import Curve, counting_bound
 from agent.planner.machine_types import MachineType, TypePlan, best_served, serve_types, stage_pareto
 from tests.agent.planner.fleets import HELIX_TRAFFIC, helix_types
-from tests.shared_data import shared_file
+from tests.shared_data import shared_data
 
 RATES = st.lists(st.integers(1, 60), min_size=1, max_size=4).map(
     lambda rates: tuple(sorted(map(float, rates), reverse=True))
@@ -22,7 +22,7 @@ HELIX_LAYERS = 80
 
 @functools.cache
 def helix() -> tuple[tuple[MachineType, ...], tuple[TypePlan, ...]]:
-    types = helix_types(shared_file("planner/helix_single24.json"))
+    types = helix_types(shared_data("planner/helix_single24.json"))
     return types, stage_pareto(types, HELIX_LAYERS)
 
 
