@@ -6,7 +6,7 @@ SECONDS ?= 3600
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-ssh test test-slow test-gguf check format screenshots bench soak bench-preview bench-links bench-faults bench-planner debian clean
+.PHONY: help demo demo-ssh test test-slow test-gguf check format screenshots bench soak bench-preview bench-links bench-faults bench-planner bench-learning debian clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -56,6 +56,9 @@ bench-faults: $(VENV)/.dev ## time every kind of fault under load; writes docs/b
 
 bench-planner: $(VENV)/.dev ## time planning up to 50,000 hosts, and plan a public cluster; writes docs/benchmarks.md
 	$(BIN)/python -m tests.benchmarks.planner
+
+bench-learning: $(VENV)/.dev ## regret of learning to choose, replayed on public measured runs; writes docs/benchmarks.md
+	$(BIN)/python -m tests.benchmarks.learning
 
 # sshd for the SSH tests, gcc for the fake NVML library. Without root or apt-get the tests that need them
 # are skipped and say so.
