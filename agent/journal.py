@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,15 @@ class Journal:
     def read_last(self, limit: int) -> list[Event]:
         """The newest `limit` events, oldest first."""
         rows = self._db.execute("SELECT * FROM event ORDER BY event_id DESC LIMIT ?", (limit,)).fetchall()
+        return [self._event(row) for row in reversed(rows)]
+
+    def read_kinds(self, kinds: Sequence[str], limit: int) -> list[Event]:
+        """The newest `limit` events of these kinds, oldest first."""
+        marks = ", ".join("?" * len(kinds))
+        rows = self._db.execute(
+            f"SELECT * FROM event WHERE kind IN ({marks}) ORDER BY event_id DESC LIMIT ?",  # noqa: S608 - marks alone
+            (*kinds, limit),
+        ).fetchall()
         return [self._event(row) for row in reversed(rows)]
 
     @property

@@ -23,6 +23,7 @@ from agent.facts.cluster import HostFacts
 from agent.facts.probe import HostProbe, ProbeRecord
 from agent.facts.sample import HostSample
 from agent.journal import Journal
+from agent.planner.learning.records import Lessons
 from agent.telemetry.history import SampleHistory
 from agent.wire.accuracy import AccuracyReport, CheckModel
 from agent.wire.agent import (
@@ -82,6 +83,7 @@ class Control(Protocol):
     def deployments(self) -> tuple[DeploymentRecord, ...]: ...
     async def deployment(self, name: str) -> DeploymentStatus: ...
     async def faults(self) -> FaultReport: ...
+    def lessons(self) -> Lessons: ...
     def apply(self, request: ApplyRequest) -> AsyncIterator[ApplyEvent]:
         """Progress. The apply itself goes on when its reader goes away."""
         ...
@@ -225,6 +227,9 @@ def _deployment_routes(control: Control) -> list[Route]:
     async def faults(request: Request) -> Response:
         return _encoded(request, await control.faults())
 
+    async def learning(request: Request) -> Response:
+        return _encoded(request, control.lessons())
+
     async def apply(request: Request) -> Response:
         return await _progress(control.apply(await _body(request, ApplyRequest)))
 
@@ -238,6 +243,7 @@ def _deployment_routes(control: Control) -> list[Route]:
         Route("/v1/deployments", deployments),
         Route("/v1/deployments/{name}", deployment),
         Route("/v1/faults", faults),
+        Route("/v1/learning", learning),
         Route("/v1/apply", apply, methods=["POST"]),
         Route("/v1/abort", abort, methods=["POST"]),
         Route("/v1/destroy", destroy, methods=["POST"]),

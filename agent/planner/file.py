@@ -20,6 +20,7 @@ from agent.planner.plan import (
     PLAN_VERSION,
     DraftRef,
     Healing,
+    Learning,
     ModelRef,
     Objective,
     Plan,
@@ -103,6 +104,7 @@ class PlanTable(msgspec.Struct, frozen=True, kw_only=True):
     cluster: str = ""
     facts_digest: str = ""
     why: tuple[str, ...] = ()
+    learning: Learning | None = None
 
 
 def plan_hash(plan: Plan) -> str:
@@ -134,6 +136,8 @@ def plan_to_toml(plan: Plan) -> str:
                 lines += ["", "    [[replica.stage.shard]]"]
                 lines += [f"    {key} = {_value(value)}" for key, value in _fields(shard)]
     lines += _table("serving", plan.serving) + _table("healing", plan.healing) + _table("predicted", plan.predicted)
+    if isinstance(plan.learning, Learning):
+        lines += _table("learning", plan.learning)
     return "\n".join(lines) + "\n"
 
 
@@ -157,6 +161,7 @@ def plan_from_toml(text: str, *, file: str) -> Plan:
         cluster=table.cluster,
         facts_digest=table.facts_digest,
         why=table.why,
+        learning=msgspec.UNSET if table.learning is None else table.learning,
         version=table.version,
     )
 

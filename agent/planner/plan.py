@@ -160,6 +160,14 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True):
     """Decode seconds of each stage of replica 0, links left out."""
 
 
+class Learning(msgspec.Struct, frozen=True, kw_only=True):
+    """What learning had to do with a plan, and whether its measurements are kept to learn from."""
+
+    records: bool = True
+    propensity: float = 1.0
+    """Likelihood with which the adaptive strategy chose this plan: 1 without exploration."""
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A whole `plan.toml`. `name` is the deployment's name, the one that clients ask for as a model."""
 
@@ -178,6 +186,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Hash of the cluster facts that the plan was made from; apply names what has moved since."""
     why: tuple[str, ...] = ()
     """The planner's reasons, one sentence each."""
+    learning: Learning | msgspec.UnsetType = msgspec.UNSET
+    """Unset: recorded, and chosen without exploration. Plans that say no more keep the hash they had without it."""
     version: int = PLAN_VERSION
 
     @property

@@ -29,6 +29,14 @@ class ServingSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     ttft_s_p95: float
     time_per_token_s_p50: float
     time_per_token_s_p95: float
+    busy_s: float = 0.0
+    """Seconds in which a request waited or ran."""
+    ttft_s_sum: float = 0.0
+    """Over all requests that had a first token, `num_first_tokens` of them."""
+    num_first_tokens: int = 0
+    decode_s_sum: float = 0.0
+    """Seconds between first and last tokens of the requests that ended; `decoded_tokens` came in them."""
+    decoded_tokens: int = 0
 
 
 class ServingMetrics:
@@ -43,6 +51,12 @@ class ServingMetrics:
         self._token_times: deque[float] = deque()
         self._ttft_s: deque[float] = deque(maxlen=KEPT_REQUESTS)
         self._time_per_token_s: deque[float] = deque(maxlen=KEPT_REQUESTS)
+        self._busy_s = 0.0
+        self._busy_until_s = -math.inf
+        self._ttft_s_sum = 0.0
+        self._num_first_tokens = 0
+        self._decode_s_sum = 0.0
+        self._decoded_tokens = 0
 
     def count_token(self, request: Request, now_s: float) -> None:
         """One drawn token; with a request's first one its prompt is computed."""
@@ -52,6 +66,11 @@ class ServingMetrics:
         if len(request.generated) == 1:
             self._prompt_tokens += len(request.prompt)
             self._ttft_s.append(now_s - request.arrived_s)
+            self._ttft_s_sum += now_s - request.arrived_s
+            self._num_first_tokens += 1
+        # From the last token of anybody, or from this request's arrival where nobody was there before it.
+        self._busy_s += now_s - min(now_s, max(request.arrived_s, self._busy_until_s))
+        self._busy_until_s = now_s
         self._token_times.append(now_s)
         self._forget_before(now_s - WINDOW_S)
 
@@ -74,6 +93,8 @@ class ServingMetrics:
         seconds = time_per_token_s(request)
         if seconds is not None:
             self._time_per_token_s.append(seconds)
+            self._decoded_tokens += len(request.generated) - 1
+            self._decode_s_sum += seconds * (len(request.generated) - 1)
 
     def snapshot(self, now_s: float) -> ServingSnapshot:
         self._forget_before(now_s - WINDOW_S)
@@ -88,6 +109,11 @@ class ServingMetrics:
             ttft_s_p95=percentile(self._ttft_s, 95),
             time_per_token_s_p50=percentile(self._time_per_token_s, 50),
             time_per_token_s_p95=percentile(self._time_per_token_s, 95),
+            busy_s=self._busy_s,
+            ttft_s_sum=self._ttft_s_sum,
+            num_first_tokens=self._num_first_tokens,
+            decode_s_sum=self._decode_s_sum,
+            decoded_tokens=self._decoded_tokens,
         )
 
     def _forget_before(self, time_s: float) -> None:

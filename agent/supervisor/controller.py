@@ -35,6 +35,7 @@ from agent.supervisor import bring_up
 from agent.supervisor.clean_up import commit_everywhere
 from agent.supervisor.deployment import Controlled, ControllerState
 from agent.supervisor.faults import FaultBook
+from agent.supervisor.outcomes import OutcomeBook
 from agent.supervisor.reach import Reach
 from agent.wire.agent import DeploymentStatus, Heartbeat, RankView, RestartRank, RetireBackends
 from agent.wire.gateway import BackendStatus
@@ -60,6 +61,7 @@ class DeploymentWatch:
         reach: Reach,
         state: ControllerState,
         faults: FaultBook,
+        outcomes: OutcomeBook,
         own_heartbeat: Callable[[], Heartbeat],
         is_apply_pending: Callable[[], bool],
     ) -> None:
@@ -69,6 +71,7 @@ class DeploymentWatch:
         self._reach = reach
         self._state = state
         self._faults = faults
+        self._outcome = outcomes.open(self.plan, controlled)
         self._own_heartbeat = own_heartbeat
         self._is_apply_pending = is_apply_pending
         self._beats: dict[str, Heartbeat] = {}
@@ -106,6 +109,7 @@ class DeploymentWatch:
                 started = time.monotonic()
                 beats, silent = await self._listen()
                 self._remember(beats)
+                self._outcome.look(self._backend(), now_s=time.monotonic())
                 is_late = time.monotonic() - started > BEAT_TIMEOUT_S + PORT_PROBE_TIMEOUT_S + OWN_STALL_S
                 if not self._is_apply_pending():
                     for event in self._events(beats, silent, was_stalled=is_late):

@@ -19,6 +19,7 @@ from agent.facts.probe import HostProbe, ProbeRecord
 from agent.healing.state import FaultKey
 from agent.journal import Journal
 from agent.planner.file import plan_from_toml
+from agent.planner.learning.records import Lessons
 from agent.supervisor.accuracy import AccuracyChecks
 from agent.supervisor.apply import Transaction
 from agent.supervisor.clean_up import tell_left_behind
@@ -29,6 +30,7 @@ from agent.supervisor.faults import FaultBook
 from agent.supervisor.gateways import GatewayTable
 from agent.supervisor.instruct import Member
 from agent.supervisor.members import MemberTable
+from agent.supervisor.outcomes import OutcomeBook
 from agent.supervisor.paths import HostPaths
 from agent.supervisor.probes import Probes
 from agent.supervisor.processes import ProcessExit, ProcessTable
@@ -105,6 +107,7 @@ class Supervisor:
         self._store = RendezvousStore()
         self._state = ControllerState(journal)
         self._faults = FaultBook(journal)
+        self._outcomes = OutcomeBook(journal)
         self._member = Member(
             ranks=self._ranks,
             gateways=self._gateways,
@@ -231,6 +234,9 @@ class Supervisor:
 
     async def faults(self) -> FaultReport:
         return FaultReport(faults=self._faults.all())
+
+    def lessons(self) -> Lessons:
+        return self._outcomes.lessons()
 
     async def apply(self, request: ApplyRequest) -> AsyncIterator[ApplyEvent]:
         """Start the transaction, or join the one under way when it is of the same plan. E501 otherwise."""
@@ -441,6 +447,7 @@ class Supervisor:
             reach=self._reach,
             state=self._state,
             faults=self._faults,
+            outcomes=self._outcomes,
             own_heartbeat=lambda: self.heartbeat(self._config.host),
             is_apply_pending=lambda: self._is_apply_pending(name),
         )

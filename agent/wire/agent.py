@@ -13,6 +13,7 @@ socket) serves all of it; the cluster plane (TLS, both ends with a certificate) 
 | GET /v1/deployments/{name} | DeploymentStatus (controller only; 404 E701 elsewhere, naming the controller) |
 | GET /v1/events?after=N&limit=M&follow=1 | frames of Event |
 | GET /v1/faults | FaultReport |
+| GET /v1/learning | planner.learning.records: Lessons of the deployments that this agent decided for |
 | GET /v1/logs?name=X&tail=N | text/plain |
 | POST /v1/apply | ApplyRequest -> frames of ApplyEvent |
 | POST /v1/abort | AbortRequest -> Done |

@@ -120,6 +120,13 @@ class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
     drafts_accepted: int = 0
     blocks_held: int = 0
     """Of the KV cache, by sequences that run: none when nothing does."""
+    busy_s: float = 0.0
+    """Seconds in which a request waited or ran. This and the sums below are since the backend began."""
+    ttft_s_sum: float = 0.0
+    num_first_tokens: int = 0
+    decode_s_sum: float = 0.0
+    """Seconds between first and last tokens of the requests that ended; `decoded_tokens` came in them."""
+    decoded_tokens: int = 0
 
 
 class GatewayStatus(msgspec.Struct, frozen=True, kw_only=True):
