@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "run": ("odctl.commands.run", "Ask a deployed model; the answer streams."),
     "bench": ("odctl.commands.bench", "Put a load on a deployment or any server, and compare two."),
     "faults": ("odctl.commands.faults", "List faults and their evidence."),
+    "strategies": ("odctl.commands.strategies", "Show what measured runs taught about each strategy."),
     "destroy": ("odctl.commands.destroy", "Stop a deployment and free its memory."),
     "lab": ("odctl.commands.lab", "Make or destroy a throw-away cluster on this machine."),
     "demo": ("odctl.commands.demo", "The main job on a throw-away cluster: plan, apply, a streamed answer."),

@@ -112,6 +112,16 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
 
 
+class Learning(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether applied plans are recorded and advise later ones, and whether plans may be chosen to learn more."""
+
+    document_noun: ClassVar[str] = "learning"
+    enabled: bool = True
+    explore: bool = False
+    protected: tuple[str, ...] = ()
+    """Deployments that are never explored with."""
+
+
 class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     cluster: str
@@ -125,6 +135,7 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     """Files to read host keys from; missing ones count as empty. `accept-new` writes to none of these."""
     ssh_config: tuple[Path, ...]
     """OpenSSH client configurations that exist, the user's first."""
+    learning: Learning = Learning()
 
     @property
     def directory(self) -> Path:
@@ -232,6 +243,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True):
     defaults: _Defaults = _Defaults()
     hosts: dict[Name, _Host] = {}
     groups: dict[Name, _Group] = {}
+    learning: Learning = Learning()
 
 
 def load_inventory(path: str | Path) -> Inventory:
@@ -266,6 +278,7 @@ def parse_inventory(text: str, *, path: Path) -> Inventory:
         groups={name: _group_members(group, hosts) for name, group in file.groups.items()},
         known_hosts=_known_hosts_files(file.defaults),
         ssh_config=_ssh_config_files(file.defaults),
+        learning=file.learning,
     )
 
 

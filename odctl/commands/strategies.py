@@ -1,0 +1,127 @@
+"""`odctl strategies`: what measured runs taught about each strategy, and what was chosen."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from odctl.result import ExitCode, Result, run_command
+
+if TYPE_CHECKING:
+    from agent.planner.learning.state import Selection
+    from agent.planner.learning.summary import StrategyRow
+
+SHOWN_SELECTIONS = 40
+
+
+@click.command("strategies")
+@click.option("--history", "with_history", is_flag=True, help="Also what was chosen, and what came of it.")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def command(inventory_path: str, with_history: bool, as_json: bool) -> None:
+    """Show what applied plans were measured to do, per strategy and kind of workload.
+
+    REGRET is how much slower a token is than with the best strategy measured on the same kind of workload.
+    """
+    run_command(lambda: strategies(inventory_path, with_history=with_history), as_json=as_json)
+
+
+def strategies(inventory_path: str, *, with_history: bool) -> Result:
+    """Raises E2xx when no host answers."""
+    import msgspec
+
+    from agent.errors import FleetError
+    from agent.planner.learning.state import replay
+    from agent.planner.learning.summary import summarise
+    from odctl.fleet import Fleet
+    from odctl.inventory import Inventory
+    from odctl.learning import read_lessons
+    from odctl.session import visit_fleet, warn_unreachable
+
+    async def look(fleet: Fleet, inventory: Inventory) -> Result:
+        lessons, missing = await read_lessons(fleet)
+        warn_unreachable(missing)
+        if len(missing) == len(fleet.hosts):
+            raise next(iter(missing.values()), FleetError("E105", "the inventory has no host"))
+        state = replay(lessons)
+        rows = summarise(state)
+        settings = inventory.learning
+        lines = [_weights_line(msgspec.structs.asdict(state.weights))]
+        if not settings.enabled:
+            lines.append("learning is switched off in the inventory: plans are neither recorded nor advised")
+        lines += _table(rows)
+        if with_history:
+            lines += ["", *(_selection_line(selection) for selection in state.selections[-SHOWN_SELECTIONS:])]
+            if len(state.selections) > SHOWN_SELECTIONS:
+                lines.append(f"and {len(state.selections) - SHOWN_SELECTIONS} earlier ones (--json has them all)")
+        data = {
+            "settings": msgspec.to_builtins(settings),
+            "weights": msgspec.to_builtins(state.weights),
+            "strategies": msgspec.to_builtins(rows),
+            "history": msgspec.to_builtins(state.selections),
+        }
+        code = ExitCode.UNREACHABLE if missing else ExitCode.OK
+        return Result(kind="strategies", data=data, prose="\n".join(lines), exit_code=code)
+
+    return visit_fleet(inventory_path, look)
+
+
+def _weights_line(weights: dict[str, float]) -> str:
+    return "weights of the objectives: " + ", ".join(f"{name} {value:.0%}" for name, value in weights.items())
+
+
+def _table(rows: tuple[StrategyRow, ...]) -> list[str]:
+    from agent.planner.words import rate_words, seconds_words
+
+    if not rows:
+        return ["nothing was measured yet: apply a plan and ask it something"]
+    lines: list[str] = []
+    bucket = None
+    for row in rows:
+        if row.bucket != bucket:
+            bucket = row.bucket
+            lines += ["", bucket]
+            lines.append(
+                f"  {'STRATEGY':<16}{'REQUESTS':>9}{'OK':>6}{'PER TOKEN':>12}{'±':>9}{'PREDICTED':>11}{'OFF':>6}"
+                f"{'FIRST':>10}{'RATE':>12}{'BUSY':>6}{'WEIGHT':>8}{'REGRET':>8}"
+            )
+        cells = (
+            f"{row.executions:>9}",
+            f"{_percent(row.success):>6}",
+            f"{seconds_words(row.time_per_token_s) if row.time_per_token_s else '-':>12}",
+            f"{seconds_words(row.deviation_s) if row.deviation_s else '-':>9}",
+            f"{seconds_words(row.predicted_s) if row.predicted_s else '-':>11}",
+            f"{_percent(row.error, signed=True):>6}",
+            f"{seconds_words(row.ttft_s) if row.ttft_s else '-':>10}",
+            f"{rate_words(row.tokens_per_s) if row.tokens_per_s else '-':>12}",
+            f"{_percent(row.utilisation):>6}",
+            f"{_percent(row.weight):>8}",
+            f"{_percent(row.regret):>8}",
+        )
+        lines.append(f"  {row.arm:<16}" + "".join(cells))
+    return lines
+
+
+def _percent(value: float | None, *, signed: bool = False) -> str:
+    if value is None:
+        return "-"
+    return f"{value:+.0%}" if signed else f"{value:.0%}"
+
+
+def _selection_line(selection: Selection) -> str:
+    from agent.planner.words import seconds_words
+
+    chosen = selection.chosen
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(selection.at_s))
+    promised = chosen.predicted.time_per_token_s
+    line = (
+        f"{when}  {selection.deployment} generation {selection.generation}  plan {selection.plan_hash[:12]}  "
+        f"{chosen.arm} for {chosen.objective} by {chosen.asked}, likelihood {chosen.propensity:.0%}: "
+        f"predicted {seconds_words(promised) if promised else '-'} per token"
+    )
+    measured = selection.outcome.time_per_token_s if selection.outcome else None
+    if measured is None:
+        return f"{line}, not measured yet"
+    return f"{line}, measured {seconds_words(measured)}, {selection.requests} requests, {selection.failed} failed"
