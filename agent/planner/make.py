@@ -11,18 +11,18 @@ from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
 from agent.planner.adaptive import STRATEGIES
+from agent.planner.advise import advise, choose_layout
 from agent.planner.cost import Estimate, count_chunks, estimate_layout
 from agent.planner.hybrid import HybridStrategy
 from agent.planner.layout import Layout, Place, StageLayout, cut_shares, layout_of_stage
 from agent.planner.memory import stage_bytes
-from agent.planner.plan import DraftRef, ObjectiveKind, Plan, Predicted, Replica, Serving, Shard, Stage
+from agent.planner.plan import DraftRef, Learning, ObjectiveKind, Plan, Predicted, Replica, Serving, Shard, Stage
 from agent.planner.problem import (
     DEFAULT_PROMPT_TOKENS,
     PlanRequest,
     Problem,
     Strategy,
     allowed_places,
-    choose_layout,
     make_problem,
 )
 from agent.planner.rates import LinkTable
@@ -53,7 +53,14 @@ def make_plan(request: PlanRequest) -> Plan:
     if chosen is None:
         raise _what_binds(problem) or does_not_fit(problem, propose_layouts)
     layouts = [layout for layout, _ in chosen]
-    return _build_plan(problem, layouts, why=explain(problem, chosen, propose_layouts))
+    advice = advise(problem, propose_layouts(problem)) if request.lessons else None
+    plan = _build_plan(problem, layouts, why=explain(problem, chosen, propose_layouts, advice=advice))
+    if request.is_recorded and (advice is None or advice.choice.propensity == 1):
+        return plan
+    learning = Learning(
+        records=request.is_recorded, propensity=_rounded(advice.choice.propensity) if advice is not None else 1.0
+    )
+    return msgspec.structs.replace(plan, learning=learning)
 
 
 def refresh_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts, *, draft: ModelSpec | None = None) -> Plan:

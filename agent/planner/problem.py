@@ -14,6 +14,7 @@ from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
 from agent.planner.cost import Estimate, estimate_layout
 from agent.planner.layout import Layout, Place
+from agent.planner.learning.records import Lesson
 from agent.planner.memory import StageSizes
 from agent.planner.plan import Healing, ModelRef, Objective, Serving
 from agent.planner.rates import LinkTable
@@ -62,6 +63,12 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     draft_spec: ModelSpec | None = None
     """Of the draft model; both are there where `serving.speculation` is `draft_model`, and nowhere else."""
     seed: int = 0
+    lessons: tuple[Lesson, ...] = ()
+    """What earlier plans were measured to do, oldest first: the adaptive strategy learns from it."""
+    is_recorded: bool = True
+    """Whether what the plan will be measured to do is kept to learn from."""
+    may_explore: bool = False
+    """Whether it may take a plan that is expected to be a little worse, to learn more."""
 
 
 class Problem:
@@ -169,8 +176,8 @@ def is_allowed(request: PlanRequest, layout: Layout, estimate: Estimate) -> bool
     )
 
 
-def choose_layout(problem: Problem, layouts: list[Layout]) -> tuple[Layout, Estimate] | None:
-    """The best allowed layout by the objective; ties go to fewer ranks and stages, then balance, then names."""
+def choose_estimated(problem: Problem, layouts: list[Layout]) -> tuple[Layout, Estimate] | None:
+    """The best allowed layout by its estimate; ties go to fewer ranks and stages, then balance, then names."""
     best: tuple[tuple[float, int, int, float, float, tuple[str, ...]], Layout, Estimate] | None = None
     for layout in layouts:
         estimate = problem.estimate(layout)

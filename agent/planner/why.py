@@ -8,12 +8,13 @@ import msgspec
 
 from agent.facts.cluster import LinkFacts
 from agent.facts.model import DTYPE_BYTES
-from agent.planner.adaptive import AdaptiveStrategy, rule_of_thumb, shape_of
+from agent.planner.adaptive import SLOW_LINK_BYTES_PER_S, AdaptiveStrategy, rule_of_thumb, shape_of
+from agent.planner.advise import Advice
 from agent.planner.bound import throughput_bound
-from agent.planner.cost import Estimate, covered_experts, hop_pairs, link_between
+from agent.planner.cost import Estimate, covered_experts, group_link, hop_pairs, link_between
 from agent.planner.layout import Layout, Place
 from agent.planner.memory import draft_bytes
-from agent.planner.problem import Problem, choose_layout, objective_value
+from agent.planner.problem import Problem, choose_estimated, objective_value
 from agent.planner.rates import rates_of
 from agent.planner.words import bytes_words, list_words, moment_words, rate_words, seconds_words
 
@@ -23,7 +24,9 @@ MAX_COMPARED_DEVICES = 16
 """Up to this many devices, the alternative is planned as well, to tell what it would change."""
 
 
-def explain(problem: Problem, chosen: list[tuple[Layout, Estimate]], propose: Propose) -> tuple[str, ...]:
+def explain(
+    problem: Problem, chosen: list[tuple[Layout, Estimate]], propose: Propose, *, advice: Advice | None = None
+) -> tuple[str, ...]:
     """All reasons for these replicas, most important first."""
     layout, estimate = chosen[0]
     lines = [_choice(problem, chosen), _bottleneck(layout, estimate)]
@@ -34,6 +37,7 @@ def explain(problem: Problem, chosen: list[tuple[Layout, Estimate]], propose: Pr
     lines += _bound(problem, chosen)
     lines += _rule(problem, layout)
     lines += _drafting(problem, [layout for layout, _ in chosen])
+    lines += _learnt(problem, advice)
     lines += _quantised(problem)
     lines += _kind_of_model(problem)
     lines += _unmeasured(problem, [layout for layout, _ in chosen])
@@ -182,7 +186,7 @@ def _best_variant(
         objective = msgspec.structs.replace(request.objective, strategy=strategy)
         request = msgspec.structs.replace(request, objective=objective)
     varied = problem.varied(request=request)
-    return choose_layout(varied, propose(varied))
+    return choose_estimated(varied, propose(varied))
 
 
 def _unequal_shares(layout: Layout) -> list[str]:
@@ -255,13 +259,46 @@ def _fits_on(problem: Problem, places: tuple[Place, ...]) -> bool:
 def _rule(problem: Problem, layout: Layout) -> list[str]:
     if problem.request.objective.strategy != "adaptive" or len(problem.places) == 1:
         return []
-    rule, shape = rule_of_thumb(problem.spec.num_layers, problem.prompt_tokens), shape_of(layout)
+    slowest = group_link(problem.places, problem.links).bytes_per_s
+    rule = rule_of_thumb(problem.spec.num_layers, problem.prompt_tokens, link_bytes_per_s=slowest)
+    shape = shape_of(layout)
     if rule == shape:
         return []
+    link = "" if slowest > SLOW_LINK_BYTES_PER_S else ", pipeline over links of 10 Gbit/s and less"
     return [
-        f"the rule of thumb (tensor parallelism above 2,048 prompt tokens, pipeline above 20 layers) says {rule}; "
-        f"the estimate with these devices and links says {shape}"
+        "the rule of thumb (tensor parallelism above 2,048 prompt tokens, pipeline above 20 layers, hybrid above "
+        f"both{link}) says {rule}; the estimate with these devices and links says {shape}"
     ]
+
+
+def _learnt(problem: Problem, advice: Advice | None) -> list[str]:
+    """What measured runs changed, and from how many."""
+    if advice is None:
+        return []
+    estimates = [estimate for _, estimate in advice.layouts]
+    values = [objective_value(problem, estimate) for estimate in estimates]
+    tried = [
+        f"{arm} {expected / value:.2f} times ({advice.runs[arm]} runs)"
+        for arm, expected, value in zip(advice.arms, advice.choice.expected, values, strict=True)
+        if arm in advice.runs
+    ]
+    index = advice.choice.index
+    lines = [f"learnt from {advice.num_runs} measured runs, expected against the estimate: {list_words(tried)}"]
+    if not tried:
+        lines = [f"{advice.num_runs} measured runs are known, none of a layout that is possible here"]
+    by_estimate = min(range(len(values)), key=lambda each: values[each])
+    if advice.choice.is_exploring:
+        lines.append(
+            f"explores: {advice.arms[index]} may prove better than what is expected to be best, which was given a "
+            f"likelihood of {1 - advice.choice.propensity:.0%} (seed {problem.request.seed})"
+        )
+    elif by_estimate != index:
+        lines.append(
+            f"the estimate alone says {advice.arms[by_estimate]}; what was measured says {advice.arms[index]}"
+        )
+    if advice.alarms:
+        lines.append(f"{advice.alarms} times measurements left what had been learnt: what was before counts little")
+    return lines
 
 
 def _unmeasured(problem: Problem, layouts: list[Layout]) -> list[str]:

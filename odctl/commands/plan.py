@@ -156,12 +156,14 @@ def plan(
     from agent.errors import FleetError
     from agent.planner.file import plan_hash, plan_to_toml
     from agent.planner.layout_text import preview_lines
+    from agent.planner.learning.records import Lesson
     from agent.planner.make import make_plan
     from agent.planner.plan import Objective, Serving
     from agent.planner.problem import PlanRequest
     from odctl.apply import read_facts
     from odctl.fleet import Fleet
     from odctl.inventory import Inventory, select
+    from odctl.learning import read_lessons
     from odctl.model_source import check_same_tokens, find_model
     from odctl.probing import measured_line
     from odctl.session import visit_fleet, warn_unreachable
@@ -178,6 +180,13 @@ def plan(
     def chosen_hosts(inventory: Inventory) -> list[str]:
         excluded = {host.name for host in select(inventory, exclude)} if exclude else set()
         return [host.name for host in select(inventory, selector) if host.name not in excluded]
+
+    async def lessons_for(fleet: Fleet, inventory: Inventory) -> tuple[Lesson, ...]:
+        """None where the strategy is named, or learning is switched off."""
+        if strategy != "adaptive" or not inventory.learning.enabled:
+            return ()
+        lessons, _ = await read_lessons(fleet)
+        return lessons
 
     async def ask(fleet: Fleet, inventory: Inventory) -> PlanRequest:
         facts, missing = await read_facts(fleet, inventory.cluster)
@@ -226,6 +235,9 @@ def plan(
             seed=seed,
             draft=drafter.ref if drafter is not None else None,
             draft_spec=drafter.spec if drafter is not None else None,
+            lessons=await lessons_for(fleet, inventory),
+            is_recorded=inventory.learning.enabled,
+            may_explore=inventory.learning.explore and (name or found.ref.name) not in inventory.learning.protected,
         )
 
     request = visit_fleet(inventory_path, ask, hosts=chosen_hosts)

@@ -19,7 +19,7 @@ from agent.planner.make import make_plan, propose_layouts
 from agent.planner.order import STALE_GENERATIONS, nearest_neighbours, reordered, search_order
 from agent.planner.pipeline import StageOption, propose_chains
 from agent.planner.plan import Objective, Serving
-from agent.planner.problem import Problem, choose_layout, make_problem
+from agent.planner.problem import Problem, choose_estimated, make_problem
 from agent.planner.split import Floats, Minimise, OptionTable, split_layers
 from tests.agent.planner.clusters import LLAMA_70B, cluster, gpu, host, link, request
 
@@ -205,7 +205,7 @@ def test_the_search_beats_fastest_first_where_links_are_unequal() -> None:
     facts = far_apart(5)
     asked = request(LLAMA_70B, facts, serving=Serving(quantisation="int4", batch=1), min_hosts=4)
     problem = make_problem(asked)
-    found = choose_layout(problem, propose_layouts(problem))
+    found = choose_estimated(problem, propose_layouts(problem))
     assert found is not None
     best = math.inf
     for order in itertools.permutations(problem.places):
