@@ -84,7 +84,7 @@ def _table(rows: tuple[StrategyRow, ...]) -> list[str]:
             bucket = row.bucket
             lines += ["", bucket]
             lines.append(
-                f"  {'STRATEGY':<16}{'REQUESTS':>9}{'OK':>6}{'PER TOKEN':>12}{'±':>9}{'PREDICTED':>11}{'OFF':>6}"
+                f"  {'STRATEGY':<16}{'REQUESTS':>9}{'OK':>6}{'PER TOKEN':>12}{'±':>9}{'PREDICTED':>11}{'OFF':>8}"
                 f"{'FIRST':>10}{'RATE':>12}{'BUSY':>6}{'WEIGHT':>8}{'REGRET':>8}"
             )
         cells = (
@@ -93,7 +93,7 @@ def _table(rows: tuple[StrategyRow, ...]) -> list[str]:
             f"{seconds_words(row.time_per_token_s) if row.time_per_token_s else '-':>12}",
             f"{seconds_words(row.deviation_s) if row.deviation_s else '-':>9}",
             f"{seconds_words(row.predicted_s) if row.predicted_s else '-':>11}",
-            f"{_percent(row.error, signed=True):>6}",
+            f"{_percent(row.error, signed=True):>8}",
             f"{seconds_words(row.ttft_s) if row.ttft_s else '-':>10}",
             f"{rate_words(row.tokens_per_s) if row.tokens_per_s else '-':>12}",
             f"{_percent(row.utilisation):>6}",
