@@ -279,8 +279,8 @@ def _pareto(request: PlanRequest) -> Result:
         best = f"  best at {list_words(choice.best_at, most=5)}" if choice.best_at else ""
         lines.append(
             f"  {seconds_words(choice.time_per_token_s)} per token, first after {seconds_words(choice.ttft_s)}, "
-            f"{rate_words(choice.tokens_per_s)}, context {choice.context}, {choice.joules_per_token:.3g} J each: "
-            f"{choice.shape}, layers {split}{more}{best}"
+            f"{rate_words(choice.tokens_per_s)}, context {choice.context}, {choice.joules_per_token:.3g} J "
+            f"a token: {choice.shape}, layers {split}{more}{best}"
         )
     lines.append("--objective takes the one that is best at it; --max-ttft and --max-time-per-token narrow them")
     data = {"choices": [msgspec.to_builtins(choice) for choice in choices]}

@@ -24,7 +24,7 @@ from agent.planner.split import Floats, Minimise, OptionTable, split_layers
 from tests.agent.planner.clusters import LLAMA_70B, cluster, gpu, host, link, request
 
 SEEDS = 20
-NUM_HOSTS, NUM_LAYERS = 7, 16
+NUM_HOSTS, NUM_LAYERS = 7, 12
 
 
 def unequal_table(rng: np.random.Generator, *, num_hosts: int, num_layers: int) -> OptionTable:
