@@ -110,11 +110,12 @@ class PlanTable(msgspec.Struct, frozen=True, kw_only=True):
 def plan_hash(plan: Plan) -> str:
     """sha256 over the plan's canonical JSON, in hex: its name wherever a plan is referred to.
 
-    A plan without a draft model has the hash that it had before there were any.
+    Plans without a draft model, or a word on learning, have the hash that they had before there was such a thing.
     """
     content = dict(_fields(plan))  # in the order of the fields
-    if plan.draft is None:
-        del content["draft"]
+    for name in ("draft", "learning"):
+        if content[name] is None:
+            del content[name]
     return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
 
 
@@ -136,7 +137,7 @@ def plan_to_toml(plan: Plan) -> str:
                 lines += ["", "    [[replica.stage.shard]]"]
                 lines += [f"    {key} = {_value(value)}" for key, value in _fields(shard)]
     lines += _table("serving", plan.serving) + _table("healing", plan.healing) + _table("predicted", plan.predicted)
-    if isinstance(plan.learning, Learning):
+    if plan.learning is not None:
         lines += _table("learning", plan.learning)
     return "\n".join(lines) + "\n"
 
@@ -161,7 +162,7 @@ def plan_from_toml(text: str, *, file: str) -> Plan:
         cluster=table.cluster,
         facts_digest=table.facts_digest,
         why=table.why,
-        learning=msgspec.UNSET if table.learning is None else table.learning,
+        learning=table.learning,
         version=table.version,
     )
 

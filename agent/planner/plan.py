@@ -186,8 +186,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Hash of the cluster facts that the plan was made from; apply names what has moved since."""
     why: tuple[str, ...] = ()
     """The planner's reasons, one sentence each."""
-    learning: Learning | msgspec.UnsetType = msgspec.UNSET
-    """Unset: recorded, and chosen without exploration. Plans that say no more keep the hash they had without it."""
+    learning: Learning | None = None
+    """None: recorded, and chosen without exploration."""
     version: int = PLAN_VERSION
 
     @property

@@ -7,7 +7,7 @@ import msgspec
 from agent.journal import Journal
 from agent.planner.learning.records import KINDS, Figures, Lesson, Lessons, PlanChosen, PlanMeasured, arm_of
 from agent.planner.learning.workload import Context, link_class
-from agent.planner.plan import Learning, Plan, Predicted
+from agent.planner.plan import Plan, Predicted
 from agent.planner.shards import weight_bytes
 from agent.supervisor.deployment import Controlled
 from agent.wire.gateway import BackendStatus
@@ -68,7 +68,7 @@ class Outcome:
 
     @property
     def is_recorded(self) -> bool:
-        return not isinstance(self._plan.learning, Learning) or self._plan.learning.records
+        return self._plan.learning is None or self._plan.learning.records
 
     def look(self, status: BackendStatus | None, *, now_s: float) -> None:
         """Write a measurement when requests have ended and none is there any more, or when one is overdue."""
@@ -97,7 +97,7 @@ class Outcome:
             arm=_arm(plan),
             asked=plan.objective.strategy,
             objective=plan.objective.kind,
-            propensity=plan.learning.propensity if isinstance(plan.learning, Learning) else 1.0,
+            propensity=plan.learning.propensity if plan.learning is not None else 1.0,
             predicted=_figures(plan.predicted),
         )
         self._append("PlanChosen", chosen)

@@ -32,7 +32,6 @@ CONTROLLED = Controlled(
 
 
 def counts(**changed: Any) -> BackendStatus:
-    nothing = dict.fromkeys(("running", "queued", "finished", "failed", "cancelled"), 0)
     usual = BackendStatus(
         deployment="chat",
         generation=3,
@@ -46,7 +45,11 @@ def counts(**changed: Any) -> BackendStatus:
         ttft_s_p95=0.0,
         time_per_token_s_p50=0.0,
         time_per_token_s_p95=0.0,
-        **nothing,
+        running=0,
+        queued=0,
+        finished=0,
+        failed=0,
+        cancelled=0,
     )
     return msgspec.structs.replace(usual, **changed)
 

@@ -109,7 +109,7 @@ def arm_chosen(plan: Plan) -> str:
 def test_without_lessons_the_estimate_decides_and_nothing_is_said_of_learning() -> None:
     plan = make_plan(request(model(), TWIN))
     assert not any("learnt" in line for line in plan.why)
-    assert isinstance(plan.learning, msgspec.UnsetType)
+    assert plan.learning is None
     assert "[learning]" not in plan_to_toml(plan)
 
 
