@@ -6,7 +6,7 @@ SECONDS ?= 3600
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-ssh test test-slow test-gguf check format screenshots bench soak bench-preview bench-links bench-faults bench-planner bench-learning debian clean
+.PHONY: help demo demo-ssh test test-slow test-gguf check format screenshots bench soak bench-preview bench-links bench-faults bench-planner bench-learning bench-simulate debian clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -47,6 +47,9 @@ soak: $(VENV)/.dev ## an hour of mixed load on a lab (SECONDS=3600): leaks, and 
 
 bench-preview: $(VENV)/.dev ## time per token predicted against measured, five layouts on a lab
 	$(BIN)/python -m tests.benchmarks.preview
+
+bench-simulate: $(VENV)/.dev ## one trace on a lab and in the simulator, side by side; writes docs/benchmarks.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.simulate
 
 bench-links: $(VENV)/.dev ## latency and all-reduce time per carrier between ranks; writes docs/benchmarks.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.links

@@ -8,6 +8,8 @@ Events of one moment come in the order in which they were pushed, so the same in
 from __future__ import annotations
 
 import heapq
+import math
+import random
 from collections import deque
 from collections.abc import Sequence
 
@@ -19,7 +21,7 @@ from agent.serving.balance import choose_replica, even_out
 from agent.serving.request import Request
 from agent.serving.scheduler import Advance, QueueFull, Scheduler, longest_sequence
 from agent.simulation.result import Refusal, ReplicaUse, SimulatedRequest, Simulation, StageUse
-from agent.simulation.step_times import StepCosts, StepTimes
+from agent.simulation.step_times import Calibration, StepCosts, StepTimes
 from agent.simulation.trace import TraceRequest
 from agent.simulation.words import Words
 from agent.wire.rank import SampledToken, SamplingParams, Step, StepDone
@@ -116,13 +118,16 @@ def simulate(
     *,
     seed: int = 0,
     repetition: float = 0.0,
-    request_s: float = 0.0,
+    calibration: Calibration | None = None,
 ) -> Simulation:
-    """Serve a trace, sorted by arrival, to its end. `request_s` passes before a request is at its scheduler.
+    """Serve a trace, sorted by arrival, to its end. Of `calibration`, `request_s` and `jitter` count here; the rest
+    is in the replicas' costs.
 
     Raises FleetError E118 beyond `MAX_STEPS` steps.
     """
-    return _Simulator(trace, serving, replicas, Words(seed=seed, repetition=repetition), request_s).run()
+    words = Words(seed=seed, repetition=repetition)
+    noise = random.Random(f"{seed} noise")
+    return _Simulator(trace, serving, replicas, words, calibration=calibration or Calibration(), noise=noise).run()
 
 
 class _Simulator:
@@ -132,12 +137,16 @@ class _Simulator:
         serving: Serving,
         replicas: Sequence[StepCosts],
         words: Words,
-        request_s: float,
+        *,
+        calibration: Calibration,
+        noise: random.Random,
     ) -> None:
         assert replicas, "a plan has at least one replica"
         self._trace = trace
         self._serving = serving
         self._words = words
+        self._jitter = calibration.jitter
+        self._noise = noise
         self._replicas = [_Replica(costs, serving) for costs in replicas]
         self._events: list[tuple[float, int, _Event]] = []
         self._num_pushed = 0
@@ -150,7 +159,7 @@ class _Simulator:
         self._queued_s = 0.0
         self._peak_queued = 0
         for index, asked in enumerate(trace):
-            self._push(asked.arrival_s + request_s, _Arrived(index))
+            self._push(asked.arrival_s + calibration.request_s, _Arrived(index))
 
     def run(self) -> Simulation:
         while self._events:
@@ -263,7 +272,7 @@ class _Simulator:
             return
         flight = stage.waiting.popleft()
         times = flight.times
-        computed_s = self._now_s + times.stages[position]
+        computed_s = self._now_s + times.stages[position] * self._noise_factor()
         freed_s = computed_s + times.sends[position]
         stage.is_busy = True
         stage.busy_s += freed_s - self._now_s
@@ -272,6 +281,12 @@ class _Simulator:
         else:
             self._push(computed_s + times.return_s, _Returned(index, flight))
         self._push(freed_s, _Freed(index, position))
+
+    def _noise_factor(self) -> float:
+        """Lognormal with mean 1."""
+        if not self._jitter:
+            return 1.0
+        return math.exp(self._noise.gauss(-(self._jitter**2) / 2, self._jitter))
 
     # --- the end --------------------------------------------------------------------------------------
 

@@ -31,6 +31,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of each row of a step, over all stages by their layers."""
     request_s: float = 0.0
     """Seconds from a client's request to the scheduler: HTTP and the tokenizer."""
+    jitter: float = 0.0
+    """Standard deviation of the logarithm of a stage's seconds: what else wants its cores. Their mean stays."""
 
 
 class StepTimes(msgspec.Struct, frozen=True, kw_only=True):

@@ -80,7 +80,9 @@ def parse_trace(text: str, *, file: str) -> tuple[TraceRequest, ...]:
     problems, each at its line and column.
     """
     text = text.removeprefix("\ufeff")
-    lines = [_Line(file, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    # Not splitlines: a client's name may hold what Unicode takes for the end of a line.
+    every = enumerate(text.replace("\r\n", "\n").split("\n"), 1)
+    lines = [_Line(file, number, line) for number, line in every if line.strip()]
     problems: list[Problem] = []
     found: list[TraceRequest] = []
     rows = _json_rows if text.lstrip().startswith("{") else _csv_rows

@@ -162,6 +162,8 @@ def _trace_shots(load: Load) -> Iterator[Shot]:
 def trace_of(load: Load) -> tuple[TraceRequest, ...]:
     """A load whose requests come whatever the server does, as a trace."""
     assert load.arrivals != "closed", "when a client asks again, its answers decide"
+    if load.arrivals == "trace" and load.duration_s is None:
+        return load.trace[: load.num_requests]
     return tuple(
         TraceRequest(
             arrival_s=shot.at_s,

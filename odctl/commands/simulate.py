@@ -170,9 +170,7 @@ def simulate_plan(
             StepCosts(spec, layout, plan.serving, links=links, calibration=calibration, known=times)
             for layout, times in zip(layouts, known, strict=True)
         ]
-        return run(
-            trace, plan.serving, costs, seed=load.seed, repetition=repetition, request_s=calibration.request_s
-        )
+        return run(trace, plan.serving, costs, seed=load.seed, repetition=repetition, calibration=calibration)
 
     fit = calibrate(measured, lambda calibration: serve(measured, calibration)) if measured else None
     trace = trace_of(load)
@@ -252,7 +250,7 @@ def _measured(trace: tuple[TraceRequest, ...], objectives: Objectives) -> Figure
 
     outcomes = []
     for index, each in enumerate(trace):
-        if each.ttft_s is None or (each.tpot_s is None and each.output_tokens > 1):
+        if each.ttft_s is None:
             return None
         first_s = each.arrival_s + each.ttft_s
         end_s = first_s + (each.tpot_s or 0.0) * (each.output_tokens - 1)
@@ -261,7 +259,8 @@ def _measured(trace: tuple[TraceRequest, ...], objectives: Objectives) -> Figure
                 index=index,
                 sent_s=each.arrival_s,
                 end_s=end_s,
-                piece_s=(first_s, end_s) if each.output_tokens > 1 else (first_s,),
+                # An answer that came in one piece has no time per token in the trace.
+                piece_s=(first_s,) if each.tpot_s is None else (first_s, end_s),
                 prompt_tokens=each.prompt_tokens,
                 output_tokens=each.output_tokens,
                 wanted_output_tokens=each.output_tokens,
@@ -277,8 +276,8 @@ def _calibration_words(fit: Fit | None) -> str:
     by = fit.calibration
     return (
         f"the cost model fitted to {fit.num_measured} measured requests (decode x {by.decode:.2f}, prefill x "
-        f"{by.prefill:.2f}, {by.row_s * 1e6:.0f} µs a row, {by.request_s * 1e3:.1f} ms a request; off by "
-        f"{_percent(fit.error_before)} before, {_percent(fit.error_after)} after)"
+        f"{by.prefill:.2f}, {by.row_s * 1e6:.0f} µs a row, {by.request_s * 1e3:.1f} ms a request, jitter "
+        f"{by.jitter:.2f}; off by {_percent(fit.error_before)} before, {_percent(fit.error_after)} after)"
     )
 
 

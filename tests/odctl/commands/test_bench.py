@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from agent.errors import FleetError
+from odctl.bench.trace_file import read_trace
 from odctl.commands.bench import settings_of
 from tests.agent.api.rig import Rig, open_rig, wait_until
 
@@ -125,3 +126,31 @@ def test_a_rate_means_that_nobody_waits_and_without_one_clients_do() -> None:
     load = settings_of(is_against=False, rate=3.0, arrivals="fixed").load
     assert (load.arrivals, load.rate_per_s) == ("fixed", 3.0)
     assert load.concurrency > 1000
+
+
+def test_a_run_is_recorded_as_a_trace_and_a_trace_is_asked_again(serving_rig: Rig, tmp_path: Path) -> None:
+    recorded, again = tmp_path / "run.jsonl", tmp_path / "again.jsonl"
+    load = ("--requests", "6", "--rate", "40", "--prompt", "60..80", "--output", "6", "--shared-prefix", "32")
+    done = bench(serving_rig.base_url, *load, "--warm-up", "0", "--seed", "7", "--record", str(recorded))
+    assert done.returncode == 0, done.stderr
+    first = read_trace(str(recorded))
+    assert len(first) == 6
+    assert {(each.output_tokens, each.prefix_group, each.prefix_tokens) for each in first} == {(6, "shared", 32)}
+    assert all(each.ttft_s is not None and each.ttft_s > 0 for each in first)
+    done = bench(serving_rig.base_url, "--trace", str(recorded), "--seed", "7", "--record", str(again), "--json")
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)["data"]
+    assert data["settings"]["load"]["trace"] == 6
+    assert data["servers"][0]["figures"]["num_answered"] == 6
+    second = read_trace(str(again))
+    assert [each.prompt_tokens for each in second] == pytest.approx([each.prompt_tokens for each in first], abs=14)
+    assert second[-1].arrival_s == pytest.approx(first[-1].arrival_s, abs=0.5)
+
+
+def test_a_trace_that_is_none_exits_3_with_its_place(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"arrival_s": 0, "prompt_tokens": 0, "output_tokens": 1}\n')
+    done = bench("http://127.0.0.1:9", "--trace", str(trace))
+    assert done.returncode == 3
+    assert "`prompt_tokens` is 0: from 1 to 1000000 are possible" in done.stderr
+    assert f"--> {trace}:1:35" in done.stderr
