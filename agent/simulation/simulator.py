@@ -21,7 +21,7 @@ from agent.serving.balance import choose_replica, even_out
 from agent.serving.request import Request
 from agent.serving.scheduler import Advance, QueueFull, Scheduler, longest_sequence
 from agent.simulation.result import Refusal, ReplicaUse, SimulatedRequest, Simulation, StageUse
-from agent.simulation.step_times import Calibration, StepCosts, StepTimes
+from agent.simulation.step_times import Calibration, Drafting, StepCosts, StepTimes
 from agent.simulation.trace import TraceRequest
 from agent.simulation.words import Words
 from agent.wire.rank import SampledToken, SamplingParams, Step, StepDone
@@ -31,11 +31,11 @@ MAX_STEPS = 20_000_000
 
 
 class _Flight(msgspec.Struct, kw_only=True, eq=False):
-    """A step under way in one replica. `done` is what its last stage draws."""
+    """A step under way in one replica. `done` is what its last stage draws, `draft_s` what guessing takes there."""
 
-    step: Step
     times: StepTimes
     done: StepDone
+    draft_s: float
 
 
 class _Arrived(msgspec.Struct, frozen=True, eq=False):
@@ -80,7 +80,7 @@ class _Stage:
 class _Replica:
     """One scheduler, its stages, and what is measured of them."""
 
-    def __init__(self, costs: StepCosts, serving: Serving) -> None:
+    def __init__(self, costs: StepCosts, serving: Serving, drafting: Drafting | None) -> None:
         self.costs = costs
         self.scheduler = Scheduler(
             slots=serving.batch,
@@ -89,7 +89,8 @@ class _Replica:
             context=serving.context,
             queue=serving.queue,
             kv_blocks=serving.kv_blocks,
-            max_drafts=serving.max_drafts if serving.speculation == "prompt_lookup" else 0,
+            max_drafts=0 if serving.speculation == "none" else serving.max_drafts,
+            draft_cost=drafting.cost if drafting is not None else None,
         )
         self.stages = [_Stage(stage.name) for stage in costs.layout.stages]
         self.answers: dict[int, _Answer] = {}
@@ -106,6 +107,7 @@ class _Replica:
 class _Answer(msgspec.Struct, kw_only=True, eq=False):
     """A request under way: the tokens that the model would draw for it, and when each one came."""
 
+    index: int
     request: Request
     tokens: list[int]
     token_s: list[float]
@@ -119,6 +121,7 @@ def simulate(
     seed: int = 0,
     repetition: float = 0.0,
     calibration: Calibration | None = None,
+    drafting: Drafting | None = None,
 ) -> Simulation:
     """Serve a trace, sorted by arrival, to its end. Of `calibration`, `request_s` and `jitter` count here; the rest
     is in the replicas' costs.
@@ -127,7 +130,9 @@ def simulate(
     """
     words = Words(seed=seed, repetition=repetition)
     noise = random.Random(f"{seed} noise")
-    return _Simulator(trace, serving, replicas, words, calibration=calibration or Calibration(), noise=noise).run()
+    return _Simulator(
+        trace, serving, replicas, words, calibration=calibration or Calibration(), drafting=drafting, noise=noise
+    ).run()
 
 
 class _Simulator:
@@ -139,6 +144,7 @@ class _Simulator:
         words: Words,
         *,
         calibration: Calibration,
+        drafting: Drafting | None,
         noise: random.Random,
     ) -> None:
         assert replicas, "a plan has at least one replica"
@@ -146,8 +152,9 @@ class _Simulator:
         self._serving = serving
         self._words = words
         self._jitter = calibration.jitter
+        self._drafting = drafting
         self._noise = noise
-        self._replicas = [_Replica(costs, serving) for costs in replicas]
+        self._replicas = [_Replica(costs, serving, drafting) for costs in replicas]
         self._events: list[tuple[float, int, _Event]] = []
         self._num_pushed = 0
         self._now_s = 0.0
@@ -221,7 +228,9 @@ class _Simulator:
             on_event=lambda _event: None,
         )
         tokens = self._words.answer(index, prompt, asked.output_tokens)
-        self._answers[id(request)] = _Answer(request=request, tokens=tokens, token_s=self._token_s[index])
+        self._answers[id(request)] = _Answer(
+            index=index, request=request, tokens=tokens, token_s=self._token_s[index]
+        )
         schedulers[chosen].submit(request)
         self._pump(chosen)
         self._peak_queued = max(self._peak_queued, self._num_queued)
@@ -258,9 +267,38 @@ class _Simulator:
                 raise FleetError(
                     "E118", f"the trace takes more than {MAX_STEPS} steps", hint="simulate a part of it"
                 )
-            flight = _Flight(step=step, times=replica.costs.of(step), done=_draw(step, replica.answers))
+            done, draft_s = self._draw(step, replica.answers)
+            flight = _Flight(times=replica.costs.of(step), done=done, draft_s=draft_s)
             self._push(self._now_s, _Reached(index, 0, flight))
         replica.peak_blocks = max(replica.peak_blocks, scheduler.num_blocks_held)
+
+    def _draw(self, step: Step, answers: dict[int, _Answer]) -> tuple[StepDone, float]:
+        """As the last stage does: after right guesses one token more. And the seconds that new guesses take."""
+        drawn: list[SampledToken] = []
+        guesses: list[list[int]] = []
+        for part in step.slices:
+            if not part.samples:
+                continue
+            answer = answers[part.slot]
+            num_prompt = len(answer.request.prompt)
+            place = part.start + len(part.tokens) - part.drafts
+            for position, guess in enumerate([*part.tokens[len(part.tokens) - part.drafts :], None], place):
+                place, token = position, answer.tokens[position - num_prompt]
+                drawn.append(SampledToken(slot=part.slot, position=position, token=token))
+                if token != guess:
+                    break
+            if part.guesses_wanted:
+                assert self._drafting is not None, "guesses are wanted of a draft model"
+                first, acceptance = place + 1 - num_prompt, self._drafting.acceptance
+                guesses.append(
+                    self._words.guesses(
+                        answer.index, answer.tokens, first, part.guesses_wanted, acceptance=acceptance
+                    )
+                )
+        # Sequences guess together: as many passes as the one that wants most has.
+        passes = max((part.guesses_wanted for part in step.slices), default=0)
+        draft_s = passes * self._drafting.pass_s if self._drafting is not None else 0.0
+        return StepDone(step_id=step.step_id, tokens=drawn, guesses=guesses), draft_s
 
     # --- a stage --------------------------------------------------------------------------------------
 
@@ -272,7 +310,10 @@ class _Simulator:
             return
         flight = stage.waiting.popleft()
         times = flight.times
-        computed_s = self._now_s + times.stages[position] * self._noise_factor()
+        own_s = times.stages[position]
+        if position + 1 == len(replica.stages):
+            own_s += flight.draft_s
+        computed_s = self._now_s + own_s * self._noise_factor()
         freed_s = computed_s + times.sends[position]
         stage.is_busy = True
         stage.busy_s += freed_s - self._now_s
@@ -312,23 +353,6 @@ class _Simulator:
             token_s=tuple(self._token_s[index]),
             refusal=self._refusals.get(index, ""),
         )
-
-
-def _draw(step: Step, answers: dict[int, _Answer]) -> StepDone:
-    """As the last stage does: after right guesses one token more."""
-    drawn: list[SampledToken] = []
-    for part in step.slices:
-        if not part.samples:
-            continue
-        answer = answers[part.slot]
-        num_prompt = len(answer.request.prompt)
-        certain_end = part.start + len(part.tokens) - part.drafts
-        for position, guess in enumerate([*part.tokens[len(part.tokens) - part.drafts :], None], certain_end):
-            token = answer.tokens[position - num_prompt]
-            drawn.append(SampledToken(slot=part.slot, position=position, token=token))
-            if token != guess:
-                break
-    return StepDone(step_id=step.step_id, tokens=drawn)
 
 
 def _use(replica: _Replica, elapsed_s: float) -> ReplicaUse:

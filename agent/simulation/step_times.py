@@ -35,6 +35,27 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """Standard deviation of the logarithm of a stage's seconds: what else wants its cores. Their mean stays."""
 
 
+class Drafting(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan's draft model: its leader of the last stage passes through it once for each guess of a step.
+
+    What it computes of prompts, behind the step that brings them, is left out.
+    """
+
+    cost: float
+    """As the scheduler is told: `DraftRef.predicted_cost`."""
+    pass_s: float
+    acceptance: float
+    """Chance that a guess is right when those before it were."""
+
+
+def drafting_of(plan: Plan, *, acceptance: float) -> Drafting | None:
+    """None for a plan without a draft model."""
+    if plan.draft is None:
+        return None
+    cost = plan.draft.predicted_cost
+    return Drafting(cost=cost, pass_s=cost * plan.predicted.time_per_token_s, acceptance=acceptance)
+
+
 class StepTimes(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of one step. `stages` compute, `sends` keep their sender busy, `hops` are from stage to stage."""
 

@@ -50,6 +50,14 @@ class Words:
                 place = randomness.randrange(len(prompt))
         return drawn
 
+    def guesses(self, index: int, answer: Sequence[int], first: int, count: int, *, acceptance: float) -> list[int]:
+        """What a draft model takes the tokens of an answer from `first` on to be, each right by chance."""
+        randomness = random.Random(f"{self._seed} {index} {first}")
+        return [
+            token if randomness.random() < acceptance else (token + 1) % NUM_TOKEN_IDS
+            for token in answer[first : first + count]
+        ]
+
     def _fresh(self, count: int) -> list[int]:
         begin = self._next_id
         self._next_id = begin + max(0, count)

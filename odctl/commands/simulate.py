@@ -48,6 +48,13 @@ DEFAULT_REQUESTS = 200
     show_default=True,
     help="Chance that a token goes on in what the prompt says: what plans that guess find.",
 )
+@click.option(
+    "--acceptance",
+    type=click.FloatRange(0.0, 1.0),
+    default=0.7,
+    show_default=True,
+    help="Chance that a draft model's guess is right, where the plan has one.",
+)
 @click.option("--slo-ttft", "--ttft-slo", type=float, metavar="MS", help="Goodput: first token within so many ms.")
 @click.option("--slo-tpot", "--tpot-slo", type=float, metavar="MS", help="Goodput: at most so many ms per token.")
 @click.option(
@@ -69,7 +76,13 @@ def command(inventory_path: str, /, as_json: bool, plan_path: str, **options: An
 
 
 def simulate(
-    inventory_path: str, plan_path: str, *, calibrate: str = "", repetition: float = 0.0, **options: Any
+    inventory_path: str,
+    plan_path: str,
+    *,
+    calibrate: str = "",
+    repetition: float = 0.0,
+    acceptance: float = 0.7,
+    **options: Any,
 ) -> Result:
     """Raises E101 to E107 for a plan or trace that is none, E118 for a load that cannot be, E2xx when a host of the
     plan does not answer, E402 and E6xx for a plan that could not be applied.
@@ -84,20 +97,31 @@ def simulate(
     load, objectives = load_of(**options)
     measured = read_trace(calibrate) if calibrate else ()
 
-    async def look(fleet: Fleet, inventory: Inventory) -> tuple[ClusterFacts, ModelSpec]:
+    async def look(fleet: Fleet, inventory: Inventory) -> tuple[ClusterFacts, ModelSpec, ModelSpec | None]:
         facts, missing = await read_facts(fleet, inventory.cluster)
         for host in plan.hosts:
             if host in missing:
                 raise missing[host]
-        return facts, (await check_model(fleet, plan.model)).spec
+        draft = (await check_model(fleet, plan.draft)).spec if plan.draft is not None else None
+        return facts, (await check_model(fleet, plan.model)).spec, draft
+
+    refs = [plan.model, *([plan.draft] if plan.draft is not None else [])]
 
     def hosts_of_plan(inventory: Inventory) -> list[str]:
-        wanted = sorted({*plan.hosts, plan.model.source_host} - {""})
+        wanted = sorted({*plan.hosts, *(ref.source_host for ref in refs)} - {""})
         return [inventory.host(name).name for name in wanted]
 
-    facts, spec = visit_fleet(inventory_path, look, hosts=hosts_of_plan)
+    facts, spec, draft = visit_fleet(inventory_path, look, hosts=hosts_of_plan)
     return simulate_plan(
-        plan, spec, facts, load=load, objectives=objectives, measured=measured, repetition=repetition
+        plan,
+        spec,
+        facts,
+        load=load,
+        objectives=objectives,
+        measured=measured,
+        repetition=repetition,
+        acceptance=acceptance,
+        draft=draft,
     )
 
 
@@ -147,6 +171,8 @@ def simulate_plan(
     objectives: Objectives,
     measured: tuple[TraceRequest, ...] = (),
     repetition: float = 0.0,
+    acceptance: float = 0.7,
+    draft: ModelSpec | None = None,
 ) -> Result:
     """A pure function of its arguments but for warnings on stderr. Raises E106, E107, E118, E601."""
     from agent.planner.check import check_plan, raise_problems
@@ -154,10 +180,10 @@ def simulate_plan(
     from agent.planner.rates import LinkTable
     from agent.simulation.calibrate import calibrate
     from agent.simulation.simulator import simulate as run
-    from agent.simulation.step_times import Calibration, StepCosts, layouts_of
+    from agent.simulation.step_times import Calibration, StepCosts, drafting_of, layouts_of
     from odctl.bench.load import trace_of
 
-    problems = check_plan(plan, spec, facts)
+    problems = check_plan(plan, spec, facts, draft=draft)
     raise_problems([each for each in problems if each.code != "E401"])
     for each in problems:
         sys.stderr.write(f"warning: {each.message}\n")
@@ -165,12 +191,22 @@ def simulate_plan(
     links = LinkTable(facts, is_network_trusted=plan.serving.trusted_network)
     known: list[dict[StepShape, PipelineTimes]] = [{} for _ in layouts]
 
+    drafting = drafting_of(plan, acceptance=acceptance)
+
     def serve(trace: tuple[TraceRequest, ...], calibration: Calibration) -> Simulation:
         costs = [
             StepCosts(spec, layout, plan.serving, links=links, calibration=calibration, known=times)
             for layout, times in zip(layouts, known, strict=True)
         ]
-        return run(trace, plan.serving, costs, seed=load.seed, repetition=repetition, calibration=calibration)
+        return run(
+            trace,
+            plan.serving,
+            costs,
+            seed=load.seed,
+            repetition=repetition,
+            calibration=calibration,
+            drafting=drafting,
+        )
 
     fit = calibrate(measured, lambda calibration: serve(measured, calibration)) if measured else None
     trace = trace_of(load)

@@ -1,7 +1,7 @@
 """`make bench-simulate`: one Poisson trace on a real deployment and in the simulator; the table goes into docs.
 
-Each layout of the demo model is applied on a lab. A short recorded load fits the simulator's engine; then the trace
-is asked for real, twice, so that the machine's own noise stands beside the simulator's error.
+Each layout of the demo model is applied on a lab. Two short recorded loads, right before and after the trace, fit
+the simulator's engine; the trace is asked twice, so that the machine's own noise stands beside the error.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from agent.simulation.trace import parse_trace, trace_text
 from tests.integration.cluster import Cluster, free_listen, open_cluster
 
 LAYOUTS = {
@@ -60,8 +63,8 @@ def _head() -> list[str]:
     return [
         f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start; commit "
         f"{commit.stdout.strip() or 'unknown'}. {REQUESTS} requests, prompts of 32 to 160 tokens, answers of 8 to "
-        f"48, Poisson. The engine is fitted to {WARM_UP} other requests, measured just before. 'again' is the same "
-        f"trace measured a second time. Goal: within {GOAL:.0%}.",
+        f"48, Poisson. The engine is fitted to {WARM_UP} other requests, half of them right before the trace and "
+        f"half right after it. 'again' is the same trace measured a second time. Goal: within {GOAL:.0%}.",
         "",
         "| layout, rate | figure | measured | simulated | error | again | unfitted cost model |",
         "|---|---|---|---|---|---|---|",
@@ -76,13 +79,19 @@ def _measure(
         model, folder / "plan.toml", "--name", NAME, "--listen", listen, "--context", "512", *choices
     )
     cluster.apply(plan)
-    warm_up, first, again = (folder / name for name in ("warm-up.jsonl", "first.jsonl", "again.jsonl"))
     asked = (f"http://{listen}", *LENGTHS, "--rate", str(rate))
-    cluster.must("bench", *asked, "--requests", str(WARM_UP), "--seed", "1", "--record", str(warm_up))
-    for path in (first, again):
-        cluster.must(
-            *("bench", *asked, "--requests", str(REQUESTS), "--seed", "2", "--warm-up", "0", "--record", str(path))
-        )
+
+    def ask(name: str, requests: int, seed: int) -> Path:
+        path = folder / f"{name}.jsonl"
+        counted = ("--requests", str(requests), "--seed", str(seed), "--record", str(path))
+        cluster.must("bench", *asked, *counted)
+        return path
+
+    before = ask("before", WARM_UP // 2, 1)
+    first = ask("first", REQUESTS, 2)
+    after = ask("after", WARM_UP // 2, 3)
+    again = ask("again", REQUESTS, 2)
+    warm_up = _join(before, after, folder / "warm-up.jsonl")
     fitted = cluster.must("simulate", str(plan), "--trace", str(first), "--calibrate", str(warm_up))
     unfitted = cluster.must("simulate", str(plan), "--trace", str(first))
     repeated = cluster.must("simulate", str(plan), "--trace", str(again))["measured"]
@@ -92,6 +101,15 @@ def _measure(
         _row(f"{layout}, {rate:g}/s", name, fitted=fitted, unfitted=unfitted["figures"], repeated=repeated)
         for name in FIGURES
     ]
+
+
+def _join(before: Path, after: Path, target: Path) -> Path:
+    """Two recorded loads, far enough apart that neither sees the other."""
+    earlier, later = (parse_trace(path.read_text(), file=str(path)) for path in (before, after))
+    shift_s = earlier[-1].arrival_s + 60.0
+    shifted = [msgspec.structs.replace(each, arrival_s=each.arrival_s + shift_s) for each in later]
+    target.write_text(trace_text([*earlier, *shifted]))
+    return target
 
 
 def _row(layout: str, name: str, *, fitted: Any, unfitted: Any, repeated: Any) -> str:

@@ -12,7 +12,7 @@ from agent.planner.plan import Plan
 from agent.planner.rates import LinkTable
 from agent.simulation.result import Simulation
 from agent.simulation.simulator import simulate
-from agent.simulation.step_times import Calibration, StepCosts, layouts_of
+from agent.simulation.step_times import Calibration, StepCosts, drafting_of, layouts_of
 from agent.simulation.trace import TraceRequest
 from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS, plan_for
 
@@ -44,9 +44,18 @@ def run(
     *,
     seed: int = 0,
     repetition: float = 0.0,
+    acceptance: float = 0.7,
 ) -> Simulation:
     costs = costs_of(plan, calibration)
-    return simulate(trace, plan.serving, costs, seed=seed, repetition=repetition, calibration=calibration)
+    return simulate(
+        trace,
+        plan.serving,
+        costs,
+        seed=seed,
+        repetition=repetition,
+        calibration=calibration,
+        drafting=drafting_of(plan, acceptance=acceptance),
+    )
 
 
 def poisson(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from agent.simulation.result import SimulatedRequest
 from agent.simulation.step_times import Calibration
 from agent.simulation.trace import TraceRequest
+from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS, drafting, plan_for
 from tests.agent.simulation.deployments import plan_with, poisson, run
 
 ONE_BY_ONE = plan_with(batch=1, queue=1_000_000)
@@ -108,6 +109,18 @@ def test_guesses_pay_where_the_text_repeats_and_nowhere_else() -> None:
     assert novel.replicas[0].drafts_accepted == 0
     assert copied.replicas[0].drafts_accepted > 30
     assert copied.elapsed_s < 0.8 * novel.elapsed_s
+
+
+def test_a_draft_model_pays_by_how_often_it_is_right() -> None:
+    plan = plan_for(LLAMA_1B, THREE_CPUS, **drafting(context=512))
+    without = run(plan_with(context=512), asks(1, prompt=60, output=100))
+    right, wrong = (run(plan, asks(1, prompt=60, output=100), acceptance=share) for share in (0.95, 0.0))
+    assert right.replicas[0].drafts_accepted > 50
+    assert right.elapsed_s < 0.8 * without.elapsed_s
+    assert wrong.replicas[0].drafts_accepted == 0
+    assert without.elapsed_s < wrong.elapsed_s < 1.3 * without.elapsed_s
+    for found in (right, wrong):
+        assert [len(each.token_s) for each in found.requests] == [100]
 
 
 def test_what_cannot_be_served_is_refused_by_reason() -> None:
