@@ -1,0 +1,207 @@
+"""Constants of the cost model fitted to measured runs, and how sure they are. Pure, deterministic.
+
+A prediction is a sum of parts: seconds by what they are spent on, at the constants of `planner.rates`. With one
+correction c for each part, and one b for what all runs of a model have in common, a run takes
+
+    t = exp(b) * sum_k s_k * exp(c_k).
+
+Before anything was measured corrections are 0 up to their prior's deviation; a measured run tells log t up to
+`RUN_NOISE`. Corrections are the mode of what is known then: least squares of the logarithms with a ridge towards
+the start (Hoerl and Kennard, 1970), by Gauss-Newton.
+
+Uncertainty is linearised at the constants of `planner.rates`: it depends on the parts of the runs, not on what they
+measured, so that a further run can only narrow it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Parts = Mapping[str, float]
+"""Seconds by correction: `cuda reads`, `unprobed cpu reads`, `tls reduces`, `step` …"""
+
+PRIOR_DEVIATION = {
+    "reads": 0.15,
+    "decode_flops": 0.25,
+    "prefill_flops": 0.25,
+    "launches": 0.25,
+    "experts": 0.6,
+    "reduces": 0.35,
+    "reduced_bytes": 0.35,
+    "messages": 0.5,
+    "step": 0.6,
+}
+"""Deviation of the logarithm of each constant, by the last word of a part's name.
+
+As the efficiencies of `planner.rates` scatter when they are fitted to one system of the public runs and used for
+another (`make bench-silicon`); carriers and the step as our own ranks scatter between quiet and shared machines.
+"""
+UNPROBED_CPU_DEVIATION = 0.5
+"""Of a CPU's rates while they are the table's: cores of one name differ up to threefold in what they read."""
+MODEL_DEVIATION = 0.22
+"""Of what is peculiar to one model's kernels, once every constant is right."""
+RUN_NOISE = 0.12
+"""Deviation of one run's logarithm from its own parts: noise of the machine, and what the parts leave out."""
+OUTLIER = 0.25
+"""A run further off than this counts less, by its distance (Huber, 1964): its machine may have been busy."""
+COVERAGE = 0.8
+"""Share of measured runs that an interval should contain."""
+COVERAGE_DEVIATIONS = 1.2816
+"""The normal distribution's deviations for it, two-sided."""
+MAX_ITERATIONS = 60
+MAX_STEP = 0.5
+TOLERANCE = 1e-9
+
+
+class Interval(msgspec.Struct, frozen=True, kw_only=True):
+    """A predicted quantity: four in five measured ones should lie between `low` and `high`."""
+
+    low: float
+    expected: float
+    high: float
+
+    def __post_init__(self) -> None:
+        assert self.low <= self.expected <= self.high, f"{self.low} <= {self.expected} <= {self.high} does not hold"
+
+    @property
+    def log_width(self) -> float:
+        """Logarithm of `high / low`: 0 for a certain figure."""
+        return math.log(self.high / self.low)
+
+
+class MeasuredTime(msgspec.Struct, frozen=True, kw_only=True):
+    """One measured run: where its seconds should have gone, and how many there were."""
+
+    parts: Parts
+    measured_s: float
+    model: str = ""
+    """Whose runs have something in common: a model's digest and precision."""
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+    """Corrections by name, with the covariance of those that a run told something about (rows as in `names`)."""
+
+    corrections: dict[str, float] = {}
+    names: tuple[str, ...] = ()
+    covariance: tuple[tuple[float, ...], ...] = ()
+    num_runs: int = 0
+
+
+PRIOR = Calibration()
+"""Before any run: the constants of `planner.rates` as they are."""
+
+
+def fit_calibration(runs: Sequence[MeasuredTime], *, start: Calibration = PRIOR) -> Calibration:
+    """Corrections after these runs: `start`'s, moved as far as the runs weigh more than the prior.
+
+    `start` says where corrections begin, not how sure they are: one deployment may differ from the rest that it was
+    fitted to. Without runs the answer is `start`'s constants at the prior's uncertainty.
+    """
+    used = [run for run in runs if run.measured_s > 0 and sum(run.parts.values()) > 0]
+    names = sorted({name for run in used for name in _names(run.parts, run.model)})
+    if not names:
+        return Calibration(corrections=start.corrections)
+    index = {name: position for position, name in enumerate(names)}
+    seconds = np.zeros((len(used), len(names)))
+    in_common = np.zeros((len(used), len(names)))
+    for row, run in enumerate(used):
+        for name, part in run.parts.items():
+            if part > 0:
+                seconds[row, index[name]] = part
+        if run.model:
+            in_common[row, index[_model_name(run.model)]] = 1.0
+    measured = np.log([run.measured_s for run in used])
+    origin = np.array([start.corrections.get(name, 0.0) for name in names])
+    ridge = np.diag([(RUN_NOISE / prior_deviation(name)) ** 2 for name in names])
+    found = origin.copy()
+    for _ in range(MAX_ITERATIONS):
+        predicted, slopes = _log_seconds(seconds, in_common, found)
+        missed = measured - predicted
+        weighted = slopes.T * np.minimum(1.0, OUTLIER / np.maximum(np.abs(missed), OUTLIER))
+        gradient = weighted @ missed - ridge @ (found - origin)
+        step = np.clip(np.linalg.solve(weighted @ slopes + ridge, gradient), -MAX_STEP, MAX_STEP)
+        found += step
+        if float(np.abs(step).max()) < TOLERANCE:
+            break
+    _, slopes = _log_seconds(seconds, in_common, np.zeros(len(names)))
+    covariance = RUN_NOISE**2 * np.linalg.inv(slopes.T @ slopes + ridge)
+    return Calibration(
+        corrections=start.corrections | {name: float(value) for name, value in zip(names, found, strict=True)},
+        names=tuple(names),
+        covariance=tuple(tuple(float(value) for value in row) for row in (covariance + covariance.T) / 2),
+        num_runs=len(used),
+    )
+
+
+def seconds_of(parts: Parts, calibration: Calibration, *, model: str = "") -> float:
+    """Seconds that these parts take with the constants as corrected."""
+    corrections = calibration.corrections
+    total = sum(seconds * math.exp(corrections.get(name, 0.0)) for name, seconds in parts.items())
+    return total * math.exp(corrections.get(_model_name(model), 0.0)) if model else total
+
+
+def predict_interval(parts: Parts, calibration: Calibration, *, model: str = "") -> Interval:
+    """Seconds as an interval: the uncertainty of every constant by its share of them, and the noise of one run."""
+    expected = seconds_of(parts, calibration, model=model)
+    deviation = math.sqrt(_variance(parts, calibration, model) + RUN_NOISE**2)
+    factor = math.exp(COVERAGE_DEVIATIONS * deviation)
+    return Interval(low=expected / factor, expected=expected, high=expected * factor)
+
+
+def scale_parts(parts: Parts, factor: float) -> dict[str, float]:
+    return {name: seconds * factor for name, seconds in parts.items()}
+
+
+def sum_parts(*many: Parts) -> dict[str, float]:
+    """All parts together, by name; in the order of the names, so that sums do not hang on who came first."""
+    names = sorted({name for parts in many for name in parts})
+    return {name: sum(parts.get(name, 0.0) for parts in many) for name in names}
+
+
+def prior_deviation(name: str) -> float:
+    """How sure a constant is that nothing measured yet: deviation of its logarithm."""
+    if name.startswith(_model_name("")):
+        return MODEL_DEVIATION
+    if name.startswith("unprobed cpu ") and name.endswith(("reads", "flops")):
+        return UNPROBED_CPU_DEVIATION
+    return PRIOR_DEVIATION[name.rpartition(" ")[2]]
+
+
+def _names(parts: Parts, model: str) -> list[str]:
+    """The corrections that a run tells something about."""
+    known = [name for name, seconds in parts.items() if seconds > 0]
+    return [*known, _model_name(model)] if model else known
+
+
+def _model_name(model: str) -> str:
+    return f"model {model}"
+
+
+def _log_seconds(
+    seconds: NDArray[np.float64], in_common: NDArray[np.float64], corrections: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Logarithms of the runs' seconds, and their slopes: each part's share of its run."""
+    corrected = seconds * np.exp(corrections)
+    total = corrected.sum(axis=1)
+    return np.log(total) + in_common @ corrections, corrected / total[:, None] + in_common
+
+
+def _variance(parts: Parts, calibration: Calibration, model: str) -> float:
+    """Variance of the logarithm: shares at the uncorrected constants against their covariance."""
+    total = sum(parts.values())
+    shares = {name: seconds / total for name, seconds in parts.items() if seconds > 0} if total > 0 else {}
+    if model:
+        shares[_model_name(model)] = 1.0
+    known = [(position, name) for position, name in enumerate(calibration.names) if name in shares]
+    variance = sum(
+        shares[a] * shares[b] * calibration.covariance[row][column] for row, a in known for column, b in known
+    )
+    told = {name for _, name in known}
+    return variance + sum(
+        (share * prior_deviation(name)) ** 2 for name, share in shares.items() if name not in told
+    )
