@@ -124,10 +124,14 @@ def covered_experts(spec: ModelSpec, rows: int) -> float:
     The expected occupancy when each row draws k of E experts evenly. Real routers are less even, which covers fewer
     (the term is concave in each expert's likelihood), so reading is estimated from above.
     """
-    if not spec.num_experts:
+    return expert_coverage(spec.num_experts, spec.experts_per_token, rows)
+
+
+def expert_coverage(num_experts: int, experts_per_token: int, rows: float) -> float:
+    """E * (1 - (1 - k/E)^rows); 0 for a model without experts."""
+    if not num_experts:
         return 0.0
-    missed = (1 - spec.experts_per_token / spec.num_experts) ** rows
-    return spec.num_experts * (1 - missed)
+    return num_experts * (1 - (1 - experts_per_token / num_experts) ** rows)
 
 
 def layer_overheads(spec: ModelSpec, step: StepShape) -> float:

@@ -74,6 +74,22 @@ def kv_layer_bytes(spec: ModelSpec, num_kv_heads: int, serving: Serving) -> int:
     return 2 * positions * num_kv_heads * spec.head_size * DTYPE_BYTES[serving.dtype]
 
 
+def grouped_kv_elements(num_kv_heads: int, head_size: int) -> int:
+    """Elements that a position keeps in one layer: a key and a value for each KV head.
+
+    Multi-head attention has as many KV heads as query heads, multi-query attention one.
+    """
+    return 2 * num_kv_heads * head_size
+
+
+def latent_kv_elements(latent_rank: int, rope_size: int) -> int:
+    """The same under multi-head latent attention: one compressed vector and one rotary key for all heads.
+
+    DeepSeek-V2 (2024), section 2.1.3: 512 + 64 in its models. Every rank of a group holds all of it.
+    """
+    return latent_rank + rope_size
+
+
 def activation_bytes(spec: ModelSpec, extent: ShardExtent, serving: Serving, kind: DeviceKind) -> int:
     """Workspace of the largest step.
 
