@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from agent.facts.probe import DeviceProbe, ProbedCarrier
+from agent.facts.run import MeasuredRun
 
 DeviceKind = Literal["cpu", "cuda"]
 
@@ -89,6 +90,8 @@ class ClusterFacts(msgspec.Struct, frozen=True, kw_only=True):
     cluster: str
     hosts: tuple[HostFacts, ...]
     links: tuple[LinkFacts, ...] = ()
+    runs: tuple[MeasuredRun, ...] = ()
+    """What deployments on this cluster did, oldest first."""
 
     def __post_init__(self) -> None:
         names = [host.name for host in self.hosts]

@@ -22,6 +22,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.planner.interval import Interval
+
 Parts = Mapping[str, float]
 """Seconds by correction: `cuda reads`, `unprobed cpu reads`, `tls reduces`, `step` …"""
 
@@ -56,22 +58,6 @@ COVERAGE_DEVIATIONS = 1.2816
 MAX_ITERATIONS = 60
 MAX_STEP = 0.5
 TOLERANCE = 1e-9
-
-
-class Interval(msgspec.Struct, frozen=True, kw_only=True):
-    """A predicted quantity: four in five measured ones should lie between `low` and `high`."""
-
-    low: float
-    expected: float
-    high: float
-
-    def __post_init__(self) -> None:
-        assert self.low <= self.expected <= self.high, f"{self.low} <= {self.expected} <= {self.high} does not hold"
-
-    @property
-    def log_width(self) -> float:
-        """Logarithm of `high / low`: 0 for a certain figure."""
-        return math.log(self.high / self.low)
 
 
 class MeasuredTime(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,6 +129,18 @@ def seconds_of(parts: Parts, calibration: Calibration, *, model: str = "") -> fl
     corrections = calibration.corrections
     total = sum(seconds * math.exp(corrections.get(name, 0.0)) for name, seconds in parts.items())
     return total * math.exp(corrections.get(_model_name(model), 0.0)) if model else total
+
+
+def predict_rate_interval(amount: float, parts: Parts, calibration: Calibration, *, model: str = "") -> Interval:
+    """`amount` by the seconds of these parts: tokens per second of a cycle that gives so many."""
+    seconds = predict_interval(parts, calibration, model=model)
+    return Interval(low=amount / seconds.high, expected=amount / seconds.expected, high=amount / seconds.low)
+
+
+def correction(parts: Parts, calibration: Calibration) -> float:
+    """By what runs corrected the seconds of these parts; 1 before there was one."""
+    total = sum(parts.values())
+    return seconds_of(parts, calibration) / total if total > 0 else 1.0
 
 
 def predict_interval(parts: Parts, calibration: Calibration, *, model: str = "") -> Interval:

@@ -12,6 +12,7 @@ import msgspec
 
 from agent.errors import FleetError
 from agent.planner.file import plan_hash
+from agent.planner.interval import Interval
 from agent.planner.plan import Plan, Range, Shard, rank_places
 
 LEAST_PLANS, MOST_PLANS = 2, 4
@@ -29,6 +30,8 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     """Index of the best plan; None when they are equal, or when less is neither better nor worse."""
     deltas: tuple[float | None, ...]
     """Each change against the first plan, as a fraction of it (of fractions, the difference); None if that is 0."""
+    bounds: tuple[Interval, ...] = ()
+    """Of predicted figures: what they are likely to be when they are measured."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +141,11 @@ _METRICS: tuple[tuple[str, str, Callable[[Plan], float], int], ...] = (
     ("hosts", "", lambda plan: len(_rank_hosts(plan)), -1),
     ("devices", "", lambda plan: len(rank_places(plan)), -1),
 )
+_INTERVALS: dict[str, Callable[[Plan], Interval]] = {
+    "decode throughput": lambda plan: plan.predicted.throughput,
+    "time per token": lambda plan: plan.predicted.time_per_token,
+    "time to first token": lambda plan: plan.predicted.ttft,
+}
 _VERDICTS: dict[str, tuple[str, Callable[[Plan], float], int]] = {
     "latency": ("time per token", lambda plan: plan.predicted.time_per_token_s, -1),
     "ttft": ("time to first token", lambda plan: plan.predicted.ttft_s, -1),
@@ -154,6 +162,7 @@ def _metric(plans: Sequence[Plan], name: str, unit: str, figure: Callable[[Plan]
         values=values,
         best=_best(values, direction),
         deltas=tuple(_delta(value, values[0], unit) for value in values),
+        bounds=tuple(_INTERVALS[name](plan) for plan in plans) if name in _INTERVALS else (),
     )
 
 

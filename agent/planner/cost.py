@@ -13,6 +13,7 @@ import msgspec
 
 from agent.facts.cluster import LinkFacts
 from agent.facts.model import DTYPE_BYTES, Dtype, ModelSpec, Quantisation
+from agent.planner.calibration import PRIOR, Calibration, Parts, correction, scale_parts, sum_parts
 from agent.planner.carriers import DIRECT_SUM_BYTES, CarrierKind, carrier_of
 from agent.planner.layout import Layout, Place, Share, StageLayout, cut_shares
 from agent.planner.plan import Serving
@@ -62,6 +63,33 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
     """Of `layer_s`, arithmetic (it overlaps with reading)."""
     layer_reduce_s: float
     """Of `layer_s`, all-reduces of the tensor-parallel group."""
+    layer_experts_s: float = 0.0
+    """Of `layer_s`, launching experts beside the layer's own kernels."""
+    head_s: float = 0.0
+    """Of `last_s`, the head's matrix: reading it, in a decode step."""
+    gather_s: float = 0.0
+    """Of `last_s`, collecting the logits from the group."""
+    device: str = "cpu"
+    """What the constants of the slowest rank are called: `cuda`, `cpu`, `unprobed cpu`."""
+    carrier: str = "tls"
+    flops_part: str = "decode_flops"
+
+    def parts(self, num_layers: int, *, first: bool, last: bool) -> dict[str, float]:
+        """`stage_s` by what the seconds are spent on; of reading and arithmetic, the longer one."""
+        is_reading = self.layer_reads_s >= self.layer_flops_s
+        busy_s = num_layers * max(self.layer_reads_s, self.layer_flops_s)
+        launches_s = self.layer_s - max(self.layer_reads_s, self.layer_flops_s) - self.layer_reduce_s
+        reduce_s = self.layer_reduce_s / 2
+        embed_s = self.first_s - reduce_s
+        spent = {
+            f"{self.device} reads": is_reading * busy_s + first * embed_s + last * self.head_s,
+            f"{self.device} {self.flops_part}": (not is_reading) * busy_s,
+            f"{self.device} launches": num_layers * (launches_s - self.layer_experts_s),
+            f"{self.device} experts": num_layers * self.layer_experts_s,
+            f"{self.carrier} reduces": num_layers * self.layer_reduce_s + first * reduce_s + last * self.gather_s,
+            "step": last * (self.last_s - self.head_s - self.gather_s),
+        }
+        return {name: seconds for name, seconds in spent.items() if seconds > 0}
 
     def stage_s(self, num_layers: int, *, first: bool, last: bool) -> float:
         return num_layers * self.layer_s + first * self.first_s + last * self.last_s
@@ -96,6 +124,11 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     """Index of the slowest stage at a batch of one."""
     limit: str
     """What bounds that stage, in words."""
+    ttft_parts: Parts = {}
+    """Seconds by what they are spent on, at the constants of `planner.rates`; likewise the two below."""
+    time_per_token_parts: Parts = {}
+    cycle_parts: Parts = {}
+    """Of the cycle in which each sequence of the full batch gets a token."""
 
 
 # --- one rank -----------------------------------------------------------------------------------------
@@ -131,7 +164,8 @@ def expert_coverage(num_experts: int, experts_per_token: int, rows: float) -> fl
     """E * (1 - (1 - k/E)^rows); 0 for a model without experts."""
     if not num_experts:
         return 0.0
-    return num_experts * (1 - (1 - experts_per_token / num_experts) ** rows)
+    missed: float = (1 - experts_per_token / num_experts) ** rows
+    return num_experts * (1 - missed)
 
 
 def layer_overheads(spec: ModelSpec, step: StepShape) -> float:
@@ -306,7 +340,8 @@ def stage_cost(
     carrier = carrier_between(places, links)
     reduce_s = all_reduce_s(link, step.rows * spec.hidden_size * element, p, carrier=carrier)
     overheads = layer_overheads(spec, step)
-    reads_s = flops_s = compute_s = head_s = embed_s = 0.0
+    reads_s = flops_s = compute_s = head_s = embed_s = experts_s = 0.0
+    slowest = ""
     for place, share in zip(places, cut_shares(spec, units), strict=True):
         rates = rates_of(place.device, dtype, quantisation)
         read_bytes = layer_read_bytes(spec, share, step, dtype, quantisation)
@@ -315,6 +350,8 @@ def stage_cost(
         rank_s = max(rank_reads_s, rank_flops_s) + rates.layer_overhead_s * overheads
         if rank_s > compute_s:
             reads_s, flops_s, compute_s = rank_reads_s, rank_flops_s, rank_s
+            experts_s = rates.layer_overhead_s * (overheads - 1)
+            slowest = place.device.kind if rates.is_measured or place.device.kind == "cuda" else "unprobed cpu"
         head_elements = (share.vocab[1] - share.vocab[0]) * spec.hidden_size
         if step.sampled:
             head_bytes = head_elements * weight_bytes(dtype, quantisation)
@@ -329,6 +366,12 @@ def stage_cost(
         layer_reads_s=reads_s,
         layer_flops_s=flops_s,
         layer_reduce_s=2 * reduce_s,
+        layer_experts_s=experts_s,
+        head_s=head_s,
+        gather_s=gather_s,
+        device=slowest,
+        carrier=carrier,
+        flops_part="prefill_flops" if step.is_prefill else "decode_flops",
     )
 
 
@@ -359,6 +402,25 @@ class PipelineTimes(msgspec.Struct, frozen=True, kw_only=True):
     """From each stage to the next."""
     sends: tuple[float, ...]
     """Of each stage, the part of its hop that keeps the sender busy (bytes on the wire, not latency)."""
+    stage_parts: tuple[Parts, ...] = ()
+    """Of each stage, its seconds by what they are spent on, before any correction."""
+    hop_parts: tuple[Parts, ...] = ()
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Of one micro-batch through all stages."""
+        return sum_parts(*self.stage_parts, *self.hop_parts)
+
+    def corrected(self, calibration: Calibration) -> PipelineTimes:
+        """The same with constants as measured runs corrected them."""
+        hops = [correction(parts, calibration) for parts in self.hop_parts]
+        stages = [correction(parts, calibration) for parts in self.stage_parts]
+        return msgspec.structs.replace(
+            self,
+            stages=tuple(seconds * by for seconds, by in zip(self.stages, stages, strict=True)),
+            hops=tuple(seconds * by for seconds, by in zip(self.hops, hops, strict=True)),
+            sends=tuple(seconds * by for seconds, by in zip(self.sends, [*hops, 1.0], strict=True)),
+        )
 
     @property
     def total_s(self) -> float:
@@ -380,19 +442,26 @@ def pipeline_times(
 ) -> PipelineTimes:
     """Stage and hop times of one step of this shape."""
     last = len(layout.stages) - 1
-    stages = tuple(
-        stage_cost(
-            spec, stage.places, stage.units, step=step, dtype=dtype, links=links, quantisation=quantisation
-        ).stage_s(stage.num_layers, first=index == 0, last=index == last)
-        for index, stage in enumerate(layout.stages)
-    )
+    costs = [
+        stage_cost(spec, stage.places, stage.units, step=step, dtype=dtype, links=links, quantisation=quantisation)
+        for stage in layout.stages
+    ]
+    ends = [
+        (cost, stage.num_layers, index == 0, index == last)
+        for index, (cost, stage) in enumerate(zip(costs, layout.stages, strict=True))
+    ]
+    stages = tuple(cost.stage_s(layers, first=first, last=end) for cost, layers, first, end in ends)
     hop_bytes = step.rows * spec.hidden_size * DTYPE_BYTES[dtype]
     pairs = list(zip(layout.stages, layout.stages[1:], strict=False))
     between = [hop_link(a, b, links) for a, b in pairs]
+    hops = tuple(hop_s(a, b, hop_bytes, links) for a, b in pairs)
+    carriers = [carrier_between((a.places[0], b.places[0]), links) for a, b in pairs]
     return PipelineTimes(
         stages=stages,
-        hops=tuple(hop_s(a, b, hop_bytes, links) for a, b in pairs),
+        hops=hops,
         sends=(*(hop_bytes / link.bytes_per_s for link in between), 0.0),
+        stage_parts=tuple(cost.parts(layers, first=first, last=end) for cost, layers, first, end in ends),
+        hop_parts=tuple({f"{carrier} messages": hop} for carrier, hop in zip(carriers, hops, strict=True)),
     )
 
 
@@ -413,9 +482,15 @@ def cycle_s(times: PipelineTimes, micro_batches: int) -> float:
 
 
 def estimate_layout(
-    spec: ModelSpec, layout: Layout, serving: Serving, *, prompt_tokens: int, links: LinkTable
+    spec: ModelSpec,
+    layout: Layout,
+    serving: Serving,
+    *,
+    prompt_tokens: int,
+    links: LinkTable,
+    calibration: Calibration = PRIOR,
 ) -> Estimate:
-    """Latency, throughput and energy of one replica.
+    """Latency, throughput and energy of one replica, with the constants that `calibration` corrects.
 
     A full batch runs as `min(stages, batch)` micro-batches in flight. The interleaving of other requests' prefills
     is left out: `tokens_per_s` is what decoding alone reaches.
@@ -424,7 +499,7 @@ def estimate_layout(
     def times(step: StepShape) -> PipelineTimes:
         return pipeline_times(
             spec, layout, step=step, dtype=serving.dtype, links=links, quantisation=serving.quantisation
-        )
+        ).corrected(calibration)
 
     single = times(decode_step(1, prompt_tokens))
     chunks = count_chunks(serving, prompt_tokens)
@@ -456,7 +531,21 @@ def estimate_layout(
         micro_batches=micro_batches,
         bottleneck=bottleneck,
         limit=cost.limit,
+        ttft_parts=sum_parts(scale_parts(earlier.parts, chunks - 1), prefill.parts),
+        time_per_token_parts=single.parts,
+        cycle_parts=_cycle_parts(full, micro_batches),
     )
+
+
+def _cycle_parts(times: PipelineTimes, micro_batches: int) -> dict[str, float]:
+    """Of `cycle_s`: the round trip's, or those of the stage that serves all micro-batches one by one."""
+    busy = [stage + send for stage, send in zip(times.stages, times.sends, strict=True)]
+    slowest = max(range(len(busy)), key=lambda index: busy[index])
+    if times.total_s >= micro_batches * busy[slowest]:
+        return times.parts
+    share = times.sends[slowest] / times.hops[slowest] if slowest < len(times.hops) else 0.0
+    sent = [scale_parts(parts, share) for parts in times.hop_parts[slowest : slowest + 1]]
+    return scale_parts(sum_parts(times.stage_parts[slowest], *sent), micro_batches)
 
 
 def _energy_j(layout: Layout, times: PipelineTimes, serving: Serving, *, micro_batches: int, cycle: float) -> float:

@@ -148,7 +148,11 @@ def plan_from_toml(text: str, *, file: str) -> Plan:
     What only the model or the cluster can tell is left to `planner.check`.
     """
     document = parse_document(text, file=file)
-    table = convert(document, PlanTable, extra_checks=(_check_version, _check_draft, _check_ranges, _check_places))
+    table = convert(
+        document,
+        PlanTable,
+        extra_checks=(_check_version, _check_draft, _check_ranges, _check_places, _check_bounds),
+    )
     return Plan(
         name=table.name,
         model=table.model,
@@ -253,6 +257,23 @@ def _check_places(document: Document, plan: PlanTable) -> Iterator[Problem]:
                 hint="each device holds one shard of one plan",
             )
         seen.setdefault(place, path)
+
+
+def _check_bounds(document: Document, plan: PlanTable) -> Iterator[Problem]:
+    predicted = plan.predicted
+    for field, bounds, expected in (
+        ("ttft_bounds_s", predicted.ttft_bounds_s, predicted.ttft_s),
+        ("time_per_token_bounds_s", predicted.time_per_token_bounds_s, predicted.time_per_token_s),
+        ("tokens_per_s_bounds", predicted.tokens_per_s_bounds, predicted.tokens_per_s),
+    ):
+        if bounds and not (len(bounds) == 2 and bounds[0] <= expected <= bounds[1]):
+            yield document.problem(
+                CONTRADICTION,
+                f"`{field}` is {list(bounds)}, which is not a low and a high around the predicted {expected:g}",
+                ("predicted", field),
+                label="must be [low, high], or [] where it is not known",
+                hint="odctl plan predicts anew",
+            )
 
 
 def _shards(plan: PlanTable) -> Iterator[tuple[KeyPath, ShardTable]]:

@@ -11,9 +11,10 @@ from itertools import accumulate, pairwise
 
 import msgspec
 
-from agent.facts.cluster import DeviceFacts
+from agent.errors import FleetError
+from agent.facts.cluster import ClusterFacts, DeviceFacts
 from agent.facts.model import ModelSpec
-from agent.planner.plan import Range, Shard, Stage
+from agent.planner.plan import Plan, Range, Shard, Stage
 from agent.planner.shards import ShardExtent
 
 
@@ -128,6 +129,26 @@ def layout_of_stage(stage: Stage, places: tuple[Place, ...]) -> StageLayout:
     """A plan's stage as a layout, on places that were looked up by the caller."""
     units = tuple(shard.kv_heads[1] - shard.kv_heads[0] for shard in stage.shards)
     return StageLayout(layers=stage.layers, places=places, units=units)
+
+
+def layouts_of_plan(plan: Plan, facts: ClusterFacts) -> list[Layout]:
+    """A plan's replicas as layouts on the devices of these facts. Raises FleetError E106 for an unknown device."""
+    places = {
+        (host.name, device.id): Place(host=host.name, device=device)
+        for host in facts.hosts
+        for device in host.devices
+    }
+    layouts = []
+    for replica in plan.replicas:
+        stages = []
+        for stage in replica.stages:
+            for shard in stage.shards:
+                if (shard.host, shard.device) not in places:
+                    raise FleetError("E106", f"no device `{shard.host}/{shard.device}` in the cluster")
+            chosen = tuple(places[shard.host, shard.device] for shard in stage.shards)
+            stages.append(layout_of_stage(stage, chosen))
+        layouts.append(Layout(stages=tuple(stages)))
+    return layouts
 
 
 def _proportion(total: int, first: int, end: int, *, of: int) -> Range:

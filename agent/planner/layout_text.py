@@ -12,8 +12,8 @@ import msgspec
 
 from agent.planner.carriers import stage_carriers
 from agent.planner.compare import imbalance, shape_words
-from agent.planner.plan import Plan, Range, RankPlace, ShardBytes, draft_places, rank_places
-from agent.planner.words import bytes_words, list_words, rate_words, seconds_words
+from agent.planner.plan import Plan, Predicted, Range, RankPlace, ShardBytes, draft_places, rank_places
+from agent.planner.words import bytes_words, list_words, rate_interval_words, seconds_interval_words, seconds_words
 
 MEMORY_BAR_WIDTH = 10
 LEAST_LAYER_BAR_WIDTH = 8
@@ -150,14 +150,25 @@ def predicted_lines(plan: Plan) -> list[str]:
     predicted, serving = plan.predicted, plan.serving
     lines = [
         f"predicted for a prompt of {predicted.prompt_tokens} tokens, context {serving.context}:",
-        f"  first token      {seconds_words(predicted.ttft_s)}",
-        f"  then per token   {seconds_words(predicted.time_per_token_s)}, one stream",
-        f"  throughput       {rate_words(predicted.tokens_per_s)}, {serving.batch * len(plan.replicas)} streams",
+        f"  first token      {seconds_interval_words(predicted.ttft)}",
+        f"  then per token   {seconds_interval_words(predicted.time_per_token)}, one stream",
+        f"  throughput       {rate_interval_words(predicted.throughput)}, "
+        f"{serving.batch * len(plan.replicas)} streams",
+        *([f"  bounds           {trust_words(predicted)}"] if predicted.ttft_bounds_s else []),
         f"  bottleneck       {predicted.bottleneck}",
     ]
     if len(predicted.stage_s) > 1:
         lines.append(f"  imbalance        the slowest stage takes {imbalance(plan):.0%} longer than the mean")
     return lines
+
+
+def trust_words(predicted: Predicted) -> str:
+    """What the bounds rest on."""
+    count = predicted.num_measured_runs
+    if not count:
+        return "4 in 5 runs; published constants, no run here yet"
+    figures = "1 figure" if count == 1 else f"{count} figures"
+    return f"4 in 5 runs; fitted to {figures} measured here"
 
 
 def _stage_name(place: RankPlace, plan: Plan) -> str:

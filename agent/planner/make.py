@@ -12,9 +12,11 @@ from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
 from agent.planner.adaptive import STRATEGIES
 from agent.planner.advise import advise, choose_layout
-from agent.planner.cost import Estimate, count_chunks, estimate_layout
+from agent.planner.calibration import Calibration, predict_interval, predict_rate_interval
+from agent.planner.cost import Estimate, estimate_layout
+from agent.planner.evidence import calibrate, gateway_way_s, model_key, time_per_token_parts, ttft_parts
 from agent.planner.hybrid import HybridStrategy
-from agent.planner.layout import Layout, Place, StageLayout, cut_shares, layout_of_stage
+from agent.planner.layout import Layout, Place, StageLayout, cut_shares, layouts_of_plan
 from agent.planner.memory import stage_bytes
 from agent.planner.plan import DraftRef, Learning, ObjectiveKind, Plan, Predicted, Replica, Serving, Shard, Stage
 from agent.planner.problem import (
@@ -92,33 +94,14 @@ def refresh_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts, *, draft: Mod
     return _build_plan(problem, layouts, why=plan.why)
 
 
-def layouts_of_plan(plan: Plan, facts: ClusterFacts) -> list[Layout]:
-    """A plan's replicas as layouts on the devices of these facts. Raises FleetError E106 for an unknown device."""
-    places = {
-        (host.name, device.id): Place(host=host.name, device=device)
-        for host in facts.hosts
-        for device in host.devices
-    }
-    layouts = []
-    for replica in plan.replicas:
-        stages = []
-        for stage in replica.stages:
-            for shard in stage.shards:
-                if (shard.host, shard.device) not in places:
-                    raise FleetError("E106", f"no device `{shard.host}/{shard.device}` in the cluster")
-            chosen = tuple(places[shard.host, shard.device] for shard in stage.shards)
-            stages.append(layout_of_stage(stage, chosen))
-        layouts.append(Layout(stages=tuple(stages)))
-    return layouts
-
-
 def predict_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts) -> Predicted:
     """What a plan is expected to do on these facts: `recorded` figures go stale when devices are measured anew."""
     return _predict(
         spec,
         layouts_of_plan(plan, facts),
         plan.serving,
-        facts,
+        LinkTable(facts, is_network_trusted=plan.serving.trusted_network),
+        calibrate(facts),
         gateway=plan.gateway_host,
         prompt_tokens=plan.predicted.prompt_tokens,
     )
@@ -304,7 +287,8 @@ def _build_plan(problem: Problem, layouts: list[Layout], *, why: tuple[str, ...]
             spec,
             layouts,
             problem.serving,
-            request.facts,
+            problem.links,
+            problem.calibration,
             gateway=problem.serving.gateway or controllers[0],
             prompt_tokens=problem.prompt_tokens,
         ),
@@ -380,7 +364,8 @@ def _predict(
     spec: ModelSpec,
     layouts: list[Layout],
     serving: Serving,
-    facts: ClusterFacts,
+    links: LinkTable,
+    calibration: Calibration,
     *,
     gateway: str,
     prompt_tokens: int | None,
@@ -389,23 +374,38 @@ def _predict(
 
     Each step also crosses from the gateway to the first stage and back from the last, as a message without weight.
     """
-    links = LinkTable(facts, is_network_trusted=serving.trusted_network)
     tokens = prompt_tokens or max(1, min(DEFAULT_PROMPT_TOKENS, serving.context // 2))
-    estimates = [estimate_layout(spec, layout, serving, prompt_tokens=tokens, links=links) for layout in layouts]
-    ways = []
-    for layout in layouts:
-        first, last = layout.stages[0].places[0], layout.stages[-1].places[0]
-        there = links.between(gateway, first.host, "cpu").latency_s
-        ways.append(there + links.between(last.host, gateway, "cpu").latency_s)
-    chunks = count_chunks(serving, tokens)
+    estimates = [
+        estimate_layout(spec, layout, serving, prompt_tokens=tokens, links=links, calibration=calibration)
+        for layout in layouts
+    ]
+    ways = [gateway_way_s(layout, links, gateway=gateway) for layout in layouts]
     slowest = max(range(len(layouts)), key=lambda index: estimates[index].time_per_token_s)
     estimate = estimates[slowest]
     stage = layouts[slowest].stages[estimate.bottleneck]
+    model = model_key(spec, serving)
+    firsts = [
+        predict_interval(ttft_parts(e, serving, way_s=way), calibration, model=model)
+        for e, way in zip(estimates, ways, strict=True)
+    ]
+    nexts = [
+        predict_interval(time_per_token_parts(e, way_s=way), calibration, model=model)
+        for e, way in zip(estimates, ways, strict=True)
+    ]
+    rates = [predict_rate_interval(serving.batch, e.cycle_parts, calibration, model=model) for e in estimates]
+    first, following = (max(each, key=lambda interval: interval.expected) for each in (firsts, nexts))
     return Predicted(
         prompt_tokens=tokens,
-        ttft_s=_rounded(max(e.ttft_s + chunks * way for e, way in zip(estimates, ways, strict=True))),
-        time_per_token_s=_rounded(max(e.time_per_token_s + way for e, way in zip(estimates, ways, strict=True))),
-        tokens_per_s=_rounded(sum(e.tokens_per_s for e in estimates)),
+        ttft_s=_rounded(first.expected),
+        time_per_token_s=_rounded(following.expected),
+        tokens_per_s=_rounded(sum(rate.expected for rate in rates)),
+        ttft_bounds_s=(_rounded(first.low), _rounded(first.high)),
+        time_per_token_bounds_s=(_rounded(following.low), _rounded(following.high)),
+        tokens_per_s_bounds=(
+            _rounded(sum(rate.low for rate in rates)),
+            _rounded(sum(rate.high for rate in rates)),
+        ),
+        num_measured_runs=calibration.num_runs,
         bottleneck=f"replica {slowest} stage {estimate.bottleneck} ({stage.name}): {estimate.limit}",
         stage_s=tuple(_rounded(seconds) for seconds in estimates[0].stage_s),
     )

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from agent.facts.model import Dtype, Quantisation
+from agent.planner.interval import Interval
 
 Range = tuple[int, int]
 ObjectiveKind = Literal["latency", "ttft", "throughput", "context", "energy"]
@@ -145,8 +146,12 @@ class Healing(msgspec.Struct, frozen=True, kw_only=True):
     max_restarts_per_minute: int = 3
 
 
-class Predicted(msgspec.Struct, frozen=True, kw_only=True):
-    """What the planner expects, at `prompt_tokens` of prompt and a batch of one unless it says otherwise."""
+class Predicted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the planner expects, at `prompt_tokens` of prompt and a batch of one unless it says otherwise.
+
+    Bounds are low and high: four in five measured values should lie between them. Plans of earlier releases have
+    none; what is absent is left out when a plan is hashed, so that theirs stay what they were.
+    """
 
     prompt_tokens: int
     ttft_s: float
@@ -158,6 +163,24 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True):
     """`replica 0 stage 1 (gpu02/cuda:0): memory bandwidth`, for people."""
     stage_s: tuple[float, ...] = ()
     """Decode seconds of each stage of replica 0, links left out."""
+    ttft_bounds_s: tuple[float, ...] = ()
+    time_per_token_bounds_s: tuple[float, ...] = ()
+    tokens_per_s_bounds: tuple[float, ...] = ()
+    num_measured_runs: int = 0
+    """Runs on this cluster that the constants were fitted to; 0: published ones, and wide bounds."""
+
+    @property
+    def ttft(self) -> Interval:
+        return _interval(self.ttft_s, self.ttft_bounds_s)
+
+    @property
+    def time_per_token(self) -> Interval:
+        return _interval(self.time_per_token_s, self.time_per_token_bounds_s)
+
+    @property
+    def throughput(self) -> Interval:
+        """Tokens per second."""
+        return _interval(self.tokens_per_s, self.tokens_per_s_bounds)
 
 
 class Learning(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,3 +258,8 @@ def rank_places(plan: Plan) -> tuple[RankPlace, ...]:
         for s, stage in enumerate(replica.stages)
         for t, shard in enumerate(stage.shards)
     )
+
+
+def _interval(expected: float, bounds: tuple[float, ...]) -> Interval:
+    low, high = bounds or (expected, expected)
+    return Interval(low=low, expected=expected, high=high)

@@ -12,7 +12,9 @@ import msgspec
 from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
+from agent.planner.calibration import PRIOR, Calibration
 from agent.planner.cost import Estimate, estimate_layout
+from agent.planner.evidence import calibrate
 from agent.planner.layout import Layout, Place
 from agent.planner.learning.records import Lesson
 from agent.planner.memory import StageSizes
@@ -87,12 +89,14 @@ class Problem:
         memory_scale: float = 1.0,
         is_probe: bool = False,
         searches: dict[Hashable, tuple[int, ...]] | None = None,
+        calibration: Calibration = PRIOR,
     ) -> None:
         self.request = request
         self.is_probe = is_probe
         self.places = places
         self.serving = serving
         self.memory_scale = memory_scale
+        self.calibration = calibration
         self.links = LinkTable(request.facts, is_network_trusted=serving.trusted_network)
         self.sizes = StageSizes(request.spec, serving, request.draft_spec)
         self.searches: dict[Hashable, tuple[int, ...]] = {} if searches is None else searches
@@ -124,7 +128,14 @@ class Problem:
         return self.sizes.layout_fits(layout, usable)
 
     def estimate(self, layout: Layout) -> Estimate:
-        return estimate_layout(self.spec, layout, self.serving, prompt_tokens=self.prompt_tokens, links=self.links)
+        return estimate_layout(
+            self.spec,
+            layout,
+            self.serving,
+            prompt_tokens=self.prompt_tokens,
+            links=self.links,
+            calibration=self.calibration,
+        )
 
     def varied(
         self,
@@ -143,6 +154,7 @@ class Problem:
             memory_scale=self.memory_scale if memory_scale is None else memory_scale,
             is_probe=self.is_probe if is_probe is None else is_probe,
             searches=self.searches,
+            calibration=self.calibration,
         )
 
 
@@ -228,7 +240,7 @@ def make_problem(request: PlanRequest) -> Problem:
             "must be at least 1",
         )
     _check_constraints(request, num_places=len(places), num_hosts=len({place.host for place in places}))
-    return Problem(request, places, serving)
+    return Problem(request, places, serving, calibration=calibrate(request.facts))
 
 
 def _check_draft(request: PlanRequest) -> None:

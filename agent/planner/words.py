@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from agent.planner.interval import Interval
 from agent.planner.plan import Range
 
 
@@ -30,6 +31,28 @@ def seconds_words(seconds: float) -> str:
 def rate_words(tokens_per_s: float) -> str:
     """`397 tok/s`."""
     return f"{tokens_per_s:.3g} tok/s" if tokens_per_s < 1000 else f"{tokens_per_s:.0f} tok/s"
+
+
+def seconds_interval_words(seconds: Interval) -> str:
+    """`10.2 ms (8.9..12.1)`: all in the unit of the expected."""
+    expected = seconds_words(seconds.expected)
+    if seconds.low == seconds.high:
+        return expected
+    scale = {"s": 1.0, "ms": 1e3, "us": 1e6}[expected.split()[1]]
+    return f"{expected} ({_figure(seconds.low * scale)}..{_figure(seconds.high * scale)})"
+
+
+def rate_interval_words(tokens_per_s: Interval) -> str:
+    """`397 tok/s (310..508)`."""
+    expected = rate_words(tokens_per_s.expected)
+    if tokens_per_s.low == tokens_per_s.high:
+        return expected
+    return f"{expected} ({_figure(tokens_per_s.low)}..{_figure(tokens_per_s.high)})"
+
+
+def _figure(value: float) -> str:
+    """Two digits are all that an interval's end is worth; three where whole numbers have them."""
+    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
 
 
 def layers_words(layers: Range) -> str:

@@ -14,6 +14,7 @@ from odctl.result import Result, run_command
 if TYPE_CHECKING:
     import asyncio
 
+    from agent.planner.interval import Interval
     from agent.wire.agent import ApplyEvent, ApplyPhase
     from odctl.apply import ApplyPreview
     from odctl.fleet import Fleet
@@ -82,7 +83,7 @@ def apply(
             prose = f"{plan.name}: the controller {plan.controllers[0]} goes on; odctl status shows how far it is"
             return Result(kind="apply", data=data | {"state": "detached"}, prose=prose)
         data |= {"state": "applied", "generation": last.generation, "checked": msgspec.to_builtins(last.checked)}
-        return Result(kind="apply", data=data, prose=_summary(plan.name, last, plan.predicted.time_per_token_s))
+        return Result(kind="apply", data=data, prose=_summary(plan.name, last, plan.predicted.time_per_token))
 
     return visit_fleet(inventory_path, perform)
 
@@ -168,11 +169,13 @@ class ProgressLines:
         sys.stderr.flush()
 
 
-def _summary(name: str, last: ApplyEvent, predicted_s: float) -> str:
+def _summary(name: str, last: ApplyEvent, predicted: Interval) -> str:
+    from agent.planner.words import seconds_interval_words, seconds_words
+
     measured = ""
     if last.checked is not None:
         measured = (
-            f"\ntime per token: predicted {predicted_s * 1000:.2f} ms, "
-            f"measured {last.checked.time_per_token_s * 1000:.2f} ms"
+            f"\ntime per token: predicted {seconds_interval_words(predicted)}, "
+            f"measured {seconds_words(last.checked.time_per_token_s)}"
         )
     return f"{name} serves under generation {last.generation}{measured}"

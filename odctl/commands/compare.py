@@ -7,7 +7,15 @@ from pathlib import Path
 import click
 
 from agent.planner.compare import Comparison, Metric, PlanChange, compare_plans
-from agent.planner.words import bytes_words, layers_words, list_words, rate_words, seconds_words
+from agent.planner.words import (
+    bytes_words,
+    layers_words,
+    list_words,
+    rate_interval_words,
+    rate_words,
+    seconds_interval_words,
+    seconds_words,
+)
 from odctl.commands.show import load_plan
 from odctl.result import ExitCode, Result, run_command
 
@@ -49,7 +57,8 @@ def _prose(comparison: Comparison) -> list[str]:
         return [*lines, "", "the plans are the same"]
     lines += [f"warning: {warning}" for warning in comparison.warnings]
     lines += ["", f"{'METRIC':<20}" + "".join(f"{letter:>{COLUMN}}" for letter in letters) + "   BEST"]
-    lines += [_metric_line(metric, letters) for metric in comparison.metrics]
+    for metric in comparison.metrics:
+        lines += [_metric_line(metric, letters), *_bounds_line(metric)]
     lines += ["", f"{'HOST':<20}" + "".join(f"{letter:>{COLUMN}}" for letter in letters)]
     for move in comparison.hosts[:SHOWN_HOSTS]:
         cells = (", ".join(layers_words(layers).split()[-1] for layers in held) or "-" for held in move.layers)
@@ -70,6 +79,15 @@ def _metric_line(metric: Metric, letters: list[str]) -> str:
         cells.append(f"{_figure(metric, value)}{change}")
     best = letters[metric.best] if metric.best is not None else "="
     return f"{metric.name:<20}" + "".join(f"{cell:>{COLUMN}}" for cell in cells) + f"   {best}"
+
+
+def _bounds_line(metric: Metric) -> list[str]:
+    """`  4 in 5 runs   (8.9..12.1)   (20..31)` beneath a predicted figure, where a plan has bounds."""
+    if all(bounds.low == bounds.high for bounds in metric.bounds):
+        return []
+    words = seconds_interval_words if metric.unit == "s" else rate_interval_words
+    cells = (f"({words(bounds).partition('(')[2]}" if bounds.low < bounds.high else "" for bounds in metric.bounds)
+    return [f"{'  4 in 5 runs':<20}" + "".join(f"{cell:>{COLUMN}}" for cell in cells)]
 
 
 def _figure(metric: Metric, value: float) -> str:

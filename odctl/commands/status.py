@@ -80,7 +80,7 @@ def status(inventory_path: str, name: str) -> Result:
 
 
 def _deployment_lines(sight: DeploymentSight) -> list[str]:
-    from agent.planner.words import bytes_words
+    from agent.planner.words import bytes_words, seconds_interval_words
 
     record, status = sight.record, sight.status
     if status is None:
@@ -108,7 +108,7 @@ def _deployment_lines(sight: DeploymentSight) -> list[str]:
         measured = f", last requests p50 {status.backend.time_per_token_s_p50 * 1000:.2f} ms"
     checked = f", at apply {status.checked.time_per_token_s * 1000:.2f} ms" if status.checked else ""
     lines.append(
-        f"  time per token: predicted {status.predicted.time_per_token_s * 1000:.2f} ms{checked}{measured}"
+        f"  time per token: predicted {seconds_interval_words(status.predicted.time_per_token)}{checked}{measured}"
     )
     if status.backend is not None:
         backend = status.backend

@@ -20,11 +20,11 @@ from agent.planner.calibration import (
     COVERAGE,
     PRIOR,
     Calibration,
-    Interval,
     MeasuredTime,
     fit_calibration,
     predict_interval,
 )
+from agent.planner.interval import Interval
 from tests.benchmarks.silicon_runs import Run, SiliconRuns, bare_roofline_s, parts_of, read_runs
 from tests.shared_data import find_shared_data
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from agent.facts.cluster import DeviceFacts
 from agent.planner.plan import Plan, RankPlace, rank_places
 from agent.planner.staleness import what_moved
-from agent.planner.words import bytes_words, list_words, rate_words, seconds_words
+from agent.planner.words import (
+    bytes_words,
+    list_words,
+    rate_interval_words,
+    rate_words,
+    seconds_interval_words,
+    seconds_words,
+)
 from odctl.fleet.snapshot import FleetSnapshot
 from odctl.tui.model.bars import parts_bar
 from odctl.tui.model.marks import DEPLOYMENT_MARKS
@@ -169,22 +176,29 @@ def _predicted(choice: PlanChoice, width: int) -> tuple[Line, ...]:
     checked = status.checked if status else None
     backend = status.backend if status else None
     rows = [
-        ("time to first token", seconds_words(predicted.ttft_s), seconds_words(checked.ttft_s) if checked else ""),
+        (
+            "time to first token",
+            seconds_interval_words(predicted.ttft),
+            seconds_words(checked.ttft_s) if checked else "",
+        ),
         (
             "time per token",
-            seconds_words(predicted.time_per_token_s),
+            seconds_interval_words(predicted.time_per_token),
             seconds_words(checked.time_per_token_s) if checked else "",
         ),
         (
             f"decode at batch {choice.plan.serving.batch}",
-            rate_words(predicted.tokens_per_s),
+            rate_interval_words(predicted.throughput),
             f"now {rate_words(backend.tokens_per_s)}" if backend else "",
         ),
     ]
+    cells = max(12, *(len(value) for _, value, _ in rows))
     has_measured = any(measured for _, _, measured in rows)
-    titles = f" {'':<24} {'PREDICTED':>12}" + (f" {'MEASURED':>16}" if has_measured else "")
+    titles = f" {'':<24} {'PREDICTED':>{cells}}" + (f" {'MEASURED':>16}" if has_measured else "")
     lines = [line(Span(titles, "title"))]
-    lines += [line(f" {name:<24} {value:>12} ", Span(f"{measured:>16}", "bold")) for name, value, measured in rows]
+    lines += [
+        line(f" {name:<24} {value:>{cells}} ", Span(f"{measured:>16}", "bold")) for name, value, measured in rows
+    ]
     conditions = f"predicted for a prompt of {predicted.prompt_tokens} tokens, one request at a time"
     if checked is not None:
         conditions += f"; measured by the canary when it was applied, prompt of {checked.prompt_tokens}"

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from agent.planner.calibration import (
     PRIOR,
     Calibration,
-    Interval,
     MeasuredTime,
     fit_calibration,
     predict_interval,
@@ -18,6 +17,7 @@ from agent.planner.calibration import (
     seconds_of,
     sum_parts,
 )
+from agent.planner.interval import Interval
 
 NAMES = ("cuda reads", "cuda launches", "unprobed cpu reads", "tls reduces", "tls messages", "step")
 PARTS = st.dictionaries(st.sampled_from(NAMES), st.floats(1e-5, 1.0), min_size=1)

@@ -40,6 +40,9 @@ def test_the_verdict_of_each_objective_follows_the_predictions(one: Plan) -> Non
             time_per_token_s=one.predicted.time_per_token_s / 2,
             tokens_per_s=one.predicted.tokens_per_s * 0.8,
             ttft_s=one.predicted.ttft_s * 1.001,
+            ttft_bounds_s=(),
+            time_per_token_bounds_s=(),
+            tokens_per_s_bounds=(),
         ),
     )
     longer = msgspec.structs.replace(one, serving=Serving(context=4096))

@@ -159,3 +159,23 @@ def test_each_mistake_has_its_code(plan: Plan, before: str, after: str, code: st
         plan_from_toml(text.replace(before, after, 1), file="plan.toml")
     assert code in {problem.code for problem in refused.value.problems}
     assert part in refused.value.message
+
+
+BOUNDS = re.compile(r"^(\w+_bounds(_s)?|num_measured_runs) = .*\n", re.MULTILINE)
+
+
+def test_a_plan_of_an_earlier_release_is_read_and_keeps_its_hash(plan: Plan) -> None:
+    text = BOUNDS.sub("", plan_to_toml(plan))
+    assert "bounds" not in text
+    old = plan_from_toml(text, file="plan.toml")
+    assert old.predicted.time_per_token.low == old.predicted.time_per_token.high == plan.predicted.time_per_token_s
+    assert "bounds" not in msgspec.json.encode(old).decode()
+    assert plan_hash(plan_from_toml(plan_to_toml(old), file="plan.toml")) == plan_hash(old) != plan_hash(plan)
+
+
+@pytest.mark.parametrize("bounds", ["[1.0]", "[1e3, 2e3]", "[1e-9, 1e-8]", "[1e3, 1e-9]", "[1e-9, 1.0, 2.0]"])
+def test_bounds_that_do_not_hold_the_expected_are_refused(plan: Plan, bounds: str) -> None:
+    text = re.sub(r"ttft_bounds_s = .*", f"ttft_bounds_s = {bounds}", plan_to_toml(plan))
+    with pytest.raises(DocumentError, match="ttft_bounds_s") as raised:
+        plan_from_toml(text, file="plan.toml")
+    assert [problem.code for problem in raised.value.problems] == ["E107"]

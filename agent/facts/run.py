@@ -1,0 +1,29 @@
+"""A measured run of a deployment: the evidence that the cost model is fitted to. Frozen values, no I/O."""
+
+from __future__ import annotations
+
+import msgspec
+
+from agent.facts.model import ModelSpec
+
+
+class MeasuredRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What a deployment did under a known load. A time of 0 was not measured."""
+
+    deployment: str
+    plan_hash: str
+    plan_toml: str
+    """Who held what, and how it was served."""
+    spec: ModelSpec
+    """Without its tensors: sizes are all that times hang on."""
+    prompt_tokens: int
+    """Of the requests measured."""
+    streams: int
+    """Sequences that decoded together."""
+    ttft_s: float = 0.0
+    time_per_token_s: float = 0.0
+    """Seconds per token after the first (vLLM's TPOT)."""
+
+    def __post_init__(self) -> None:
+        assert self.prompt_tokens > 0, f"{self.prompt_tokens} prompt tokens"
+        assert self.streams > 0, f"{self.streams} streams"
