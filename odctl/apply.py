@@ -31,6 +31,7 @@ from agent.wire.agent import (
     Done,
     HostAddress,
     ModelManifest,
+    RunReport,
 )
 from odctl.deployments import DeploymentSight, FleetDeployments, read_deployments
 from odctl.fleet import Fleet
@@ -66,6 +67,14 @@ async def read_facts(fleet: Fleet, cluster: str) -> tuple[ClusterFacts, dict[str
     missing = {host: answer for host, answer in answers.items() if isinstance(answer, FleetError)}
     facts = ClusterFacts(cluster=cluster, hosts=tuple(sorted(known, key=lambda host: host.name)))
     return await add_probes(fleet, facts), missing
+
+
+async def add_runs(fleet: Fleet, facts: ClusterFacts) -> ClusterFacts:
+    """The facts with what deployments on this cluster did. A host of an earlier release has nothing to tell."""
+    answers = await fleet.get_all("/v1/runs", RunReport)
+    found = [run for answer in answers.values() if not isinstance(answer, FleetError) for run in answer.runs]
+    found.sort(key=lambda run: (run.measured_at_s, run.deployment, run.plan_hash, run.streams))
+    return msgspec.structs.replace(facts, runs=tuple(found))
 
 
 async def preview_apply(fleet: Fleet, plan: Plan, *, cluster: str) -> ApplyPreview:

@@ -43,6 +43,7 @@ from agent.wire.agent import (
     ModelManifest,
     ModelQuery,
     RangeRequest,
+    RunReport,
     StoreReply,
     StoreRequest,
     UploadReply,
@@ -84,6 +85,8 @@ class Control(Protocol):
     async def deployment(self, name: str) -> DeploymentStatus: ...
     async def faults(self) -> FaultReport: ...
     def lessons(self) -> Lessons: ...
+
+    def runs(self) -> RunReport: ...
     def apply(self, request: ApplyRequest) -> AsyncIterator[ApplyEvent]:
         """Progress. The apply itself goes on when its reader goes away."""
         ...
@@ -230,6 +233,9 @@ def _deployment_routes(control: Control) -> list[Route]:
     async def learning(request: Request) -> Response:
         return _encoded(request, control.lessons())
 
+    async def runs(request: Request) -> Response:
+        return _encoded(request, control.runs())
+
     async def apply(request: Request) -> Response:
         return await _progress(control.apply(await _body(request, ApplyRequest)))
 
@@ -244,6 +250,7 @@ def _deployment_routes(control: Control) -> list[Route]:
         Route("/v1/deployments/{name}", deployment),
         Route("/v1/faults", faults),
         Route("/v1/learning", learning),
+        Route("/v1/runs", runs),
         Route("/v1/apply", apply, methods=["POST"]),
         Route("/v1/abort", abort, methods=["POST"]),
         Route("/v1/destroy", destroy, methods=["POST"]),

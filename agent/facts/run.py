@@ -23,6 +23,8 @@ class MeasuredRun(msgspec.Struct, frozen=True, kw_only=True):
     ttft_s: float = 0.0
     time_per_token_s: float = 0.0
     """Seconds per token after the first (vLLM's TPOT)."""
+    measured_at_s: float = 0.0
+    """Seconds since the epoch, by the controller's clock."""
 
     def __post_init__(self) -> None:
         assert self.prompt_tokens > 0, f"{self.prompt_tokens} prompt tokens"

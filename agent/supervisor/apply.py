@@ -26,6 +26,7 @@ from agent.supervisor.clean_up import commit_everywhere, retire_old, undo
 from agent.supervisor.deployment import Controlled, ControllerState, PendingApply
 from agent.supervisor.progress import ProgressLog
 from agent.supervisor.reach import Reach
+from agent.supervisor.runs import RunBook
 from agent.supervisor.topology import extent_of, starts_by_host
 from agent.wire.agent import (
     ApplyEvent,
@@ -176,6 +177,15 @@ class Transaction:
             body={"predicted": msgspec.to_builtins(self._plan.predicted)}
             | ({"checked": msgspec.to_builtins(self._checked)} if self._checked else {}),
         )
+        if self._checked is not None:
+            RunBook(self._journal).record_check(
+                self._plan,
+                self._checked,
+                plan_hash=self._request.plan_hash,
+                plan_toml=self._request.plan_toml,
+                spec=self._request.spec,
+                generation=self.generation,
+            )
 
     @contextlib.asynccontextmanager
     async def _phase(self, phase: ApplyPhase) -> AsyncIterator[None]:

@@ -12,6 +12,7 @@ import msgspec
 
 from agent.errors import FleetError
 from agent.facts.fault import Fault
+from agent.facts.run import MeasuredRun
 from agent.healing.detect import DeathSeen, DetectState, HostSeen, Observation, RankSeen, SilentHost, detect
 from agent.healing.react import react
 from agent.healing.state import (
@@ -37,6 +38,7 @@ from agent.supervisor.deployment import Controlled, ControllerState
 from agent.supervisor.faults import FaultBook
 from agent.supervisor.outcomes import OutcomeBook
 from agent.supervisor.reach import Reach
+from agent.supervisor.runs import LoadWindow, RunBook, without_tensors
 from agent.wire.agent import DeploymentStatus, Heartbeat, RankView, RestartRank, RetireBackends
 from agent.wire.gateway import BackendStatus
 from agent.wire.rank import RankStatus
@@ -62,6 +64,7 @@ class DeploymentWatch:
         state: ControllerState,
         faults: FaultBook,
         outcomes: OutcomeBook,
+        runs: RunBook,
         own_heartbeat: Callable[[], Heartbeat],
         is_apply_pending: Callable[[], bool],
     ) -> None:
@@ -72,6 +75,8 @@ class DeploymentWatch:
         self._state = state
         self._faults = faults
         self._outcome = outcomes.open(self.plan, controlled)
+        self._runs = runs
+        self._load: LoadWindow | None = None
         self._own_heartbeat = own_heartbeat
         self._is_apply_pending = is_apply_pending
         self._beats: dict[str, Heartbeat] = {}
@@ -110,6 +115,7 @@ class DeploymentWatch:
                 beats, silent = await self._listen()
                 self._remember(beats)
                 self._outcome.look(self._backend(), now_s=time.monotonic())
+                self._watch_load()
                 is_late = time.monotonic() - started > BEAT_TIMEOUT_S + PORT_PROBE_TIMEOUT_S + OWN_STALL_S
                 if not self._is_apply_pending():
                     for event in self._events(beats, silent, was_stalled=is_late):
@@ -365,6 +371,39 @@ class DeploymentWatch:
             ),
             None,
         )
+
+    def _watch_load(self) -> None:
+        """Tell what the backend did once enough requests ended under one generation."""
+        beat = self._beats.get(self.plan.gateway_host)
+        backend = next(
+            (
+                each
+                for each in (beat.backends if beat else ())
+                if (each.deployment, each.generation) == (self.plan.name, self._health.generation)
+            ),
+            None,
+        )
+        if backend is None or self._health.phase != "serving" or self.plan.serving.speculation != "none":
+            self._load = None
+            return
+        if self._load is None or self._load.generation != backend.generation:
+            self._load = LoadWindow(generation=backend.generation)
+        seen = self._load.take(backend)
+        if seen is None:
+            return
+        prompt_tokens, streams, ttft_s, time_per_token_s = seen
+        run = MeasuredRun(
+            deployment=self.plan.name,
+            plan_hash=self.controlled.plan_hash,
+            plan_toml=self.controlled.plan_toml,
+            spec=without_tensors(self.controlled.spec),
+            prompt_tokens=prompt_tokens,
+            streams=streams,
+            ttft_s=ttft_s,
+            time_per_token_s=time_per_token_s,
+            measured_at_s=time.time(),
+        )
+        self._runs.record(run, generation=backend.generation)
 
     def _rank_views(self) -> tuple[RankView, ...]:
         views = []

@@ -38,6 +38,7 @@ from agent.supervisor.progress import ProgressLog
 from agent.supervisor.ranks import RankTable
 from agent.supervisor.reach import Reach
 from agent.supervisor.recovery import Recovery
+from agent.supervisor.runs import RunBook
 from agent.supervisor.store import RendezvousStore
 from agent.supervisor.weights import WeightStore
 from agent.telemetry.facts import read_boot_id
@@ -62,6 +63,7 @@ from agent.wire.agent import (
     ModelManifest,
     ModelQuery,
     RangeRequest,
+    RunReport,
     StoreReply,
     StoreRequest,
     UploadReply,
@@ -108,6 +110,7 @@ class Supervisor:
         self._state = ControllerState(journal)
         self._faults = FaultBook(journal)
         self._outcomes = OutcomeBook(journal)
+        self._runs = RunBook(journal)
         self._member = Member(
             ranks=self._ranks,
             gateways=self._gateways,
@@ -237,6 +240,9 @@ class Supervisor:
 
     def lessons(self) -> Lessons:
         return self._outcomes.lessons()
+
+    def runs(self) -> RunReport:
+        return RunReport(runs=self._runs.all())
 
     async def apply(self, request: ApplyRequest) -> AsyncIterator[ApplyEvent]:
         """Start the transaction, or join the one under way when it is of the same plan. E501 otherwise."""
@@ -448,6 +454,7 @@ class Supervisor:
             state=self._state,
             faults=self._faults,
             outcomes=self._outcomes,
+            runs=self._runs,
             own_heartbeat=lambda: self.heartbeat(self._config.host),
             is_apply_pending=lambda: self._is_apply_pending(name),
         )

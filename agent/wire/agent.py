@@ -14,6 +14,7 @@ socket) serves all of it; the cluster plane (TLS, both ends with a certificate) 
 | GET /v1/events?after=N&limit=M&follow=1 | frames of Event |
 | GET /v1/faults | FaultReport |
 | GET /v1/learning | planner.learning.records: Lessons of the deployments that this agent decided for |
+| GET /v1/runs | RunReport |
 | GET /v1/logs?name=X&tail=N | text/plain |
 | POST /v1/apply | ApplyRequest -> frames of ApplyEvent |
 | POST /v1/abort | AbortRequest -> Done |
@@ -42,6 +43,7 @@ import msgspec
 from agent.errors import ErrorDetail
 from agent.facts.fault import Fault
 from agent.facts.model import ModelSpec
+from agent.facts.run import MeasuredRun
 from agent.planner.plan import ModelRef, Predicted, Serving
 from agent.planner.shards import ShardExtent
 from agent.wire.gateway import AttachBackend, BackendRef, BackendStatus, CheckReport
@@ -524,6 +526,12 @@ class InstructionReply(msgspec.Struct, frozen=True, kw_only=True):
     backends: tuple[BackendStatus, ...] = ()
     fetched_bytes: int = 0
     socket: str = ""
+
+
+class RunReport(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /v1/runs: what deployments of this controller did, oldest first."""
+
+    runs: tuple[MeasuredRun, ...]
 
 
 class FaultReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -160,7 +160,7 @@ def plan(
     from agent.planner.make import make_plan
     from agent.planner.plan import Objective, Serving
     from agent.planner.problem import PlanRequest
-    from odctl.apply import read_facts
+    from odctl.apply import add_runs, read_facts
     from odctl.fleet import Fleet
     from odctl.inventory import Inventory, select
     from odctl.learning import read_lessons
@@ -190,6 +190,7 @@ def plan(
 
     async def ask(fleet: Fleet, inventory: Inventory) -> PlanRequest:
         facts, missing = await read_facts(fleet, inventory.cluster)
+        facts = await add_runs(fleet, facts)
         warn_unreachable(missing)
         if not facts.hosts:
             raise next(iter(missing.values()), FleetError("E105", "no host is left to plan with"))

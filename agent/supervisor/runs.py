@@ -1,0 +1,99 @@
+"""What deployments did, as evidence for the next plan: `RunMeasured` in their controller's journal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from agent.facts.model import ModelSpec
+from agent.facts.run import MeasuredRun
+from agent.journal import Journal
+from agent.planner.plan import Plan
+from agent.wire.gateway import BackendStatus, CheckReport
+
+KIND = "RunMeasured"
+LEAST_REQUESTS = 32
+"""Finished requests before their medians say something."""
+COVERED_REQUESTS = 512
+"""Requests that a gateway's medians are over (`serving.metrics`): so many must end before the next run is told."""
+MAX_TOLD_RUNS = 256
+
+
+class RunBook:
+    """Writes runs of the deployments that this agent decides for, and reads them back."""
+
+    def __init__(self, journal: Journal, *, clock: Callable[[], float] = time.time) -> None:
+        self._journal = journal
+        self._clock = clock
+
+    def record(self, run: MeasuredRun, *, generation: int) -> None:
+        self._journal.append(
+            KIND, deployment=run.deployment, generation=generation, plan_hash=run.plan_hash, body=run
+        )
+
+    def record_check(
+        self, plan: Plan, checked: CheckReport, *, plan_hash: str, plan_toml: str, spec: ModelSpec, generation: int
+    ) -> None:
+        """The canary of an apply: one stream, warm, alone. Guessed tokens are no step of the cost model's."""
+        if plan.serving.speculation != "none" or checked.prompt_tokens < 1:
+            return
+        run = MeasuredRun(
+            deployment=plan.name,
+            plan_hash=plan_hash,
+            plan_toml=plan_toml,
+            spec=without_tensors(spec),
+            prompt_tokens=checked.prompt_tokens,
+            streams=1,
+            ttft_s=checked.ttft_s,
+            time_per_token_s=checked.time_per_token_s,
+            measured_at_s=self._clock(),
+        )
+        self.record(run, generation=generation)
+
+    def all(self) -> tuple[MeasuredRun, ...]:
+        """The newest `MAX_TOLD_RUNS`, oldest first; what an earlier release wrote otherwise is left out."""
+        runs = []
+        for event in self._journal.read_kind(KIND, MAX_TOLD_RUNS):
+            try:
+                runs.append(msgspec.json.decode(event.body, type=MeasuredRun))
+            except msgspec.DecodeError:
+                continue
+        return tuple(runs)
+
+
+class LoadWindow:
+    """Requests of one backend since a moment: how many decoded together, and the medians that cover them."""
+
+    def __init__(self, *, generation: int, opened: BackendStatus | None = None) -> None:
+        self.generation = generation
+        self._opened = opened
+        self._running: list[int] = []
+
+    def take(self, backend: BackendStatus) -> tuple[int, int, float, float] | None:
+        """(prompt tokens, streams, TTFT, seconds per token) when the window is full; the next one then begins.
+
+        The gateway's medians are over its latest requests: they describe the window once no older is among them.
+        A time is 0 where it would mislead: TTFT beside other streams or with prompts that were known already.
+        """
+        if self._opened is None:
+            self._opened = backend
+        if backend.running:
+            self._running.append(backend.running)
+        opened = self._opened
+        ended = backend.finished - opened.finished
+        if ended < max(LEAST_REQUESTS, min(COVERED_REQUESTS, backend.finished)) or not self._running:
+            return None
+        streams = max(1, round(sum(self._running) / len(self._running)))
+        prompt_tokens = round((backend.prompt_tokens - opened.prompt_tokens) / ended)
+        is_plain = streams == 1 and backend.prefix_hit_tokens == opened.prefix_hit_tokens
+        self._opened, self._running = backend, []
+        if prompt_tokens < 1 or backend.time_per_token_s_p50 <= 0:
+            return None
+        return prompt_tokens, streams, backend.ttft_s_p50 if is_plain else 0.0, backend.time_per_token_s_p50
+
+
+def without_tensors(spec: ModelSpec) -> ModelSpec:
+    """Sizes alone: the table of tensors is a thousand times their size."""
+    return msgspec.structs.replace(spec, tensors=())
