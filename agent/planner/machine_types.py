@@ -180,8 +180,6 @@ def _knapsack(kind: MachineType, flow: float, max_stages: int) -> list[tuple[int
                 if p <= left
             ]
             row.append(max(options, key=lambda option: option[0]))
-        if row[-1] == rows[-1][-1]:
-            break
         rows.append(row)
     return [
         (row[-1][0], tuple(TypeStage(machine=kind.name, machines=p, layers=k) for p, k in row[-1][1]))

@@ -55,7 +55,7 @@ def most_flow(types: list[MachineType], num_layers: int, max_stages: int) -> flo
 
 
 @given(drawn=TYPES, num_layers=st.integers(1, 6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_every_pareto_plan_has_the_most_flow_of_its_stages(
     drawn: list[tuple[int, tuple[float, ...]]], num_layers: int
 ) -> None:
@@ -84,6 +84,12 @@ def test_plans_cover_the_model_with_the_machines_there_are_and_below_the_bound(
         assert plan.tokens_per_s <= bound * (1 + 1e-9)
     assert [len(plan.stages) for plan in plans] == sorted({len(plan.stages) for plan in plans})
     assert all(a.tokens_per_s < b.tokens_per_s for a, b in itertools.pairwise(plans))
+
+
+def test_more_stages_help_after_one_that_did_not() -> None:
+    """At a flow of 3, a stage of three machines covers 4 layers, two of one 4 as well, and three 6."""
+    plans = stage_pareto(machines([(3, (3.0, 3.0, 1.0, 1.0))]), 6)
+    assert (len(plans[-1].stages), plans[-1].tokens_per_s) == (3, 3.0)
 
 
 def test_machines_that_cannot_hold_the_model_have_no_plan() -> None:
