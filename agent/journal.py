@@ -115,13 +115,6 @@ class Journal:
         ).fetchall()
         return [self._event(row) for row in reversed(rows)]
 
-    def read_kind(self, kind: str, limit: int) -> list[Event]:
-        """The newest `limit` events of one kind, oldest first."""
-        rows = self._db.execute(
-            "SELECT * FROM event WHERE kind = ? ORDER BY event_id DESC LIMIT ?", (kind, limit)
-        ).fetchall()
-        return [self._event(row) for row in reversed(rows)]
-
     @property
     def last_id(self) -> int:
         """Id of the newest event; 0 before the first."""

@@ -150,7 +150,9 @@ class Backend:
                 index=index,
                 owner=self,
                 leader=stages[-1][0],
-                scheduler=self._scheduler(len(stages)),
+                scheduler=Scheduler.of_replica(
+                    self.attach.serving, num_stages=len(stages), draft_cost=self.attach.draft_cost
+                ),
             )
             for tasks, (index, stages) in zip(connecting, fresh, strict=True)
         ]
@@ -241,19 +243,6 @@ class Backend:
             drafts_accepted=sum(each.drafts_accepted for each in counts),
             blocks_held=sum(replica.scheduler.num_blocks_held for replica in self._replicas),
             **msgspec.structs.asdict(snapshot),
-        )
-
-    def _scheduler(self, num_stages: int) -> Scheduler:
-        serving = self.attach.serving
-        return Scheduler(
-            slots=serving.batch,
-            num_stages=num_stages,
-            prefill_chunk=serving.prefill_chunk,
-            context=serving.context,
-            queue=serving.queue,
-            kv_blocks=serving.kv_blocks,
-            max_drafts=0 if serving.speculation == "none" else serving.max_drafts,
-            draft_cost=self.attach.draft_cost,
         )
 
     async def _receive(self, replica: Replica, channel: StepChannel) -> None:

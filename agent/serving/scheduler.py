@@ -108,6 +108,20 @@ class Scheduler:
         self._next_step_id = 0
         self._next_turn = 0
 
+    @classmethod
+    def of_replica(cls, serving: Serving, *, num_stages: int, draft_cost: float | None) -> Scheduler:
+        """One replica's as its plan has it."""
+        return cls(
+            slots=serving.batch,
+            num_stages=num_stages,
+            prefill_chunk=serving.prefill_chunk,
+            context=serving.context,
+            queue=serving.queue,
+            kv_blocks=serving.kv_blocks,
+            max_drafts=0 if serving.speculation == "none" else serving.max_drafts,
+            draft_cost=draft_cost,
+        )
+
     @property
     def num_queued(self) -> int:
         return len(self._waiting)

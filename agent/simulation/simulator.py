@@ -82,15 +82,8 @@ class _Replica:
 
     def __init__(self, costs: StepCosts, serving: Serving, drafting: Drafting | None) -> None:
         self.costs = costs
-        self.scheduler = Scheduler(
-            slots=serving.batch,
-            num_stages=costs.num_stages,
-            prefill_chunk=serving.prefill_chunk,
-            context=serving.context,
-            queue=serving.queue,
-            kv_blocks=serving.kv_blocks,
-            max_drafts=0 if serving.speculation == "none" else serving.max_drafts,
-            draft_cost=drafting.cost if drafting is not None else None,
+        self.scheduler = Scheduler.of_replica(
+            serving, num_stages=costs.num_stages, draft_cost=drafting.cost if drafting is not None else None
         )
         self.stages = [_Stage(stage.name) for stage in costs.layout.stages]
         self.answers: dict[int, _Answer] = {}

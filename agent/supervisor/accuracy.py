@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
-import sys
 
-import msgspec
-
-from agent.errors import ErrorDetail, FleetError
+from agent.errors import FleetError
+from agent.supervisor.measurement import MeasurementDied, run_measurement
 from agent.supervisor.paths import HostPaths
 from agent.supervisor.weights import WeightStore
 from agent.wire.accuracy import AccuracyReport, CheckConfig, CheckModel
@@ -55,33 +51,21 @@ class AccuracyChecks:
             self._is_busy = False
 
     async def _measure(self, config: CheckConfig) -> AccuracyReport:
-        self._paths.logs.mkdir(parents=True, exist_ok=True)
-        environment = {"OMP_NUM_THREADS": str(config.threads)} if config.threads else {}
-        with self._paths.log(LOG_NAME).open("ab") as output:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "agent.engine",
-                "check",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=output,
-                env={**os.environ, **environment},
-            )
         try:
-            answer, _ = await process.communicate(msgspec.json.encode(config))
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode == 0:
-            return msgspec.json.decode(answer, type=AccuracyReport)
-        if process.returncode == 1 and answer:
-            raise FleetError.from_detail(msgspec.json.decode(answer, type=ErrorDetail), host=config.host)
-        log.error("accuracy check died", extra={"exit_status": process.returncode})
-        raise FleetError(
-            "E807",
-            f"the check of {config.model.name} ended with status {process.returncode}",
-            hint=f"the log {LOG_NAME} of that host says why; a check may take {CHECK_LIMIT_S} s",
-            host=config.host,
-        )
+            return await run_measurement(
+                "check",
+                config,
+                AccuracyReport,
+                paths=self._paths,
+                log_name=LOG_NAME,
+                threads=config.threads,
+                host=config.host,
+            )
+        except MeasurementDied as death:
+            log.error("accuracy check died", extra={"exit_status": death.status})
+            raise FleetError(
+                "E807",
+                f"the check of {config.model.name} ended with status {death.status}",
+                hint=f"the log {LOG_NAME} of that host says why; a check may take {CHECK_LIMIT_S} s",
+                host=config.host,
+            ) from death

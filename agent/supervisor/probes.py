@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import msgspec
 
-from agent.errors import ErrorDetail, FleetError
+from agent.errors import FleetError
 from agent.facts.cluster import DeviceFacts, HostFacts
 from agent.facts.measured import hardware_hash
 from agent.facts.probe import GroupProbe, HostProbe, LinkProbe, ProbeRecord
 from agent.journal import Journal
+from agent.supervisor.measurement import MeasurementDied, run_measurement
 from agent.supervisor.paths import HostPaths
 from agent.supervisor.ranks import tls_files
 from agent.wire.agent import AgentConfig
@@ -177,46 +176,29 @@ class Probes:
         return await self._run(config, LinkReport, what=f"the probe of {seat}'s links")
 
     async def _run(self, config: DeviceProbeConfig | LinkProbeConfig, kind: type[Report], *, what: str) -> Report:
-        """One process to its end; whatever happens, it is gone afterwards."""
-        self._paths.logs.mkdir(parents=True, exist_ok=True)
-        environment = {"OMP_NUM_THREADS": str(config.threads)} if config.threads else {}
-        with self._paths.log(LOG_NAME).open("ab") as output:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "agent.engine",
-                "probe",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=output,
-                env={**os.environ, **environment},
-            )
         try:
-            async with asyncio.timeout(LOAD_LIMIT_S + config.limit_s + KILL_GRACE_S):
-                answer, _ = await process.communicate(msgspec.json.encode(config))
-        except TimeoutError:
-            answer = b""
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode == 0:
-            return msgspec.json.decode(answer, type=kind)
-        host = self._config.host
-        if process.returncode == 1 and answer:
-            raise FleetError.from_detail(msgspec.json.decode(answer, type=ErrorDetail), host=host)
-        log.error("probe died", extra={"what": what, "exit_status": process.returncode})
-        raise FleetError(
-            "E819",
-            f"{what} {_end_of(process.returncode, config.limit_s)}",
-            hint=f"the log `{LOG_NAME}` of that host may say why; odctl probe measures it again",
-            host=host,
-        )
+            return await run_measurement(
+                "probe",
+                config,
+                kind,
+                paths=self._paths,
+                log_name=LOG_NAME,
+                threads=config.threads,
+                host=self._config.host,
+                limit_s=LOAD_LIMIT_S + config.limit_s + KILL_GRACE_S,
+            )
+        except MeasurementDied as death:
+            log.error("probe died", extra={"what": what, "exit_status": death.status})
+            raise FleetError(
+                "E819",
+                f"{what} {_end_of(death.status, config.limit_s)}",
+                hint=f"the log `{LOG_NAME}` of that host may say why; odctl probe measures it again",
+                host=self._config.host,
+            ) from death
 
 
-def _end_of(status: int | None, limit_s: int) -> str:
+def _end_of(status: int, limit_s: int) -> str:
     """How a process without an answer ended, in words."""
-    assert status is not None
     if status == -signal.SIGALRM:
         return f"did not end within {limit_s} s: the host is slower than that, or busy"
     if status < 0:

@@ -55,7 +55,7 @@ class RunBook:
     def all(self) -> tuple[MeasuredRun, ...]:
         """The newest `MAX_TOLD_RUNS`, oldest first; what an earlier release wrote otherwise is left out."""
         runs = []
-        for event in self._journal.read_kind(KIND, MAX_TOLD_RUNS):
+        for event in self._journal.read_kinds((KIND,), MAX_TOLD_RUNS):
             try:
                 runs.append(msgspec.json.decode(event.body, type=MeasuredRun))
             except msgspec.DecodeError:

@@ -13,8 +13,8 @@ from agent.api.serving_files import load_serving_files
 from agent.models.files import HEADER_FILE
 from agent.models.spec import read_spec
 from agent.planner.file import plan_from_toml
+from agent.planner.shards import whole_extent
 from odctl.result import ExitCode
-from tests.agent.engine.models import whole
 from tests.agent.engine.threads import run_threads
 from tests.gguf_files import ollama_store, random_model, write_gguf
 from tests.integration.cluster import Cluster, free_listen, open_cluster
@@ -46,7 +46,7 @@ def answer_unsharded(manifest: Path, folder: Path, message: str) -> tuple[int, s
     spec = read_spec(manifest)
     tokens, chat = load_serving_files(manifest, eos_token_ids=spec.eos_token_ids, now=lambda: datetime.now(tz=UTC))
     prompt = list(tokens.encode(chat.render([{"role": "user", "content": message}]), adds_special=False))
-    with run_threads(spec, [(whole(spec),)], model_dir=manifest, folder=folder) as replica:
+    with run_threads(spec, [(whole_extent(spec),)], model_dir=manifest, folder=folder) as replica:
         made = replica.generate({0: prompt}, COUNT, chunk=64)[0]
     ends = [place for place, token in enumerate(made) if token in tokens.eos_token_ids]
     return len(prompt), tokens.decode(made[: ends[0]] if ends else made)

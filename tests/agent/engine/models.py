@@ -96,18 +96,6 @@ def write_model(family: str, path: Path, *, seed: int = 0, vocab_size: int = VOC
     return Reference(path=path, spec=read_spec(path), model=model.eval(), _generated={})
 
 
-def whole(spec: ModelSpec) -> ShardExtent:
-    return ShardExtent(
-        layers=(0, spec.num_layers),
-        heads=(0, spec.num_heads),
-        kv_heads=(0, spec.num_kv_heads),
-        columns=(0, spec.mlp_columns),
-        vocab=(0, spec.vocab_size),
-        is_first_stage=True,
-        is_last_stage=True,
-    )
-
-
 def stage(spec: ModelSpec, layers: Range, shares: tuple[int, ...] = (1,)) -> tuple[ShardExtent, ...]:
     """The shards of a stage whose tensor-parallel members own heads, columns and vocabulary by these shares."""
     kv_heads = _split(spec.num_kv_heads, shares)

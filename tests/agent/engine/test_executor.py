@@ -17,8 +17,9 @@ from agent.engine.inbox import Inbox, LinkOrder
 from agent.engine.status_board import StatusBoard
 from agent.facts.model import Dtype
 from agent.models.spec import read_spec
+from agent.planner.shards import whole_extent
 from agent.wire.rank import LinkRank, PipelineLink, RankConfig, SequenceSlice, StepFailed, TensorGroup
-from tests.agent.engine.models import Reference, stage, whole
+from tests.agent.engine.models import Reference, stage
 from tests.agent.engine.threads import ThreadReplica, plan_links, rank_config, run_threads
 
 
@@ -51,7 +52,7 @@ def test_a_shard_that_cannot_be_held_is_refused_before_loading(
     change: dict[str, object], code: str, says: str, reference: Callable[[str], Reference], folder: Path
 ) -> None:
     model = reference("llama2")
-    config = rank_config(model.spec, whole(model.spec), folder=folder, model_dir=model.path)
+    config = rank_config(model.spec, whole_extent(model.spec), folder=folder, model_dir=model.path)
     board = run_until_refused(msgspec.structs.replace(config, **change))
     assert board.error is not None
     assert (board.state, board.error.code, board.read_bytes) == ("failed", code, 0)
@@ -117,7 +118,7 @@ def test_sequences_are_forgotten_with_their_links(
     dtype: Dtype, reference: Callable[[str], Reference], folder: Path
 ) -> None:
     model = reference("llama2")
-    stages = [(whole(model.spec),)]
+    stages = [(whole_extent(model.spec),)]
     config = rank_config(model.spec, stages[0][0], folder=folder, model_dir=model.path, dtype=dtype)
     replica = ThreadReplica([config])
     try:

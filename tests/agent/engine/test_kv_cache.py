@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from agent.engine.block_table import BlockTable
 from agent.planner.plan import BLOCK_TOKENS
+from agent.planner.shards import whole_extent
 from agent.wire.rank import SamplingParams, SequenceSlice, StepFailed
-from tests.agent.engine.models import VOCAB_SIZE, Reference, stage, whole
+from tests.agent.engine.models import VOCAB_SIZE, Reference, stage
 from tests.agent.engine.threads import run_threads
 
 MAX_DIFFERENCE = 1e-4
@@ -84,7 +85,7 @@ def test_a_cache_smaller_than_all_contexts_serves_what_fits(
     model = reference("llama3")
     prompts = {slot: random_tokens(10 + slot, seed=slot) for slot in range(4)}
     with run_threads(
-        model.spec, [(whole(model.spec),)], model_dir=model.path, folder=folder, kv_blocks=9
+        model.spec, [(whole_extent(model.spec),)], model_dir=model.path, folder=folder, kv_blocks=9
     ) as replica:
         made = replica.generate(prompts, 20)
         assert replica.boards["r0s0t0"].kv_cache_bytes == 2 * 4 * 9 * BLOCK_TOKENS * 4 * 8 * 4
@@ -111,7 +112,7 @@ def test_a_slice_that_its_table_cannot_hold_is_refused(
 ) -> None:
     model = reference("llama2")
     with run_threads(
-        model.spec, [(whole(model.spec),)], model_dir=model.path, folder=folder, kv_blocks=5
+        model.spec, [(whole_extent(model.spec),)], model_dir=model.path, folder=folder, kv_blocks=5
     ) as replica:
         replica.put([piece])
         failed = replica.answers.queue.get(timeout=10)

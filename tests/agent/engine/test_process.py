@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.planner.shards import ShardExtent, shard_weight_bytes
+from agent.planner.shards import ShardExtent, shard_weight_bytes, whole_extent
 from agent.wire.framing import StreamClosed
 from agent.wire.rank import (
     GetStatus,
@@ -28,7 +28,7 @@ from agent.wire.rank import (
     UnlinkRank,
 )
 from tests.agent.engine.certificates import Authority
-from tests.agent.engine.models import Reference, stage, whole
+from tests.agent.engine.models import Reference, stage
 from tests.agent.engine.processes import Gateway, ProcessRank, ProcessReplica, link, start_ranks
 from tests.agent.engine.rendezvous import RendezvousServer, serve_rendezvous
 from tests.agent.engine.test_decoder import random_tokens
@@ -247,7 +247,7 @@ def test_linking_without_the_other_rank_ends_in_time_and_can_be_cut_short(
 def test_a_gateway_must_be_of_this_generation_and_a_new_one_replaces_the_old(
     model: Reference, folder: Path, tls: TlsFiles, store: RendezvousServer
 ) -> None:
-    stages = [(whole(model.spec),)]
+    stages = [(whole_extent(model.spec),)]
     with start_ranks(configs_of(stages, model, folder), folder) as (rank,):
         unlinked = Gateway(rank, tls, generation=1)
         assert isinstance(unlinked.hello, StepRefused)
@@ -275,7 +275,7 @@ def test_a_gateway_must_be_of_this_generation_and_a_new_one_replaces_the_old(
 
 def test_strangers_are_not_let_in(model: Reference, folder: Path, tls: TlsFiles, store: RendezvousServer) -> None:
     stranger = Authority(folder, name="other").leaf("stranger")
-    with start_ranks(configs_of([(whole(model.spec),)], model, folder), folder) as (rank,):
+    with start_ranks(configs_of([(whole_extent(model.spec),)], model, folder), folder) as (rank,):
         link([rank], plan_links([(rank.config.extent,)], generation=2))
         foreign = TlsFiles(ca=tls.ca, cert=stranger.cert, key=stranger.key)
         for files, with_certificate in ((foreign, True), (tls, False)):
@@ -290,7 +290,7 @@ def test_strangers_are_not_let_in(model: Reference, folder: Path, tls: TlsFiles,
 def test_a_rotated_leaf_is_presented_without_a_restart(
     model: Reference, folder: Path, authority: Authority, tls: TlsFiles, store: RendezvousServer
 ) -> None:
-    stages = [(whole(model.spec),)]
+    stages = [(whole_extent(model.spec),)]
     with start_ranks(configs_of(stages, model, folder), folder) as (rank,):
         link([rank], plan_links(stages, generation=2))
         before = Gateway(rank, tls, generation=2)
@@ -305,7 +305,7 @@ def test_a_rotated_leaf_is_presented_without_a_restart(
 def test_sigterm_ends_it_cleanly_and_a_hang_up_does_not(
     model: Reference, folder: Path, tls: TlsFiles, store: RendezvousServer
 ) -> None:
-    stages = [(whole(model.spec),)]
+    stages = [(whole_extent(model.spec),)]
     with start_ranks(configs_of(stages, model, folder), folder) as (rank,):
         for ignored in (signal.SIGHUP, signal.SIGINT):
             rank.kill(ignored)
@@ -320,7 +320,9 @@ def test_a_rank_that_cannot_load_says_why_and_leaves_with_1(
 ) -> None:
     shard = folder / "shard.safetensors"
     shard.write_bytes((model.path / "model.safetensors").read_bytes()[:-4096])
-    config = rank_config(model.spec, whole(model.spec), folder=folder, model_dir=model.path, shard_file=str(shard))
+    config = rank_config(
+        model.spec, whole_extent(model.spec), folder=folder, model_dir=model.path, shard_file=str(shard)
+    )
     with start_ranks([config], folder) as (rank,):
         status = rank.wait_loaded()
         assert status.state == "failed"
@@ -337,7 +339,7 @@ def test_status_is_answered_while_the_engine_is_busy(
     reference: Callable[[str], Reference], folder: Path, tls: TlsFiles, store: RendezvousServer
 ) -> None:
     model = reference("llama3")
-    stages = [(whole(model.spec),)]
+    stages = [(whole_extent(model.spec),)]
     with start_ranks(configs_of(stages, model, folder), folder) as (rank,):
         link([rank], plan_links(stages, generation=2))
         with ProcessReplica([rank], tls, generation=2, leader="r0s0t0") as replica:

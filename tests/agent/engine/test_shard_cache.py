@@ -21,8 +21,8 @@ from agent.engine.linear.packed import PackedKernel
 from agent.engine.shard_cache import ShardCache, shard_key
 from agent.engine.weights import ShardWeights, load_weights
 from agent.facts.model import Dtype, ModelSpec, Quantisation
-from agent.planner.shards import ShardExtent, shard_weight_bytes
-from tests.agent.engine.models import Reference, stage, whole
+from agent.planner.shards import ShardExtent, shard_weight_bytes, whole_extent
+from tests.agent.engine.models import Reference, stage
 
 CPU = torch.device("cpu")
 pytestmark = [
@@ -83,7 +83,7 @@ def test_a_mapped_shard_computes_what_was_packed(
 ) -> None:
     """1. without a cache  2. made and mapped  3. mapped by a start that does not even find the model."""
     model, cache = reference(family), ShardCache(tmp_path / "packed")
-    for extent in (whole(model.spec), *stage(model.spec, (2, 4), (3, 1))):
+    for extent in (whole_extent(model.spec), *stage(model.spec, (2, 4), (3, 1))):
         plain = load(model, extent, None, dtype=dtype, quantisation=quantisation)
         for model_dir in (None, tmp_path / "gone"):
             held = load(model, extent, cache, dtype=dtype, quantisation=quantisation, model_dir=model_dir)
@@ -100,7 +100,7 @@ def test_a_mapped_shard_computes_what_was_packed(
 
 def test_kernels_outlive_the_weights_they_came_with(reference: Callable[[str], Reference], tmp_path: Path) -> None:
     model = reference("llama2")
-    extent = whole(model.spec)
+    extent = whole_extent(model.spec)
     linear = load(model, extent, ShardCache(tmp_path)).linear("qkv", 0)
     right = load(model, extent, None).linear("qkv", 0)
     gc.collect()
@@ -113,7 +113,7 @@ def test_a_damaged_file_is_made_anew_and_the_log_says_so(
     damage: str, reference: Callable[[str], Reference], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, cache = reference("llama2"), ShardCache(tmp_path)
-    extent = whole(model.spec)
+    extent = whole_extent(model.spec)
     load(model, extent, cache)
     (path,) = tmp_path.glob("*.packed")
     whole_file = path.read_bytes()
@@ -135,7 +135,7 @@ def test_a_damaged_file_is_made_anew_and_the_log_says_so(
 
 def test_what_a_shard_depends_on_is_in_its_key(reference: Callable[[str], Reference]) -> None:
     spec = reference("llama2").spec
-    extents = (whole(spec), *stage(spec, (0, 4), (3, 1)))
+    extents = (whole_extent(spec), *stage(spec, (0, 4), (3, 1)))
     keys = {
         shard_key(spec, extent, kind=kind, quantisation=quantisation)
         for extent in extents
@@ -162,7 +162,7 @@ def test_only_what_nobody_has_mapped_is_cleared(
 ) -> None:
     """Another layout of the model goes after a while, other models when they are too much, and none in use."""
     model, cache = reference("llama2"), ShardCache(tmp_path)
-    in_use = load(model, whole(model.spec), cache)
+    in_use = load(model, whole_extent(model.spec), cache)
     (mapped,) = tmp_path.glob("*.packed")
     long_ago = mapped.stat().st_mtime - 10 * shard_cache.MAX_UNUSED_S
     os.utime(mapped, (long_ago, long_ago))
@@ -193,7 +193,7 @@ def test_a_full_disk_costs_the_cache_and_not_the_start(
 ) -> None:
     monkeypatch.setattr(shard_cache, "MIN_FREE_BYTES", 1 << 60)
     model = reference("llama2")
-    extent = whole(model.spec)
+    extent = whole_extent(model.spec)
     with caplog.at_level(logging.WARNING):
         held = load(model, extent, ShardCache(tmp_path))
     assert held.num_bytes == shard_weight_bytes(model.spec, extent, "bfloat16", "int8")

@@ -17,8 +17,8 @@ from agent.engine.stored_tensors import TensorKey, read_tensors
 from agent.engine.weights import ShardWeights, load_weights
 from agent.errors import FleetError
 from agent.facts.model import Dtype, ModelSpec, Quantisation
-from agent.planner.shards import ShardExtent, shard_weight_bytes, slice_shard
-from tests.agent.engine.models import FAMILIES, Reference, stage, whole
+from agent.planner.shards import ShardExtent, shard_weight_bytes, slice_shard, whole_extent
+from tests.agent.engine.models import FAMILIES, Reference, stage
 
 CPU = torch.device("cpu")
 
@@ -81,7 +81,11 @@ def test_a_shard_reads_its_own_bytes_and_no_others(
 ) -> None:
     monkeypatch.setattr(stored_tensors, "BLOCK_BYTES", 700)  # so that tensors are read in many blocks
     model = reference(family)
-    for extent in (whole(model.spec), *stage(model.spec, (1, 3), (3, 1)), *stage(model.spec, (2, 4), (1, 1))):
+    for extent in (
+        whole_extent(model.spec),
+        *stage(model.spec, (1, 3), (3, 1)),
+        *stage(model.spec, (2, 4), (1, 1)),
+    ):
         held, read = load(model.spec, extent, model_dir=model.path)
         assert held.num_bytes == read == shard_weight_bytes(model.spec, extent, "float32")
         stored = read_all(model.spec, extent, model_dir=model.path)
@@ -108,7 +112,7 @@ def test_a_shard_file_gives_the_same_weights(reference: Callable[[str], Referenc
 
 def test_weights_are_converted_to_the_serving_dtype(reference: Callable[[str], Reference]) -> None:
     model = reference("llama2")
-    extent = whole(model.spec)
+    extent = whole_extent(model.spec)
     held, read = load(model.spec, extent, model_dir=model.path, kind=torch.bfloat16)
     assert held.num_bytes == shard_weight_bytes(model.spec, extent, "bfloat16") == read // 2
     stored = load_file(model.path / "model.safetensors")
@@ -123,14 +127,18 @@ def test_what_is_held_is_what_was_planned(
 ) -> None:
     model = reference(family)
     kind = torch.float32 if dtype == "float32" else torch.bfloat16
-    for extent in (whole(model.spec), *stage(model.spec, (0, 2), (3, 1)), *stage(model.spec, (2, 4), (1, 1))):
+    for extent in (
+        whole_extent(model.spec),
+        *stage(model.spec, (0, 2), (3, 1)),
+        *stage(model.spec, (2, 4), (1, 1)),
+    ):
         held, _ = load(model.spec, extent, model_dir=model.path, kind=kind, quantisation=quantisation)
         assert held.num_bytes == shard_weight_bytes(model.spec, extent, dtype, quantisation)
 
 
 def test_a_tied_embedding_is_held_once(reference: Callable[[str], Reference]) -> None:
     model = reference("llama3")
-    both = load(model.spec, whole(model.spec), model_dir=model.path)[0]
+    both = load(model.spec, whole_extent(model.spec), model_dir=model.path)[0]
     assert both.linear("head").kernel.shares(both["embedding"])
     first, last = stage(model.spec, (0, 2))[0], stage(model.spec, (2, 4))[0]
     assert load(model.spec, first, model_dir=model.path)[0].get("final_norm") is None
@@ -149,7 +157,7 @@ def test_at_most_one_matrix_is_held_twice_while_loading(
         return make_kernel(weight, bias, quantisation=quantisation)
 
     monkeypatch.setattr("agent.engine.weights.make_kernel", watch)
-    load(model.spec, whole(model.spec), model_dir=model.path, quantisation="int8")
+    load(model.spec, whole_extent(model.spec), model_dir=model.path, quantisation="int8")
     assert len(alive) == 4 * model.spec.num_layers + 1
 
 
@@ -165,7 +173,7 @@ def test_at_most_one_matrix_is_held_twice_while_loading(
 )
 def test_damage_is_named(damage: str, says: str, reference: Callable[[str], Reference], tmp_path: Path) -> None:
     model = reference("llama2")
-    extent = whole(model.spec)
+    extent = whole_extent(model.spec)
     tensors = cut_shard(model, extent)
     name = "model.layers.2.mlp.up_proj.weight"
     path = tmp_path / "shard.safetensors"
@@ -190,5 +198,5 @@ def test_a_model_file_that_was_cut_since_planning_is_named(
     model = reference("llama2")
     (tmp_path / "model.safetensors").write_bytes((model.path / "model.safetensors").read_bytes()[:-100])
     with pytest.raises(FleetError, match="cut off") as caught:
-        load(model.spec, whole(model.spec), model_dir=tmp_path)
+        load(model.spec, whole_extent(model.spec), model_dir=tmp_path)
     assert caught.value.code == "E704"
