@@ -6,6 +6,7 @@ A lab host has a home directory of its own, and sees nothing of the operator's X
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import signal
@@ -44,15 +45,7 @@ class LocalTransport:
     ) -> RemoteResult:
         await self.connect()
         try:
-            process = await asyncio.create_subprocess_exec(
-                *argv,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                cwd=self._home,
-                env=self._environment,
-                start_new_session=True,
-            )
+            process = await self._start(argv)
         except OSError as error:
             # A shell says 127 for an unknown command and 126 for one that it cannot execute; so do we.
             status = 127 if isinstance(error, FileNotFoundError) else 126
@@ -62,6 +55,30 @@ class LocalTransport:
         if check and result.exit_status != 0:
             raise failures.command_failed(self._host, argv, result)
         return result
+
+    async def _start(self, argv: Sequence[str]) -> asyncio.subprocess.Process:
+        """Start it in a group of its own. Raises OSError.
+
+        A cancelled `create_subprocess_exec` kills the leader alone, and then waits until its children close the
+        pipes (CPython gh-119710). So it is left to finish, and the group is ended then.
+        """
+        starting = asyncio.ensure_future(
+            asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                cwd=self._home,
+                env=self._environment,
+                start_new_session=True,
+            )
+        )
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            with contextlib.suppress(OSError):  # it could not start: nothing to end
+                await _end_group(await starting)
+            raise
 
     async def _communicate(
         self, process: asyncio.subprocess.Process, argv: Sequence[str], *, stdin: bytes, timeout_s: float

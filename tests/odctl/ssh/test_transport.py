@@ -124,6 +124,22 @@ async def test_a_cancelled_command_dies_with_its_children(backend: Backend) -> N
     assert (await backend.transport.run(["echo", "next"])).text == "next\n"
 
 
+async def test_a_command_cancelled_at_any_moment_of_its_start_dies_with_its_children(backend: Backend) -> None:
+    for steps in range(12):
+        token = f"token-{uuid.uuid4()}"
+        script = f"sh -c 'sleep 600; : {token}' & sleep 600; : {token}"
+        task = asyncio.create_task(backend.transport.run(["sh", "-c", script], timeout_s=600))
+        await asyncio.sleep(0.001)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        time.sleep(0.02)  # noqa: ASYNC251 - the process goes on while this loop stands still
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            async with asyncio.timeout(10):
+                await task
+        await until(lambda token=token: processes_with(token) == [], "nothing of it is left")
+
+
 async def test_a_command_past_its_time_dies_and_says_so(backend: Backend) -> None:
     token = f"token-{uuid.uuid4()}"
     with pytest.raises(FleetError, match="did not finish in 0") as caught:
