@@ -20,7 +20,6 @@ from agent.planner.layout import Layout, Place, StageLayout, cut_shares, layouts
 from agent.planner.memory import stage_bytes
 from agent.planner.plan import DraftRef, Learning, ObjectiveKind, Plan, Predicted, Replica, Serving, Shard, Stage
 from agent.planner.problem import (
-    DEFAULT_PROMPT_TOKENS,
     PlanRequest,
     Problem,
     Strategy,
@@ -80,6 +79,7 @@ def refresh_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts, *, draft: Mod
         healing=plan.healing,
         controllers=plan.controllers,
         prompt_tokens=plan.predicted.prompt_tokens,
+        answer_tokens=plan.predicted.answer_tokens or None,
         draft=plan.draft,
         draft_spec=draft,
         devices=tuple(
@@ -104,6 +104,7 @@ def predict_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts) -> Predicted:
         calibrate(facts),
         gateway=plan.gateway_host,
         prompt_tokens=plan.predicted.prompt_tokens,
+        answer_tokens=plan.predicted.answer_tokens,
     )
 
 
@@ -291,6 +292,7 @@ def _build_plan(problem: Problem, layouts: list[Layout], *, why: tuple[str, ...]
             problem.calibration,
             gateway=problem.serving.gateway or controllers[0],
             prompt_tokens=problem.prompt_tokens,
+            answer_tokens=problem.answer_tokens,
         ),
         healing=request.healing,
         draft=_draft(problem, layouts),
@@ -368,15 +370,23 @@ def _predict(
     calibration: Calibration,
     *,
     gateway: str,
-    prompt_tokens: int | None,
+    prompt_tokens: int,
+    answer_tokens: int,
 ) -> Predicted:
     """Estimates of all replicas as one: latencies of the slowest, throughput of all together.
 
     Each step also crosses from the gateway to the first stage and back from the last, as a message without weight.
     """
-    tokens = prompt_tokens or max(1, min(DEFAULT_PROMPT_TOKENS, serving.context // 2))
     estimates = [
-        estimate_layout(spec, layout, serving, prompt_tokens=tokens, links=links, calibration=calibration)
+        estimate_layout(
+            spec,
+            layout,
+            serving,
+            prompt_tokens=prompt_tokens,
+            answer_tokens=answer_tokens,
+            links=links,
+            calibration=calibration,
+        )
         for layout in layouts
     ]
     ways = [gateway_way_s(layout, links, gateway=gateway) for layout in layouts]
@@ -385,17 +395,18 @@ def _predict(
     stage = layouts[slowest].stages[estimate.bottleneck]
     model = model_key(spec, serving)
     firsts = [
-        predict_interval(ttft_parts(e, serving, way_s=way), calibration, model=model)
+        predict_interval(ttft_parts(e, way_s=way), calibration, model=model)
         for e, way in zip(estimates, ways, strict=True)
     ]
     nexts = [
         predict_interval(time_per_token_parts(e, way_s=way), calibration, model=model)
         for e, way in zip(estimates, ways, strict=True)
     ]
-    rates = [predict_rate_interval(serving.batch, e.cycle_parts, calibration, model=model) for e in estimates]
+    rates = [predict_rate_interval(e.round_tokens, e.round_parts, calibration, model=model) for e in estimates]
     first, following = (max(each, key=lambda interval: interval.expected) for each in (firsts, nexts))
     return Predicted(
-        prompt_tokens=tokens,
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
         ttft_s=_rounded(first.expected),
         time_per_token_s=_rounded(following.expected),
         tokens_per_s=_rounded(sum(rate.expected for rate in rates)),

@@ -189,7 +189,14 @@ def test_unequal_devices_get_unequal_layers() -> None:
         host("mid", cpu(8, read_gb_per_s=20)),
         host("slow", cpu(8, read_gb_per_s=10)),
     )
-    plan = plan_for(LLAMA_1B, facts, objective=Objective(kind="throughput", strategy="pipeline"), stages=3)
+    plan = plan_for(
+        LLAMA_1B,
+        facts,
+        objective=Objective(kind="throughput", strategy="pipeline"),
+        stages=3,
+        serving=Serving(batch=12),
+        prompt_tokens=1,
+    )
     weights = {stage.shards[0].host: stage.shards[0].bytes.weights for stage in plan.replicas[0].stages}
     assert weights["fast"] > max(weights["mid"], weights["slow"]), "it also has the head"
     assert min(counts(plan)["fast"], counts(plan)["mid"]) >= 2 * counts(plan)["slow"]

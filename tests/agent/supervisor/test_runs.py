@@ -8,7 +8,7 @@ import msgspec
 from agent.journal import Journal
 from agent.planner.file import plan_hash, plan_to_toml
 from agent.planner.plan import Serving
-from agent.supervisor.runs import COVERED_REQUESTS, KIND, LEAST_REQUESTS, LoadWindow, RunBook
+from agent.supervisor.runs import COVERED_REQUESTS, KIND, LEAST_REQUESTS, LoadWindow, RunBook, WindowFigures
 from agent.wire.gateway import BackendStatus, CheckReport
 from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS, plan_for
 
@@ -33,15 +33,27 @@ def backend(finished: int, **fields: Any) -> BackendStatus:
         "ttft_s_p95": 0.2,
         "time_per_token_s_p50": 0.02,
         "time_per_token_s_p95": 0.03,
+        "busy_s": 2.0 * finished,
     }
     return BackendStatus(finished=finished, **(known | fields))
+
+
+def figures(*, streams: int, ttft_s: float) -> WindowFigures:
+    return WindowFigures(
+        prompt_tokens=100,
+        answer_tokens=50,
+        streams=streams,
+        ttft_s=ttft_s,
+        time_per_token_s=0.02,
+        tokens_per_s=25.0,
+    )
 
 
 def test_a_window_is_told_once_its_requests_are_all_that_the_medians_cover() -> None:
     window = LoadWindow(generation=1)
     assert window.take(backend(0)) is None
     assert window.take(backend(LEAST_REQUESTS - 1)) is None
-    assert window.take(backend(LEAST_REQUESTS)) == (100, 1, 0.1, 0.02)
+    assert window.take(backend(LEAST_REQUESTS)) == figures(streams=1, ttft_s=0.1)
     assert window.take(backend(2 * LEAST_REQUESTS - 1)) is None, "older requests are among the medians still"
     assert window.take(backend(LEAST_REQUESTS + COVERED_REQUESTS)) is not None
 
@@ -56,10 +68,10 @@ def test_a_window_opened_late_waits_until_older_requests_are_out_of_the_medians(
 def test_first_tokens_that_waited_for_others_or_were_known_already_are_left_out() -> None:
     window = LoadWindow(generation=1)
     window.take(backend(0, running=7))
-    assert window.take(backend(40, running=9)) == (100, 8, 0.0, 0.02)
+    assert window.take(backend(40, running=9)) == figures(streams=8, ttft_s=0.0)
     alone = LoadWindow(generation=1)
     alone.take(backend(0))
-    assert alone.take(backend(40, prefix_hit_tokens=64)) == (100, 1, 0.0, 0.02)
+    assert alone.take(backend(40, prefix_hit_tokens=64)) == figures(streams=1, ttft_s=0.0)
 
 
 def test_an_idle_backend_tells_nothing() -> None:
