@@ -6,14 +6,24 @@ all-reduce after Thakur, Rabenseifner and Gropp (2005); pipeline terms as in GPi
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from agent.facts.cluster import LinkFacts
 from agent.facts.model import DTYPE_BYTES, Dtype, ModelSpec, Quantisation
-from agent.planner.calibration import PRIOR, Calibration, Parts, correction, scale_parts, sum_parts
+from agent.planner.calibration import (
+    PRIOR,
+    Calibration,
+    HostPair,
+    Parts,
+    correction,
+    over_links,
+    scale_parts,
+    sum_parts,
+)
 from agent.planner.carriers import DIRECT_SUM_BYTES, CarrierKind, carrier_of
 from agent.planner.layout import Layout, Place, Share, StageLayout, cut_shares
 from agent.planner.plan import Serving
@@ -72,6 +82,8 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "cpu"
     """What the constants of the slowest rank are called: `cuda`, `cpu`, `unprobed cpu`."""
     carrier: str = "tls"
+    crossed: tuple[HostPair, ...] = ()
+    """The links between hosts that its group's sums go over."""
     flops_part: str = "decode_flops"
 
     def parts(self, num_layers: int, *, first: bool, last: bool) -> dict[str, float]:
@@ -86,9 +98,10 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.device} {self.flops_part}": (not is_reading) * busy_s,
             f"{self.device} launches": num_layers * (launches_s - self.layer_experts_s),
             f"{self.device} experts": num_layers * self.layer_experts_s,
-            f"{self.carrier} reduces": num_layers * self.layer_reduce_s + first * reduce_s + last * self.gather_s,
             "step": last * (self.last_s - self.head_s - self.gather_s),
         }
+        sums_s = num_layers * self.layer_reduce_s + first * reduce_s + last * self.gather_s
+        spent |= over_links(f"{self.carrier} reduces", sums_s, self.crossed)
         return {name: seconds for name, seconds in spent.items() if seconds > 0}
 
     def stage_s(self, num_layers: int, *, first: bool, last: bool) -> float:
@@ -295,6 +308,11 @@ def message_s(carrier: CarrierKind, num_bytes: int) -> float:
     return CARRIERS[carrier].message_s + num_bytes * CARRIERS[carrier].seconds_per_byte
 
 
+def crossed_links(pairs: Iterable[tuple[Place, Place]]) -> tuple[HostPair, ...]:
+    """The links between hosts among these, each once, whatever its direction."""
+    return tuple(sorted({(min(a.host, b.host), max(a.host, b.host)) for a, b in pairs if a.host != b.host}))
+
+
 def own_message_s(link: LinkFacts, carrier: CarrierKind, num_bytes: int) -> float:
     """The same, but nothing where the link was measured with a carrier: its own time is in the link's figures."""
     return message_s(carrier, num_bytes) if link.carrier is None else 0.0
@@ -371,6 +389,7 @@ def stage_cost(
         gather_s=gather_s,
         device=slowest,
         carrier=carrier,
+        crossed=crossed_links(itertools.combinations(places, 2)),
         flops_part="prefill_flops" if step.is_prefill else "decode_flops",
     )
 
@@ -461,7 +480,10 @@ def pipeline_times(
         hops=hops,
         sends=(*(hop_bytes / link.bytes_per_s for link in between), 0.0),
         stage_parts=tuple(cost.parts(layers, first=first, last=end) for cost, layers, first, end in ends),
-        hop_parts=tuple({f"{carrier} messages": hop} for carrier, hop in zip(carriers, hops, strict=True)),
+        hop_parts=tuple(
+            over_links(f"{carrier} messages", hop, crossed_links(hop_pairs(a, b)))
+            for carrier, hop, (a, b) in zip(carriers, hops, pairs, strict=True)
+        ),
     )
 
 

@@ -12,16 +12,15 @@ import msgspec
 from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
-from agent.planner.calibration import PRIOR, Calibration
+from agent.planner.calibration import PRIOR, Calibration, link_factors
 from agent.planner.cost import Estimate, estimate_layout
 from agent.planner.evidence import calibrate
 from agent.planner.layout import Layout, Place
 from agent.planner.learning.records import Lesson
 from agent.planner.memory import StageSizes
 from agent.planner.plan import Healing, ModelRef, Objective, Serving
-from agent.planner.rates import LinkTable
-
-DEFAULT_PROMPT_TOKENS = 512
+from agent.planner.predict import DEFAULT_PROMPT_TOKENS
+from agent.planner.rates import LinkTable, corrected_links
 
 
 class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +96,14 @@ class Problem:
         self.serving = serving
         self.memory_scale = memory_scale
         self.calibration = calibration
-        self.links = LinkTable(request.facts, is_network_trusted=serving.trusted_network)
+        self.plain_links = LinkTable(request.facts, is_network_trusted=serving.trusted_network)
+        """As they are known: what estimates are made with, whose parts are corrected afterwards."""
+        self.link_facts, self.links = request.facts.links, self.plain_links
+        """As measured runs corrected them: what a search for layouts goes by."""
+        if factors := link_factors(calibration):
+            self.link_facts = corrected_links(request.facts, factors)
+            corrected = msgspec.structs.replace(request.facts, links=self.link_facts)
+            self.links = LinkTable(corrected, is_network_trusted=serving.trusted_network)
         self.sizes = StageSizes(request.spec, serving, request.draft_spec)
         self.searches: dict[Hashable, tuple[int, ...]] = {} if searches is None else searches
         """Orders found, by all that decides them: strategies and variants of a problem ask for the same ones."""
@@ -133,7 +139,7 @@ class Problem:
             layout,
             self.serving,
             prompt_tokens=self.prompt_tokens,
-            links=self.links,
+            links=self.plain_links,
             calibration=self.calibration,
         )
 
