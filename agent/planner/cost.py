@@ -6,14 +6,24 @@ all-reduce after Thakur, Rabenseifner and Gropp (2005); pipeline terms as in GPi
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
 from agent.facts.cluster import LinkFacts
 from agent.facts.model import DTYPE_BYTES, Dtype, ModelSpec, Quantisation
-from agent.planner.calibration import PRIOR, Calibration, Parts, correction, scale_parts, sum_parts
+from agent.planner.calibration import (
+    PRIOR,
+    Calibration,
+    HostPair,
+    Parts,
+    correction,
+    over_links,
+    scale_parts,
+    sum_parts,
+)
 from agent.planner.carriers import DIRECT_SUM_BYTES, CarrierKind, carrier_of
 from agent.planner.layout import Layout, Place, Share, StageLayout, cut_shares
 from agent.planner.plan import BLOCK_TOKENS, Serving
@@ -84,6 +94,8 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "cpu"
     """What the constants of the slowest rank are called: `cuda`, `cpu`, `unprobed cpu`."""
     carrier: str = "tls"
+    crossed: tuple[HostPair, ...] = ()
+    """The links between hosts that its group's sums go over."""
     flops_part: str = "decode_flops"
 
     def parts(self, num_layers: int, *, first: bool, last: bool) -> dict[str, float]:
@@ -98,9 +110,10 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.device} {self.flops_part}": (not is_reading) * busy_s,
             f"{self.device} launches": num_layers * (launches_s - self.layer_experts_s),
             f"{self.device} experts": num_layers * self.layer_experts_s,
-            f"{self.carrier} reduces": num_layers * self.layer_reduce_s + first * reduce_s + last * self.gather_s,
             "step": last * (self.last_s - self.head_s - self.gather_s),
         }
+        sums_s = num_layers * self.layer_reduce_s + first * reduce_s + last * self.gather_s
+        spent |= over_links(f"{self.carrier} reduces", sums_s, self.crossed)
         return {name: seconds for name, seconds in spent.items() if seconds > 0}
 
     def stage_s(self, num_layers: int, *, first: bool, last: bool) -> float:
@@ -347,6 +360,11 @@ def message_s(carrier: CarrierKind, num_bytes: int) -> float:
     return CARRIERS[carrier].message_s + num_bytes * CARRIERS[carrier].seconds_per_byte
 
 
+def crossed_links(pairs: Iterable[tuple[Place, Place]]) -> tuple[HostPair, ...]:
+    """The links between hosts among these, each once, whatever its direction."""
+    return tuple(sorted({(min(a.host, b.host), max(a.host, b.host)) for a, b in pairs if a.host != b.host}))
+
+
 def own_message_s(link: LinkFacts, carrier: CarrierKind, num_bytes: int) -> float:
     """The same, but nothing where the link was measured with a carrier: its own time is in the link's figures."""
     return message_s(carrier, num_bytes) if link.carrier is None else 0.0
@@ -430,6 +448,7 @@ def stage_cost(
         gather_s=gather_s,
         device=slowest,
         carrier=carrier,
+        crossed=crossed_links(itertools.combinations(places, 2)),
         flops_part="prefill_flops" if step.is_prefill else "decode_flops",
     )
 
@@ -533,7 +552,10 @@ def pipeline_times(
         hops=hops,
         sends=(*(hop_bytes / link.bytes_per_s for link in between), 0.0),
         stage_parts=tuple(cost.parts(layers, first=first, last=end) for cost, layers, first, end in ends),
-        hop_parts=tuple({f"{carrier} messages": hop} for carrier, hop in zip(carriers, hops, strict=True)),
+        hop_parts=tuple(
+            over_links(f"{carrier} messages", hop, crossed_links(hop_pairs(a, b)))
+            for carrier, hop, (a, b) in zip(carriers, hops, pairs, strict=True)
+        ),
     )
 
 
@@ -590,15 +612,17 @@ def saturated_round(
 ) -> Round:
     """Every running sequence answers one request, prompts of others between its tokens.
 
-    A step that brings a chunk of a prompt also gives the micro-batch's other sequences a token: of b sequences with
-    n chunks each, n (b - 1) of a sequence's tokens come that way, and the rest in steps of decoding alone. Without
-    `answer_tokens` it is one step of those, in which each sequence gets a token.
+    Sequences of equal length end one after the other, so their successors' chunks follow each other through the
+    stages, at the pace of the slowest. Other sequences get tokens beside them, one in each round of as many steps
+    as there are stages; what is left of an answer comes in steps of decoding alone. While a prompt is in work one
+    sequence decodes less, and the scheduler may make fewer micro-batches. Without `answer_tokens` it is one round
+    of decoding. The scheduler itself, simulated, is up to 15% slower with short answers, 5% with long ones.
     """
     sequences = concurrent_sequences(serving, prompt_tokens, answer_tokens)
     micro_batches = count_micro_batches(sequences, num_stages)
-    rows = math.ceil(sequences / micro_batches)
     context = prompt_tokens + answer_tokens // 2
-    decode = times_of(decode_step(rows, context))
+    decode = times_of(decode_step(math.ceil(sequences / micro_batches), context))
+    cycle_parts = _cycle_parts(decode, micro_batches)
     idle = bubble(decode, micro_batches)
     if not answer_tokens:
         return Round(
@@ -606,54 +630,44 @@ def saturated_round(
             micro_batches=micro_batches,
             tokens=sequences,
             seconds=cycle_s(decode, micro_batches),
-            parts=_repeated_parts([(decode, 1)], micro_batches),
+            parts=cycle_parts,
             bubble=idle,
         )
-    chunks = count_chunks(serving, prompt_tokens, num_stages)
+    beside = max(1, sequences - 1)
+    batches_beside = count_micro_batches(beside, num_stages)
     chunk = prefill_step(serving, prompt_tokens, num_stages)
-    mixed = chunk
-    if rows > 1:
-        all_rows = chunk.rows + rows - 1
-        mixed = StepShape(
-            rows=all_rows,
-            sequences=rows,
+    mixed_step = chunk
+    if sequences > 1:
+        rows = math.ceil(beside / batches_beside)
+        mixed_step = StepShape(
+            rows=chunk.rows + rows,
+            sequences=rows + 1,
             context=prompt_tokens,
-            sampled=rows,
-            row_context=(chunk.rows * chunk.context + (rows - 1) * context) // all_rows,
+            sampled=rows + 1,
+            row_context=(chunk.rows * chunk.context + rows * context) // (chunk.rows + rows),
         )
-    steps = [(times_of(mixed), rows * chunks), (decode, max(0, answer_tokens - 1 - (rows - 1) * chunks))]
+    mixed = times_of(mixed_step)
+    num_chunks = sequences * count_chunks(serving, prompt_tokens, num_stages)
+    prompts_s = num_chunks * mixed.slowest_s
+    rounds = prompts_s / cycle_s(mixed, num_stages)
+    alone = max(0.0, answer_tokens - 1 - rounds * (sequences - 1) / sequences)
     return Round(
         sequences=sequences,
         micro_batches=micro_batches,
         tokens=sequences * answer_tokens,
-        seconds=repeated_s(steps, micro_batches),
-        parts=_repeated_parts(steps, micro_batches),
+        seconds=prompts_s + mixed.total_s - mixed.slowest_s + alone * cycle_s(decode, micro_batches),
+        parts=sum_parts(
+            scale_parts(mixed.parts_of(mixed.slowest), num_chunks - 1), mixed.parts, scale_parts(cycle_parts, alone)
+        ),
         bubble=idle,
     )
 
 
-def repeated_s(steps: Sequence[tuple[PipelineTimes, int]], micro_batches: int) -> float:
-    """Seconds in which each of `micro_batches` goes round so many times, step by step: `cycle_s` of them all."""
-    way = sum(count * times.total_s for times, count in steps)
-    return max(way, micro_batches * max(_busy_s(steps)))
-
-
-def _busy_s(steps: Sequence[tuple[PipelineTimes, int]]) -> list[float]:
-    """Of each stage, what these steps keep it busy, sending included."""
-    num_stages = len(steps[0][0].stages)
-    return [
-        sum(count * (times.stages[index] + times.sends[index]) for times, count in steps)
-        for index in range(num_stages)
-    ]
-
-
-def _repeated_parts(steps: Sequence[tuple[PipelineTimes, int]], micro_batches: int) -> dict[str, float]:
-    """Of `repeated_s`: the way's, or those of the stage that serves all micro-batches one by one."""
-    busy = _busy_s(steps)
-    slowest = max(range(len(busy)), key=lambda index: busy[index])
-    if sum(count * times.total_s for times, count in steps) >= micro_batches * busy[slowest]:
-        return sum_parts(*(scale_parts(times.parts, count) for times, count in steps))
-    return sum_parts(*(scale_parts(times.parts_of(slowest), micro_batches * count) for times, count in steps))
+def _cycle_parts(times: PipelineTimes, micro_batches: int) -> dict[str, float]:
+    """Of `cycle_s`: the round trip's, or those of the stage that serves all micro-batches one by one."""
+    if times.total_s >= micro_batches * times.slowest_s:
+        return times.parts
+    return scale_parts(times.parts_of(times.slowest), micro_batches)
 
 
 def estimate_layout(

@@ -12,14 +12,14 @@ import msgspec
 from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
-from agent.planner.calibration import PRIOR, Calibration
+from agent.planner.calibration import PRIOR, Calibration, link_factors
 from agent.planner.cost import Estimate, estimate_layout
 from agent.planner.evidence import calibrate
 from agent.planner.layout import Layout, Place
 from agent.planner.learning.records import Lesson
 from agent.planner.memory import StageSizes
 from agent.planner.plan import Healing, ModelRef, Objective, Serving
-from agent.planner.rates import LinkTable
+from agent.planner.rates import LinkTable, corrected_links
 
 DEFAULT_PROMPT_TOKENS = 512
 DEFAULT_ANSWER_TOKENS = 128
@@ -100,7 +100,14 @@ class Problem:
         self.serving = serving
         self.memory_scale = memory_scale
         self.calibration = calibration
-        self.links = LinkTable(request.facts, is_network_trusted=serving.trusted_network)
+        self.plain_links = LinkTable(request.facts, is_network_trusted=serving.trusted_network)
+        """As they are known: what estimates are made with, whose parts are corrected afterwards."""
+        self.link_facts, self.links = request.facts.links, self.plain_links
+        """As measured runs corrected them: what a search for layouts goes by."""
+        if factors := link_factors(calibration):
+            self.link_facts = corrected_links(request.facts, factors)
+            corrected = msgspec.structs.replace(request.facts, links=self.link_facts)
+            self.links = LinkTable(corrected, is_network_trusted=serving.trusted_network)
         self.sizes = StageSizes(request.spec, serving, request.draft_spec)
         self.searches: dict[Hashable, tuple[int, ...]] = {} if searches is None else searches
         """Orders found, by all that decides them: strategies and variants of a problem ask for the same ones."""
@@ -144,7 +151,7 @@ class Problem:
             self.serving,
             prompt_tokens=self.prompt_tokens,
             answer_tokens=self.answer_tokens,
-            links=self.links,
+            links=self.plain_links,
             calibration=self.calibration,
         )
 
@@ -254,8 +261,7 @@ def make_problem(request: PlanRequest) -> Problem:
     if asked > serving.context and request.objective.kind != "context":
         raise FleetError(
             "E106",
-            f"a prompt of {request.prompt_tokens or 'any'} and an answer of {request.answer_tokens or 'any'} tokens do "
-            f"not fit in a context of {serving.context}",
+            f"predictions for {asked} tokens of prompt and answer, in a context of {serving.context}",
             hint=f"ask for --context {asked}, or for predictions of less",
         )
     _check_constraints(request, num_places=len(places), num_hosts=len({place.host for place in places}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import msgspec
@@ -221,6 +222,34 @@ def nominal_of(device: DeviceFacts) -> Nominal:
     words = device.name.lower().replace("-", " ")
     known = [name for name in GPUS if name.lower().replace("-", " ") in words]
     return GPUS[max(known, key=len)] if known else UNKNOWN_GPU
+
+
+def corrected_links(facts: ClusterFacts, factors: Mapping[tuple[str, str], float]) -> tuple[LinkFacts, ...]:
+    """The links of a cluster, each slower by its factor, in both directions; a default's where none was known."""
+    known = {(link.source, link.target) for link in facts.links}
+    there = {host.name for host in facts.hosts}
+    unknown = [
+        LinkFacts(source=one, target=other, latency_s=DISTINCT_HOSTS[0], bytes_per_s=DISTINCT_HOSTS[1])
+        for one, other in sorted(factors)
+        if {one, other} <= there and (one, other) not in known and (other, one) not in known
+    ]
+    return tuple(
+        _slowed(link, factors.get((min(link.source, link.target), max(link.source, link.target)), 1.0))
+        for link in (*facts.links, *unknown)
+    )
+
+
+def _slowed(link: LinkFacts, factor: float) -> LinkFacts:
+    if factor == 1.0:
+        return link
+    sums = (link.reduce_latency_s, link.reduce_bytes_per_s)
+    return msgspec.structs.replace(
+        link,
+        latency_s=link.latency_s * factor,
+        bytes_per_s=link.bytes_per_s / factor,
+        reduce_latency_s=None if sums[0] is None else sums[0] * factor,
+        reduce_bytes_per_s=None if sums[1] is None else sums[1] / factor,
+    )
 
 
 class LinkTable:

@@ -8,8 +8,8 @@ from agent.facts.run import MeasuredRun
 from agent.planner.calibration import PRIOR
 from agent.planner.evidence import MAX_RUNS, calibrate
 from agent.planner.file import plan_hash, plan_to_toml
-from agent.planner.make import predict_plan
 from agent.planner.plan import Plan
+from agent.planner.predict import predict_plan
 from tests.agent.planner.clusters import LLAMA_1B, LLAMA_70B, MIXED_GPUS, THREE_CPUS, plan_for
 
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from agent.errors import FleetError
 from agent.planner.check import check_plan
 from agent.planner.file import plan_hash, plan_to_toml
-from agent.planner.make import make_plan, predict_plan, refresh_plan
+from agent.planner.make import make_plan, refresh_plan
 from agent.planner.plan import Objective, ObjectiveKind, Plan, Serving, StrategyKind
+from agent.planner.predict import predict_plan
 from tests.agent.planner.clusters import (
     LLAMA_1B,
     LLAMA_70B,
