@@ -169,9 +169,7 @@ def _measure_case(
         bounds=(predicted.ttft_bounds_s, predicted.time_per_token_bounds_s, predicted.tokens_per_s_bounds),
         measured=measured,
         again=again,
-        planned_bytes=sum(
-            place.shard.bytes.weights + place.shard.bytes.kv_cache for place in rank_places(plan)
-        ),
+        planned_bytes=sum(place.shard.bytes.weights + place.shard.bytes.kv_cache for place in rank_places(plan)),
         held_bytes=held,
         num_runs=predicted.num_measured_runs,
     )
@@ -222,7 +220,10 @@ def _head() -> list[str]:
 
 
 def _summary(cases: Sequence[Case]) -> list[str]:
-    lines = ["| figure | error, p50 | p90 | within the interval | the machine's own noise, p50 (worst) | |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| figure | error, p50 | p90 | within the interval | the machine's own noise, p50 (worst) | |",
+        "|---|---|---|---|---|---|",
+    ]
     every: list[float] = []
     for index, name in enumerate(FIGURES):
         errors = [abs(case.error(index)) for case in cases]
