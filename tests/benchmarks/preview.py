@@ -1,9 +1,9 @@
-"""`make bench-preview`: what plans predict against what deployments do, on unequal lab hosts; writes docs/preview-accuracy.md.
+"""`make bench-preview`: what plans predict against what deployments do; writes docs/preview-accuracy.md.
 
-Three clusters of three hosts share this machine: equal shares of a core, unequal ones, and a slow link. On each, devices
-and links are probed, and two models are applied in five layouts. A prediction is what stands in the plan file before it
-is applied; runs of earlier plans on that cluster have corrected it as they do for any operator. Then one client asks,
-and eight at once. Nothing is fitted afterwards.
+Three clusters of three hosts share this machine: equal shares of a core, unequal ones, and a slow link. On each,
+devices and links are probed, and two models are applied in five layouts. A prediction is what stands in the plan
+file before it is applied; runs of earlier plans on that cluster have corrected it as they do for any operator. Then
+one client asks, and eight at once. Nothing is fitted afterwards.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import statistics
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -26,11 +25,10 @@ from agent.planner.plan import Plan, rank_places
 from tests.benchmarks.cpu_quotas import can_limit, cpu_quotas
 from tests.benchmarks.models import Shape, write_random_model
 from tests.benchmarks.output import say
+from tests.benchmarks.preview_table import FIGURES, Case, summary, table, write
 from tests.benchmarks.table import commit_now
 from tests.integration.cluster import Cluster, free_listen, open_cluster
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "preview-accuracy.md"
-BEGIN, END = "<!-- preview: begin -->", "<!-- preview: end -->"
 NAME, GATEWAY = "preview", "h1"
 """The first host decides and speaks to clients, and has no rank: its share is what the others leave."""
 PROMPT, ANSWER, BATCH, CONTEXT = 128, 32, 8, 256
@@ -46,12 +44,6 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "pipeline 3": ("--strategy", "pipeline", "--stages", "3"),
     "hybrid 1,2": ("--strategy", "hybrid", "--tensor", "1,2"),
 }
-FIGURES = ("time to first token", "time per token", "throughput")
-TIMES = (0.07, 0.15)
-"""Goals of the error's median and of its 90th percentile."""
-MEMORY = 0.02
-CLOSE = 0.05
-"""A plan ranked first is right when it is as close as this to the best measured."""
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,26 +59,6 @@ CONDITIONS = (
     Condition(name="unequal", cores=(0.8, 0.4, 0.3)),
     Condition(name="slow link", cores=(0.5, 0.5, 0.5), slow_link=("h2", "h3", "20mbit")),
 )
-
-
-class Case(msgspec.Struct, frozen=True, kw_only=True):
-    condition: str
-    model: str
-    layout: str
-    shape: str
-    """Hosts and layers, in words."""
-    predicted: tuple[float, float, float]
-    """Seconds to the first token, seconds per token, tokens/s."""
-    bounds: tuple[tuple[float, float], ...]
-    measured: tuple[float, float, float]
-    again: tuple[float, float, float] | None
-    """The same deployment under the same load a second time: the machine's own noise."""
-    planned_bytes: int
-    held_bytes: int
-    num_runs: int
-
-    def error(self, figure: int) -> float:
-        return self.predicted[figure] / self.measured[figure] - 1
 
 
 def main() -> int:
@@ -112,11 +84,20 @@ def main() -> int:
                     models=_chosen(MODELS, options.models),
                     layouts=_chosen(LAYOUTS, options.layouts),
                 )
-    text = "\n".join([*head, *_summary(cases), "", *_table(cases)])
+    text = "\n".join([*head, *summary(cases), "", *table(cases)])
     sys.stdout.write(text + "\n")
     if not options.dry_run:
-        _write(text)
+        write(text)
     return 0
+
+
+def _head() -> list[str]:
+    return [
+        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start; commit "
+        f"{commit_now()}. Prompts of {PROMPT} tokens, answers of {ANSWER}; time to first token and time per token: "
+        f"one client, medians of {SINGLE_REQUESTS}; throughput: {BATCH} clients, {FULL_REQUESTS} requests.",
+        "",
+    ]
 
 
 def _chosen(known: Iterable[str], names: str) -> list[str]:
@@ -130,7 +111,7 @@ def _measure(condition: Condition, folder: Path, *, models: Sequence[str], layou
         shares = {cluster.agent_pid(f"h{index}"): share for index, share in enumerate(condition.cores, start=2)}
         stack.enter_context(cpu_quotas(shares, name=NAME))
         say(f"{condition.name}: probing")
-        cluster.must("probe", timeout_s=600)
+        cluster.must("probe", ",".join(host for host in cluster.hosts if host != GATEWAY), timeout_s=600)
         for model in models:
             for layout in layouts:
                 case = _measure_case(cluster, condition, folder, model, layout, repeats=layout == layouts[0])
@@ -205,112 +186,3 @@ def _told(case: Case) -> str:
         for index, name in enumerate(FIGURES)
     )
     return f"{case.condition}, {case.model}, {case.layout} ({case.shape}): {errors}; {case.num_runs} runs"
-
-
-# --- the document -------------------------------------------------------------------------------------
-
-
-def _head() -> list[str]:
-    return [
-        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start; commit "
-        f"{commit_now()}. Prompts of {PROMPT} tokens, answers of {ANSWER}; time to first token and time per token: "
-        f"one client, medians of {SINGLE_REQUESTS}; throughput: {BATCH} clients, {FULL_REQUESTS} requests.",
-        "",
-    ]
-
-
-def _summary(cases: Sequence[Case]) -> list[str]:
-    lines = [
-        "| figure | error, p50 | p90 | within the interval | the machine's own noise, p50 (worst) | |",
-        "|---|---|---|---|---|---|",
-    ]
-    every: list[float] = []
-    for index, name in enumerate(FIGURES):
-        errors = [abs(case.error(index)) for case in cases]
-        every += errors
-        inside = sum(low <= case.measured[index] <= high for case in cases for low, high in [case.bounds[index]])
-        noise = [abs(case.again[index] / case.measured[index] - 1) for case in cases if case.again]
-        lines.append(
-            f"| {name} | {_quantile(errors, 0.5):.1%} | {_quantile(errors, 0.9):.1%} | {inside} of {len(cases)} | "
-            f"{_quantile(noise, 0.5):.1%} ({max(noise):.1%}) | {_verdict(errors)} |"
-        )
-    lines.append(f"| all | {_quantile(every, 0.5):.1%} | {_quantile(every, 0.9):.1%} | | | {_verdict(every)} |")
-    memory = max(abs(case.planned_bytes / case.held_bytes - 1) for case in cases)
-    lines += [
-        "",
-        f"Memory: weights and KV cache as planned and as ranks hold them differ by {memory:.2%} at most "
-        f"({'met' if memory <= MEMORY else '**missed**'}, goal {MEMORY:.0%}).",
-        "",
-        *_rankings(cases),
-    ]
-    return lines
-
-
-def _rankings(cases: Sequence[Case]) -> list[str]:
-    """For each cluster and model, whether the plan predicted best is about the best."""
-    groups: dict[tuple[str, str], list[Case]] = {}
-    for case in cases:
-        groups.setdefault((case.condition, case.model), []).append(case)
-    right, worst = 0, []
-    total = 0
-    for (condition, model), group in groups.items():
-        for index, name in enumerate(FIGURES):
-            sign = -1 if name == "throughput" else 1
-            chosen = min(group, key=lambda case: sign * case.predicted[index])
-            best = min(group, key=lambda case: sign * case.measured[index])
-            loss = (chosen.measured[index] / best.measured[index]) ** sign - 1
-            total += 1
-            right += loss <= CLOSE
-            if loss > CLOSE:
-                worst.append(f"{condition}, {model}, {name}: {chosen.layout} is {loss:.0%} behind {best.layout}")
-    share = right / total
-    verdict = "met" if share >= 0.9 else "**missed**"
-    return [
-        f"The plan ranked first is within {CLOSE:.0%} of the best measured in {right} of {total} cases ({verdict}, goal "
-        f"90%)." + (f" Not in: {'; '.join(worst)}." if worst else "")
-    ]
-
-
-def _table(cases: Sequence[Case]) -> list[str]:
-    lines = [
-        "| cluster | model | layout | hosts and layers | runs before | TTFT: predicted, measured | time per token | "
-        "tokens/s | again |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for case in cases:
-        ttft, tpot, rate = (
-            f"{case.predicted[i] * k:.4g}, {case.measured[i] * k:.4g} {unit} ({case.error(i):+.0%})"
-            for i, k, unit in ((0, 1e3, "ms"), (1, 1e3, "ms"), (2, 1, ""))
-        )
-        again = (
-            ", ".join(f"{b / a - 1:+.0%}" for a, b in zip(case.measured, case.again, strict=True))
-            if case.again
-            else ""
-        )
-        lines.append(
-            f"| {case.condition} | {case.model} | {case.layout} | {case.shape} | {case.num_runs} | {ttft} | {tpot} | "
-            f"{rate} | {again} |"
-        )
-    return lines
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if share != 0.5 else statistics.median(ordered)
-
-
-def _verdict(errors: Sequence[float]) -> str:
-    median, high = TIMES
-    met = _quantile(errors, 0.5) <= median and _quantile(errors, 0.9) <= high
-    return "met" if met else "**missed**"
-
-
-def _write(text: str) -> None:
-    document = DOCUMENT.read_text()
-    before, _, rest = document.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
