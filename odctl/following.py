@@ -17,22 +17,33 @@ from odctl.apply import ApplyPreview, abort_apply, apply_plan, operator_name
 from odctl.fleet import Fleet
 
 T = TypeVar("T")
-Presses = asyncio.Queue[None]
-MAX_PRESSES = 16
-"""Of Ctrl-C that nobody has looked at yet; more say nothing new."""
+MAX_WAITING = 16
+"""Presses that nobody has looked at yet; more say nothing new."""
+
+
+class Presses:
+    """Ctrl-C as something to wait for. `count` is of all so far, also those that somebody has looked at."""
+
+    def __init__(self) -> None:
+        self._waiting: asyncio.Queue[None] = asyncio.Queue(MAX_WAITING)
+        self.count = 0
+
+    def press(self) -> None:
+        self.count += 1
+        if not self._waiting.full():
+            self._waiting.put_nowait(None)
+
+    async def get(self) -> None:
+        """Returns at the next press that nobody has looked at yet."""
+        await self._waiting.get()
 
 
 @contextmanager
 def ctrl_c() -> Iterator[Presses]:
-    """Ctrl-C, within, is a press in the queue and no exception. Afterwards it is what it was before."""
-    presses: Presses = asyncio.Queue(MAX_PRESSES)
-
-    def press() -> None:
-        if not presses.full():
-            presses.put_nowait(None)
-
+    """Ctrl-C, within, is a press and no exception. Afterwards it is what it was before."""
+    presses = Presses()
     loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGINT)
-    loop.add_signal_handler(signal.SIGINT, press)
+    loop.add_signal_handler(signal.SIGINT, presses.press)
     try:
         yield presses
     finally:

@@ -160,7 +160,7 @@ def _metric(plans: Sequence[Plan], name: str, unit: str, figure: Callable[[Plan]
         name=name,
         unit=unit,
         values=values,
-        best=_best(values, direction),
+        best=best_of(values, direction),
         deltas=tuple(_delta(value, values[0], unit) for value in values),
         bounds=tuple(_INTERVALS[name](plan) for plan in plans) if name in _INTERVALS else (),
     )
@@ -172,20 +172,20 @@ def _delta(value: float, first: float, unit: str) -> float | None:
     return value / first - 1 if first else None
 
 
-def _best(values: Sequence[float], direction: int) -> int | None:
-    """Index of the best value, or None when the runner-up is as good."""
+def best_of(values: Sequence[float], direction: int, *, equal_within: float = EQUAL_WITHIN) -> int | None:
+    """Index of the best value, or None when the runner-up is as good. `direction` as in `_METRICS`."""
     if direction == 0:
         return None
     ranked = sorted(range(len(values)), key=lambda index: -direction * values[index])
     first, second = values[ranked[0]], values[ranked[1]]
-    is_close = abs(first - second) <= EQUAL_WITHIN * max(abs(first), abs(second))
+    is_close = abs(first - second) <= equal_within * max(abs(first), abs(second))
     return None if is_close else ranked[0]
 
 
 def _verdict(plans: Sequence[Plan], names: Sequence[str], objective: str) -> Verdict:
     what, figure, direction = _VERDICTS[objective]
     values = [figure(plan) for plan in plans]
-    winner = _best(values, direction)
+    winner = best_of(values, direction)
     if winner is None:
         return Verdict(objective=objective, winner=None, reason=f"equal {what} within {EQUAL_WITHIN:.0%}")
     others = [value for index, value in enumerate(values) if index != winner]
@@ -255,6 +255,11 @@ def _warnings(plans: Sequence[Plan], names: Sequence[str]) -> tuple[str, ...]:
             warnings.append(
                 f"{name} is predicted for prompts of {plan.predicted.prompt_tokens} tokens, "
                 f"{names[0]} for {first.predicted.prompt_tokens}"
+            )
+        if plan.predicted.num_measured_runs != first.predicted.num_measured_runs:
+            warnings.append(
+                f"{name} is predicted from {_count(plan.predicted.num_measured_runs, 'measured figure')}, "
+                f"{names[0]} from {first.predicted.num_measured_runs}: plan both anew to compare them"
             )
         if plan.serving.batch != first.serving.batch:
             warnings.append(

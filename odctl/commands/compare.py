@@ -1,11 +1,14 @@
-"""`odctl compare A B [C D]`: plans side by side. Reads the files and nothing else."""
+"""`odctl compare A B [C D]`: plans side by side, by their files alone or measured on the cluster."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
+from agent.errors import FleetError
 from agent.planner.compare import Comparison, Metric, PlanChange, compare_plans
 from agent.planner.words import (
     bytes_words,
@@ -25,17 +28,46 @@ COLUMN = 14
 
 @click.command("compare")
 @click.argument("plan_paths", metavar="A B [C] [D]", nargs=-1, required=True, type=click.Path(dir_okay=False))
+@click.option(
+    "--measure", is_flag=True, help="Apply each in turn, put the same load on it, and take it away again."
+)
+@click.option("--hosts", default="", metavar="SELECTOR", help="Measure on these even where something serves.")
+@click.option("--requests", type=int, default=None, help="Of each of the two loads. Default: 40.")
+@click.option(
+    "--concurrency", type=int, default=None, help="Clients of the second load. Default: the least full batch."
+)
+@click.option(
+    "--prompt-tokens", type=int, default=None, help="Default: what the first plan is predicted for, if it fits."
+)
+@click.option(
+    "--max-tokens", type=int, default=None, help="Of each answer. Default: 64, or less of a short context."
+)
+@click.option("--yes", is_flag=True, help="Do not ask before measuring.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(plan_paths: tuple[str, ...], as_json: bool) -> None:
+@click.pass_obj
+def command(
+    inventory_path: str, /, plan_paths: tuple[str, ...], as_json: bool, measure: bool, **options: Any
+) -> None:
     """Compare two to four plans: predictions, memory, what moves, and which wins for what.
 
-    Exits with 0 when they are the same and with 2 when they differ.
+    With --measure each plan is applied, asked one request at a time and then many, and taken away again; what
+    serves meanwhile is not touched. Exits with 0 when the plans are the same and with 2 when they differ.
     """
-    run_command(lambda: compare_files([Path(path) for path in plan_paths]), as_json=as_json)
+    paths = [Path(path) for path in plan_paths]
+    run_command(
+        lambda: measure_files(inventory_path, paths, **options) if measure else compare_files(paths, **options),
+        as_json=as_json,
+    )
 
 
-def compare_files(paths: list[Path]) -> Result:
-    """The plans in these files, compared. Raises FleetError for a file that is no plan, or a wrong count."""
+def compare_files(paths: list[Path], **options: Any) -> Result:
+    """The plans in these files, compared. Raises FleetError for a file that is no plan, or a wrong count.
+
+    Raises E118 for options that only a measurement has.
+    """
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, "", False)]
+    if given:
+        raise FleetError("E118", f"{', '.join(given)} without --measure", hint="add --measure, or leave them out")
     comparison = compare_plans([load_plan(path) for path in paths], [str(path) for path in paths])
     return Result(
         kind="comparison",
@@ -43,6 +75,61 @@ def compare_files(paths: list[Path]) -> Result:
         prose="\n".join(_prose(comparison)),
         exit_code=ExitCode.OK if comparison.is_same else ExitCode.CHANGES,
     )
+
+
+def measure_files(
+    inventory_path: str,
+    paths: list[Path],
+    *,
+    hosts: str,
+    requests: int | None,
+    concurrency: int | None,
+    prompt_tokens: int | None,
+    max_tokens: int | None,
+    yes: bool,
+) -> Result:
+    """Compare, and measure each. Raises what compare and apply raise before anything is applied; E501, E601.
+
+    What goes wrong later ends the measurement and not the report: its exit code, with what was measured so far.
+    """
+    from odctl.commands.compare_measured import measured_result
+    from odctl.fleet import Fleet
+    from odctl.following import ctrl_c
+    from odctl.inventory import Inventory, select
+    from odctl.measuring import measure_trials, predicted_load_s, ready_trials, standing, trial_loads
+    from odctl.session import confirm, visit_fleet
+
+    plans = [load_plan(path) for path in paths]
+    names = [str(path) for path in paths]
+    comparison = compare_plans(plans, names)
+    loads = trial_loads(
+        plans, requests=requests, concurrency=concurrency, prompt_tokens=prompt_tokens, max_tokens=max_tokens
+    )
+
+    async def perform(fleet: Fleet, inventory: Inventory) -> Result:
+        named = {host.name for host in select(inventory, hosts)} if hosts else set()
+        trials = await ready_trials(fleet, plans, names, cluster=inventory.cluster, named_hosts=named)
+        before = await standing(fleet)
+        needed = sorted({host for plan in plans for host in plan.hosts})
+        load_s = sum(predicted_load_s(plan, loads) for plan in plans)
+        confirm(
+            f"apply {len(trials)} plans one after the other on {list_words(needed)}, and take each away again "
+            f"(about {max(1, round(load_s / 60))} min of load by their predictions)?",
+            is_sure=yes,
+        )
+        with ctrl_c() as presses:
+            outcomes = await measure_trials(fleet, trials, loads, presses=presses, tell=_tell)
+        after = await standing(fleet)
+        return measured_result(
+            comparison, plans, outcomes, loads, before=before, after=after, prose=_prose(comparison)
+        )
+
+    return visit_fleet(inventory_path, perform)
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 def _prose(comparison: Comparison) -> list[str]:

@@ -32,6 +32,7 @@ def command(inventory_path: str, deployment: str, as_json: bool) -> None:
 def history(inventory_path: str, deployment: str) -> Result:
     """Raises E110 for a deployment that no journal knows, E2xx when no host answers."""
     from agent.errors import FleetError
+    from agent.planner.words import list_words
     from odctl.fleet import Fleet
     from odctl.history import read_history
     from odctl.inventory import Inventory
@@ -47,8 +48,12 @@ def history(inventory_path: str, deployment: str) -> Result:
             raise FleetError("E110", f"no deployment `{deployment}` in any journal", hint=f"known: {known}")
         names = (deployment,) if deployment else found.deployments
         lines: list[str] = []
+        passing = [] if deployment else [name for name in names if _was_passing(found.of(name))]
         for name in names:
-            lines += [*([""] if lines else []), *_lines(name, found.of(name))]
+            if name not in passing:
+                lines += [*([""] if lines else []), *_lines(name, found.of(name))]
+        if passing:
+            lines += ["", f"measured and taken away again: {list_words(passing)} (odctl history NAME shows it)"]
         return Result(
             kind="history",
             data={"deployments": {name: [_data(entry) for entry in found.of(name)] for name in names}},
@@ -57,6 +62,11 @@ def history(inventory_path: str, deployment: str) -> Result:
         )
 
     return visit_fleet(inventory_path, look)
+
+
+def _was_passing(entries: tuple[Entry, ...]) -> bool:
+    """It stood for `compare --measure` alone."""
+    return all(entry.served.cause == "measure" and entry.state == "destroyed" for entry in entries)
 
 
 def _lines(name: str, entries: tuple[Entry, ...]) -> list[str]:
