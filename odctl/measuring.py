@@ -168,7 +168,7 @@ async def ready_trials(
             served = sorted({name for names in shared.values() for name in names})
             raise FleetError(
                 "E501",
-                f"{label} needs {list_words(list(shared))}, where {list_words(served)} serves: both would be slower",
+                f"{label} needs {list_words(list(shared))}, where {list_words(served)} serves: both would suffer",
                 hint=f"--hosts {','.join(shared)} measures there all the same",
                 host=next(iter(shared)),
             )
@@ -292,7 +292,9 @@ async def _wait_for_evidence(fleet: Fleet, trial: Trial) -> None:
     """Until the controller has written down the stretch of requests that has just ended, or time is up."""
     deadline = time.monotonic() + EVIDENCE_TIMEOUT_S
     before = await _count_evidence(fleet, trial)
-    while await _count_evidence(fleet, trial) == before and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        if await _count_evidence(fleet, trial) > before:
+            return
         await asyncio.sleep(POLL_S)
 
 

@@ -27,27 +27,26 @@ def busy_hosts(plan: Plan) -> set[str]:
 def memory_beside(plan: Plan, serving: Sequence[Plan], facts: ClusterFacts) -> list[PlanProblem]:
     """E601 for every device that has no room for the plan's shard beside the shards that it holds for others."""
     devices = {(host.name, device.id): device for host in facts.hosts for device in host.devices}
+    held: dict[tuple[str, str], dict[str, int]] = {}
+    for other in serving:
+        for place in rank_places(other):
+            key = (place.shard.host, place.shard.device)
+            held.setdefault(key, {})[other.name] = place.shard.bytes.total
     problems = []
     for place in rank_places(plan):
         key = (place.shard.host, place.shard.device)
-        held = {
-            other.name: shard.shard.bytes.total
-            for other in serving
-            for shard in rank_places(other)
-            if (shard.shard.host, shard.shard.device) == key
-        }
-        device = devices.get(key)
-        if device is None or not held:
+        device, beside = devices.get(key), held.get(key, {})
+        if device is None or not beside:
             continue
-        missing = place.shard.bytes.total + sum(held.values()) - device.usable_bytes
+        missing = place.shard.bytes.total + sum(beside.values()) - device.usable_bytes
         if missing > 0:
             problems.append(
                 PlanProblem(
                     code="E601",
                     path=f"replica[{place.replica}].stage[{place.stage}].shard[{place.tensor_index}]",
                     message=f"{'/'.join(key)} is {bytes_words(missing)} short: the shard takes "
-                    f"{bytes_words(place.shard.bytes.total)} beside {bytes_words(sum(held.values()))} of "
-                    f"{list_words(sorted(held))}, {bytes_words(device.usable_bytes)} are usable",
+                    f"{bytes_words(place.shard.bytes.total)} beside {bytes_words(sum(beside.values()))} of "
+                    f"{list_words(sorted(beside))}, {bytes_words(device.usable_bytes)} are usable",
                     way_out="plan it on other hosts, shorten its context, or destroy what serves there first",
                     host=place.shard.host,
                 )
