@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +13,11 @@ from agent.facts.cluster import HostFacts
 from agent.planner.file import plan_from_toml, plan_hash, plan_to_toml
 from agent.planner.plan import Plan
 from tests.integration.clients import ask
-from tests.integration.cluster import Cluster, free_listen, open_cluster, set_memory_fraction, until
+from tests.integration.cluster import Cluster, free_listen, open_cluster, set_memory_fraction
 
 NAME = "chat"
 CONTROLLER = "h1"
-SMALL = ("--requests", "3", "--concurrency", "2", "--prompt-tokens", "16", "--max-tokens", "6", "--hosts", "h1,h2")
+SMALL = ("--requests", "2", "--concurrency", "2", "--prompt-tokens", "16", "--max-tokens", "6", "--hosts", "h1,h2")
 
 
 class Standing(msgspec.Struct):
@@ -41,7 +40,7 @@ class Standing(msgspec.Struct):
 def standing(endless_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
     folder = tmp_path_factory.mktemp("plans")
     listen = free_listen()
-    options = ("--name", NAME, "--listen", listen, "--context", "128", "--batch", "2")
+    options = ("--name", NAME, "--listen", listen, "--context", "512", "--batch", "2")
     with open_cluster(num_hosts=2) as cluster:
         one = cluster.plan(endless_model, folder / "one.toml", *options, "--max-hosts", "1")
         two = cluster.plan(
@@ -89,7 +88,7 @@ def test_plans_are_measured_beside_what_serves_and_it_serves_on_untouched(standi
     for plan, path in zip(measured["plans"], (standing.one, standing.two), strict=True):
         assert plan["deployment"].startswith(f"{NAME}-measure-")
         assert plan["plan_hash"] == hash_of(path) != plan["applied_hash"]
-        assert (plan["alone"]["num_answered"], plan["full"]["num_answered"]) == (3, 3)
+        assert (plan["alone"]["num_answered"], plan["full"]["num_answered"]) == (2, 2)
         assert [figure["name"] for figure in plan["held"]] == [
             "time to first token",
             "time per token",
@@ -112,7 +111,7 @@ def test_ctrl_c_half_way_takes_away_what_is_measured(standing: Standing) -> None
     before = standing.serving()
     options = ("--requests", "4000", *SMALL[2:])
     compare = standing.cluster.start_odctl(
-        "compare", str(standing.two), str(standing.one), "--measure", "--yes", *options
+        "compare", str(standing.one), str(standing.one), "--measure", "--yes", *options
     )
     assert compare.stderr is not None
     seen = ""
@@ -160,24 +159,6 @@ def test_a_plan_edited_by_hand_is_rolled_back_and_the_history_tells(standing: St
     assert "known: 1, 2, 3" in unknown.stderr
 
 
-def test_a_dead_rank_that_is_healed_stands_in_the_history(standing: Standing) -> None:
-    cluster = standing.cluster
-    before = cluster.status(CONTROLLER, NAME).generation
-    os.kill(cluster.rank(NAME, "r0s0t0").pid, signal.SIGKILL)
-    until(
-        lambda: (
-            (status := cluster.try_status(CONTROLLER, NAME)) is not None
-            and status.state == "serving"
-            and status.generation > before
-        ),
-        timeout_s=40.0,
-        what=cluster.diary,
-    )
-    newest = cluster.must("history", NAME)["deployments"][NAME][-1]
-    assert (newest["cause"], newest["by"], newest["state"]) == ("healing", CONTROLLER, "current")
-    assert newest["reason"].startswith("rank_lost: ")
-
-
 def test_an_unknown_deployment_has_no_history(standing: Standing) -> None:
     answer = standing.cluster.odctl("history", "nobody")
     assert answer.exit_code == 3
@@ -196,7 +177,7 @@ def test_less_memory_refuses_a_measurement_and_a_rollback(standing: Standing, tm
     cluster.bootstrap()
     now = tmp_path / "now.toml"
     cluster.plan(
-        Path(plan_of(standing.one).model.path), now, "--name", NAME, "--context", "128", "--max-hosts", "1"
+        Path(plan_of(standing.one).model.path), now, "--name", NAME, "--context", "512", "--max-hosts", "1"
     )
     answer = cluster.odctl("compare", str(now), str(now), "--measure", "--yes", *SMALL)
     assert answer.exit_code == 8, answer
