@@ -39,6 +39,8 @@ DEFAULT_OUTPUT_TOKENS = 64
 WARM_UP = 2
 OWN_PORTS = (21000, 29999)
 """Where measured plans listen that have an address of their own: below the ports that systems hand out."""
+MEASURE_MARK = "-measure-"
+"""In the names of deployments that stand for a measurement alone."""
 ANSWER_TIMEOUT_S = 600.0
 EVIDENCE_TIMEOUT_S = 8.0
 """The controller writes down what a load was when it has been over for a second."""
@@ -169,7 +171,7 @@ async def ready_trials(
             raise FleetError(
                 "E501",
                 f"{label} needs {list_words(list(shared))}, where {list_words(served)} serves: both would suffer",
-                hint=f"--hosts {','.join(shared)} measures there all the same",
+                hint=f"--hosts {','.join(shared)} measures there all the same{_left_over(served)}",
                 host=next(iter(shared)),
             )
         problems = memory_beside(plan, serving, preview.facts)
@@ -348,8 +350,14 @@ def _apart(plan: Plan, serving: Sequence[Plan]) -> Plan:
     first, last = OWN_PORTS
     ports = [port for port in range(first, last + 1) if str(port) not in taken]
     listen = f"127.0.0.1:{random.choice(ports)}"
-    name = f"{plan.name}-measure-{secrets.token_hex(2)}" if is_name_taken else plan.name
+    name = f"{plan.name}{MEASURE_MARK}{secrets.token_hex(2)}" if is_name_taken else plan.name
     return msgspec.structs.replace(plan, name=name, serving=msgspec.structs.replace(plan.serving, listen=listen))
+
+
+def _left_over(names: Sequence[str]) -> str:
+    """A way out where what serves is what an operator's process left that was killed while it measured."""
+    left = [name for name in names if MEASURE_MARK in name]
+    return f"; odctl destroy {left[0]} takes away what a killed measurement has left" if left else ""
 
 
 def _serving_plans(deployments: FleetDeployments) -> list[Plan]:
