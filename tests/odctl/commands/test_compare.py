@@ -35,6 +35,9 @@ def test_plans_that_differ_exit_2_and_say_how(paths: tuple[str, str]) -> None:
     assert "A to B: " in result.stdout
     assert "adds b and c" in result.stdout
     assert "throughput" in result.stdout
+    assert "to bring them (links not measured)" in result.stdout
+    assert "A stops with the loss of a\n" in result.stdout
+    assert "B stops with the loss of any of a, b and c" in result.stdout
     assert "less time to first token" in result.stdout
 
 
@@ -50,3 +53,21 @@ def test_json_has_metrics_verdicts_and_moves(paths: tuple[str, str]) -> None:
 def test_one_plan_alone_or_a_missing_one_exits_3(paths: tuple[str, str]) -> None:
     assert odctl("compare", paths[0]).exit_code == 3
     assert odctl("compare", paths[0], paths[0] + ".none").exit_code == 3
+
+
+def test_options_of_a_measurement_alone_exit_3(paths: tuple[str, str]) -> None:
+    result = odctl("compare", *paths, "--requests", "4", "--yes")
+    assert result.exit_code == 3
+    assert "--requests, --yes without --measure" in result.stderr
+
+
+def test_a_load_that_no_context_holds_is_refused_before_the_fleet_is_asked(paths: tuple[str, str]) -> None:
+    result = odctl("compare", *paths, "--measure", "--prompt-tokens", "5000")
+    assert result.exit_code == 3
+    assert "prompts of 5000 tokens and answers of 64 do not fit the context of 2048" in result.stderr
+
+
+def test_more_clients_than_the_way_carries_are_refused(paths: tuple[str, str]) -> None:
+    result = odctl("compare", *paths, "--measure", "--concurrency", "17")
+    assert result.exit_code == 3
+    assert "17 at a time: the way through a host's transport carries 16" in result.stderr
