@@ -90,7 +90,7 @@ def compare_plans(plans: Sequence[Plan], names: Sequence[str]) -> Comparison:
         metrics=tuple(_metric(plans, *definition) for definition in _METRICS),
         verdicts=tuple(_verdict(plans, names, objective) for objective in _VERDICTS),
         hosts=_host_moves(plans),
-        changes=tuple(_change(plans[0], plan, index) for index, plan in enumerate(plans) if index > 0),
+        changes=tuple(plan_change(plans[0], plan, index=index) for index, plan in enumerate(plans) if index > 0),
         warnings=_warnings(plans, names),
     )
 
@@ -105,6 +105,18 @@ def shape_words(plan: Plan) -> str:
     return (
         f"{copies}{_count(len(stages), 'stage')}{grouped}, {_count(sum(sizes), 'device')} "
         f"on {_count(len(hosts), 'host')}"
+    )
+
+
+def plan_change(old: Plan, new: Plan, *, index: int = 1) -> PlanChange:
+    """What becomes of the holders of layers from one plan to another, which is called `index`."""
+    before, after = _layer_holders(old), _layer_holders(new)
+    return PlanChange(
+        plan=index,
+        layers_moved=tuple(sorted({layer for layer, *_ in before.keys() ^ after.keys()})),
+        bytes_to_move=sum(num_bytes for key, num_bytes in after.items() if key not in before),
+        hosts_added=tuple(sorted(_rank_hosts(new) - _rank_hosts(old))),
+        hosts_removed=tuple(sorted(_rank_hosts(old) - _rank_hosts(new))),
     )
 
 
@@ -218,17 +230,6 @@ def _holdings(plan: Plan) -> dict[str, tuple[tuple[Range, Shard], ...]]:
     for place in rank_places(plan):
         held[place.shard.host] = (*held.get(place.shard.host, ()), (place.layers, place.shard))
     return held
-
-
-def _change(old: Plan, new: Plan, index: int) -> PlanChange:
-    before, after = _layer_holders(old), _layer_holders(new)
-    return PlanChange(
-        plan=index,
-        layers_moved=tuple(sorted({layer for layer, *_ in before.keys() ^ after.keys()})),
-        bytes_to_move=sum(num_bytes for key, num_bytes in after.items() if key not in before),
-        hosts_added=tuple(sorted(_rank_hosts(new) - _rank_hosts(old))),
-        hosts_removed=tuple(sorted(_rank_hosts(old) - _rank_hosts(new))),
-    )
 
 
 def _layer_holders(plan: Plan) -> dict[tuple[int, str, Range, Range], int]:

@@ -1,4 +1,4 @@
-"""`odctl compare A B [C D]`: plans side by side. Reads the files and nothing else."""
+"""`odctl compare A B [C D]`: plans side by side. Reads the files and nothing else, but for `--running`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,21 @@ COLUMN = 14
 
 @click.command("compare")
 @click.argument("plan_paths", metavar="A B [C] [D]", nargs=-1, required=True, type=click.Path(dir_okay=False))
+@click.option("--running", is_flag=True, help="Compare one plan with what the deployment of its name runs now.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(plan_paths: tuple[str, ...], as_json: bool) -> None:
+@click.pass_obj
+def command(inventory_path: str, /, plan_paths: tuple[str, ...], running: bool, as_json: bool) -> None:
     """Compare two to four plans: predictions, memory, what moves, and which wins for what.
 
     Exits with 0 when they are the same and with 2 when they differ.
     """
-    run_command(lambda: compare_files([Path(path) for path in plan_paths]), as_json=as_json)
+    paths = [Path(path) for path in plan_paths]
+    if running:
+        from odctl.commands.compare_running import compare_with_running
+
+        run_command(lambda: compare_with_running(inventory_path, paths), as_json=as_json)
+        return
+    run_command(lambda: compare_files(paths), as_json=as_json)
 
 
 def compare_files(paths: list[Path]) -> Result:
@@ -40,12 +48,13 @@ def compare_files(paths: list[Path]) -> Result:
     return Result(
         kind="comparison",
         data=comparison,
-        prose="\n".join(_prose(comparison)),
+        prose="\n".join(comparison_lines(comparison)),
         exit_code=ExitCode.OK if comparison.is_same else ExitCode.CHANGES,
     )
 
 
-def _prose(comparison: Comparison) -> list[str]:
+def comparison_lines(comparison: Comparison) -> list[str]:
+    """A comparison as people read it."""
     letters = [chr(ord("A") + index) for index in range(len(comparison.names))]
     lines = [
         f"{letter}  {name}  {digest[:12]}  {shape}"

@@ -1,6 +1,6 @@
 """Changing a plan by hand: edits in, plans out, each as exact as one that the planner made. Pure."""
 
-from agent.planner.edit.apply import Basis, Edited, apply_edit, begin_edit, possible_sizes, spare_places
+from agent.planner.edit.apply import Basis, Edited, adopt_plan, apply_edit, begin_edit, possible_sizes, spare_places
 from agent.planner.edit.edits import (
     AddStage,
     Edit,
@@ -26,6 +26,7 @@ __all__ = [
     "SetServing",
     "SetTensor",
     "ShareHeads",
+    "adopt_plan",
     "apply_edit",
     "begin_edit",
     "edit_words",

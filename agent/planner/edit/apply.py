@@ -127,6 +127,17 @@ def apply_edit(edited: Edited, edit: Edit, basis: Basis) -> Edited:
     return msgspec.structs.replace(edited, plan=marked, problems=_problems(marked, basis))
 
 
+def adopt_plan(plan: Plan, before: Edited, basis: Basis) -> Edited:
+    """A plan that was changed as text, with bytes and predictions anew: whatever was typed for them does not count.
+
+    It has to cover its model (`check_shape`). Raises FleetError E106 and E107 for what gives no plan.
+    """
+    made = _laid_out(plan, _layouts(plan, basis), basis)
+    said = _differences(made, before.planned)
+    adopted = _marked(made, before.planned, said) if said else made
+    return msgspec.structs.replace(before, plan=adopted, problems=_problems(adopted, basis))
+
+
 def possible_sizes(edited: Edited, basis: Basis, *, replica: int, stage: int) -> tuple[int, ...]:
     """Tensor-parallel sizes that a stage could have with the devices that are spare."""
     problem = _problem(edited.plan, basis)
@@ -303,14 +314,16 @@ def _replanned(edited: Edited, edit: Replan, basis: Basis) -> Edited:
 def _told_apart(made: Plan, planned: Plan) -> Plan:
     """The plan with what was edited among its reasons; the planner's own where nothing is left of the edits."""
     said = _differences(made, planned)
-    if not said:
-        return planned
+    return _marked(made, planned, said) if said else planned
+
+
+def _marked(made: Plan, planned: Plan, said: list[str]) -> Plan:
     why = [f"{BY_HAND}{text}" for text in said]
     why += [line if line.startswith((BY_HAND, AS_PLANNED)) else f"{AS_PLANNED}{line}" for line in planned.why]
     records = planned.learning is None or planned.learning.records
     return msgspec.structs.replace(
         made,
-        objective=msgspec.structs.replace(planned.objective, strategy="manual"),
+        objective=msgspec.structs.replace(made.objective, strategy="manual"),
         why=tuple(why),
         # It was chosen by its editor, not drawn: learning must not take it for a choice with a likelihood.
         learning=None if records else Learning(records=False),
@@ -319,7 +332,9 @@ def _told_apart(made: Plan, planned: Plan) -> Plan:
 
 def _differences(made: Plan, planned: Plan) -> list[str]:
     said = []
-    for index, (new, old) in enumerate(zip(made.replicas, planned.replicas, strict=True)):
+    if len(made.replicas) != len(planned.replicas):
+        said.append(f"{len(made.replicas)} replicas, in the place of {len(planned.replicas)}")
+    for index, (new, old) in enumerate(zip(made.replicas, planned.replicas, strict=False)):
         now, before = _stage_words(new), _stage_words(old)
         came = [words for words in now if words not in before]
         went = [words for words in before if words not in now]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agent.facts.cluster import DeviceFacts
+from agent.planner.compare import plan_change
 from agent.planner.plan import Plan, RankPlace, rank_places
 from agent.planner.staleness import what_moved
 from agent.planner.words import (
@@ -221,7 +222,7 @@ def _change(choice: PlanChoice, snapshot: FleetSnapshot | None, width: int) -> t
                 Span(" change  ", "title"), Span(f"none: this plan runs, generation {view.status.generation}", "ok")
             ),
         )
-    said = f"from generation {view.status.generation}: " + ", ".join(_differences(old, choice.plan))
+    said = f"against running generation {view.status.generation}: " + ", ".join(_differences(old, choice.plan))
     return tuple(
         line(Span(" change  " if index == 0 else "         ", "title"), text)
         for index, text in enumerate(wrap(said, width - 10))
@@ -229,12 +230,15 @@ def _change(choice: PlanChoice, snapshot: FleetSnapshot | None, width: int) -> t
 
 
 def _differences(old: Plan, new: Plan) -> list[str]:
-    out = [f"+{host}" for host in new.hosts if host not in old.hosts]
-    out += [f"-{host}" for host in old.hosts if host not in new.hosts]
-    before, after = _holders(old), _holders(new)
-    moved = [layer for layer in after if after[layer] != before.get(layer)]
+    change = plan_change(old, new)
+    moved, num_layers = len(change.layers_moved), max(place.layers[1] for place in rank_places(new))
+    out = []
     if moved:
-        out.append(f"{len(moved)} of {len(after)} layers move")
+        verb = "moves" if moved == 1 else "move"
+        out.append(f"{moved} of {num_layers} layers {verb}, {bytes_words(change.bytes_to_move)} to move")
+    out += [f"+{host}" for host in change.hosts_added] + [f"-{host}" for host in change.hosts_removed]
+    if _devices(old) != _devices(new) and not out:
+        out.append("other devices of the same hosts")
     if old.serving != new.serving:
         out.append("serving settings differ")
     if old.model.digest != new.model.digest:
@@ -242,13 +246,8 @@ def _differences(old: Plan, new: Plan) -> list[str]:
     return out or ["the same layers on the same devices"]
 
 
-def _holders(plan: Plan) -> dict[int, frozenset[str]]:
-    """Each layer's devices, over all replicas."""
-    out: dict[int, set[str]] = {}
-    for place in rank_places(plan):
-        for layer in range(*place.layers):
-            out.setdefault(layer, set()).add(f"{place.shard.host}/{place.shard.device}")
-    return {layer: frozenset(holders) for layer, holders in out.items()}
+def _devices(plan: Plan) -> list[tuple[str, str]]:
+    return [(place.shard.host, place.shard.device) for place in rank_places(plan)]
 
 
 def _moved(choice: PlanChoice, snapshot: FleetSnapshot | None, width: int) -> tuple[Line, ...]:
