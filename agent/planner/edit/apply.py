@@ -120,7 +120,7 @@ def apply_edit(edited: Edited, edit: Edit, basis: Basis) -> Edited:
     plan = edited.plan
     if isinstance(edit, SetServing):
         plan = _with_serving(edited, edit)
-    problem = _problem(plan, basis)
+    problem = _problem(plan, basis, without=edited.excluded)
     layouts = _edited_layouts(problem, _layouts(plan, basis), edit)
     made = _laid_out(plan, layouts, basis)
     marked = _told_apart(made, edited.planned)
@@ -140,7 +140,7 @@ def adopt_plan(plan: Plan, before: Edited, basis: Basis) -> Edited:
 
 def possible_sizes(edited: Edited, basis: Basis, *, replica: int, stage: int) -> tuple[int, ...]:
     """Tensor-parallel sizes that a stage could have with the devices that are spare."""
-    problem = _problem(edited.plan, basis)
+    problem = _problem(edited.plan, basis, without=edited.excluded)
     layouts = _layouts(edited.plan, basis)
     held = layouts[replica].stages[stage]
     most = len(held.places) + len(joinable_places(problem, layouts, held))
@@ -185,8 +185,8 @@ def _layouts(plan: Plan, basis: Basis) -> Layouts:
         ) from error
 
 
-def _problem(plan: Plan, basis: Basis) -> Problem:
-    """Every device of the cluster, under the plan's serving settings."""
+def _problem(plan: Plan, basis: Basis, *, without: tuple[str, ...] = ()) -> Problem:
+    """Every device of the cluster but those of some hosts, under the plan's serving settings."""
     request = PlanRequest(
         name=plan.name,
         model=plan.model,
@@ -197,6 +197,12 @@ def _problem(plan: Plan, basis: Basis) -> Problem:
         prompt_tokens=plan.predicted.prompt_tokens,
         draft=plan.draft,
         draft_spec=basis.draft if plan.draft is not None else None,
+        excluded=tuple(
+            f"{host.name}/{device.id}"
+            for host in basis.facts.hosts
+            for device in host.devices
+            if host.name in without
+        ),
     )
     return Problem(request, allowed_places(request), plan.serving, calibration=basis.calibration)
 
