@@ -47,6 +47,19 @@ from odctl.tui.model.units import plural
 MAX_SPARE_ROWS = 6
 SAME = 5e-4
 """A change below this share of a figure is none."""
+LEGEND_WIDTH = 100
+"""A narrower terminal keeps its lines for the plan."""
+LEGEND: Line = (
+    Span(" █ weights ", "bar"),
+    Span("▓ KV cache ", "kv"),
+    Span("▒ activations ", "activation"),
+    Span("░ headroom  · free", "dim"),
+    Span("   ◀ bottleneck", "warn"),
+)
+HINTS: tuple[Line, ...] = (
+    (Span(" ↑↓ choose a row: t, x, p act on it.  < > shift a KV head within a group.  d removes a stage.", "dim"),),
+    (Span(" On a spare device: enter puts the boundary's left stage there, n makes a new one behind it.", "dim"),),
+)
 
 
 # --- what a key asks for ------------------------------------------------------------------------------
@@ -347,22 +360,21 @@ def editor_page(
     head = _head(state, width, is_busy=is_busy)
     rows, cursor_line = _rows(state, cursor, basis, width)
     choice = PlanChoice(origin=state.origin, plan=state.plan, plan_hash=plan_hash(state.plan))
-    sections = [_predictions(state, width), _problem_lines(state, width), change_lines(choice, snapshot, width)]
-    lines = [*head, *rows]
-    for section in sections:
-        if section:
-            lines += [BLANK, *section] if section is sections[0] else section
+    lines = [*head, *rows, *([LEGEND] if width >= LEGEND_WIDTH else []), BLANK, *_predictions(state, width)]
+    lines += [*_problem_lines(state, width), *change_lines(choice, snapshot, width)]
+    if width >= LEGEND_WIDTH:
+        lines += [BLANK, *HINTS]
     return tuple(lines), len(head) + cursor_line
 
 
 def _head(state: EditorState, width: int, *, is_busy: bool) -> tuple[Line, ...]:
     count = len(state.problems)
     verdict = (
-        Span("↻ computing … ", "heal")
+        Span(" ↻ computing … ", "heal")
         if is_busy
-        else Span(f"✗ {plural(count, 'problem')}: not to be written ", "fault")
+        else Span(f" ✗ {plural(count, 'problem')}: not to be written ", "fault")
         if count
-        else Span("● sound ", "ok")
+        else Span(" ● sound ", "ok")
     )
     edits = plural(len(state.past), "edit") + (", not written" if state.is_unsaved else "")
     serving = state.plan.serving
@@ -469,12 +481,15 @@ def _predictions(state: EditorState, width: int) -> tuple[Line, ...]:
         (f"decode at batch {state.plan.serving.batch}", now.throughput, before.throughput, rate_interval_words, 1),
     )
     values = [words(value) for _, value, _, words, _ in rows]
-    cells = max(12, *(len(value) for value in values))
-    lines = [line(Span(f" {'':<20} {'PREDICTED':>{cells}}   AGAINST THE UNEDITED PLAN", "title"))]
+    cells, name_cells = max(12, *map(len, values)), max(len(row[0]) for row in rows)
+    lines = [line(Span(f" {'':<{name_cells}} {'PREDICTED':>{cells}}   AGAINST THE UNEDITED PLAN", "title"))]
     for (name, value, old, words, direction), said in zip(rows, values, strict=True):
         change = value.expected / old.expected - 1 if old.expected else 0.0
         lines.append(
-            line(f" {name:<20} {said:>{cells}}   ", *_delta(change, direction, words(old).partition(" (")[0]))
+            line(
+                f" {name:<{name_cells}} {said:>{cells}}   ",
+                *_delta(change, direction, words(old).partition(" (")[0]),
+            )
         )
     bottleneck = f"bottleneck: {now.bottleneck}"
     if now.bottleneck.partition(": ")[0] != before.bottleneck.partition(": ")[0]:
