@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ COLUMN = 14
     "--measure", is_flag=True, help="Apply each in turn, put the same load on it, and take it away again."
 )
 @click.option("--live", is_flag=True, help="Ask the cluster too: memory left, fault domains, measured links.")
+@click.option("--running", is_flag=True, help="Compare one plan with what the deployment of its name runs now.")
 @click.option("--hosts", default="", metavar="SELECTOR", help="Measure on these even where something serves.")
 @click.option("--requests", type=int, default=None, help="Of each of the two loads. Default: 40.")
 @click.option(
@@ -49,7 +51,15 @@ COLUMN = 14
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def command(
-    inventory_path: str, /, plan_paths: tuple[str, ...], as_json: bool, measure: bool, live: bool, **options: Any
+    inventory_path: str,
+    /,
+    plan_paths: tuple[str, ...],
+    *,
+    as_json: bool,
+    measure: bool,
+    live: bool,
+    running: bool,
+    **options: Any,
 ) -> None:
     """Compare two to four plans: predictions, memory, what moves, and which wins for what.
 
@@ -59,6 +69,11 @@ def command(
     paths = [Path(path) for path in plan_paths]
 
     def body() -> Result:
+        if running:
+            from odctl.commands.compare_running import compare_with_running
+
+            check_options(options)
+            return compare_with_running(inventory_path, paths)
         if measure:
             return measure_files(inventory_path, paths, **options)
         return compare_files(paths, live_inventory=inventory_path if live else "", **options)
@@ -71,18 +86,23 @@ def compare_files(paths: list[Path], *, live_inventory: str = "", **options: Any
 
     Raises E118 for options that only a measurement has.
     """
-    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, "", False)]
-    if given:
-        raise FleetError("E118", f"{', '.join(given)} without --measure", hint="add --measure, or leave them out")
+    check_options(options)
     plans = [load_plan(path) for path in paths]
     facts = _read_facts(live_inventory) if live_inventory else None
     comparison = compare_plans(plans, [str(path) for path in paths], facts=facts)
     return Result(
         kind="comparison",
         data=comparison,
-        prose="\n".join(_prose(comparison)),
+        prose="\n".join(comparison_lines(comparison)),
         exit_code=ExitCode.OK if comparison.is_same else ExitCode.CHANGES,
     )
+
+
+def check_options(options: Mapping[str, object]) -> None:
+    """Raises E118 for what only a measurement asks for, where nothing is measured."""
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, "", False)]
+    if given:
+        raise FleetError("E118", f"{', '.join(given)} without --measure", hint="add --measure, or leave them out")
 
 
 def measure_files(
@@ -129,7 +149,7 @@ def measure_files(
         after = await standing(fleet)
         comparison = compare_plans(plans, names, facts=trials[0].preview.facts)
         return measured_result(
-            comparison, plans, outcomes, loads, before=before, after=after, prose=_prose(comparison)
+            comparison, plans, outcomes, loads, before=before, after=after, prose=comparison_lines(comparison)
         )
 
     return visit_fleet(inventory_path, perform)
@@ -157,7 +177,8 @@ def _tell(text: str) -> None:
     sys.stderr.flush()
 
 
-def _prose(comparison: Comparison) -> list[str]:
+def comparison_lines(comparison: Comparison) -> list[str]:
+    """A comparison as people read it."""
     letters = [chr(ord("A") + index) for index in range(len(comparison.names))]
     lines = [
         f"{letter}  {name}  {digest[:12]}  {shape}"
