@@ -351,7 +351,8 @@ def _holdings(plan: Plan) -> dict[str, str]:
     for place in rank_places(plan):
         heads = place.shard.kv_heads
         is_grouped = len(plan.replicas[place.replica].stages[place.stage].shards) > 1
-        shared = f", {heads[1] - heads[0]} KV heads" if is_grouped else ""
+        units = heads[1] - heads[0]
+        shared = f", {units} KV {'head' if units == 1 else 'heads'}" if is_grouped else ""
         held[f"{place.shard.host}/{place.shard.device}"] = (
             f"{place.rank_id} {layers_words(place.layers)}{shared}, {bytes_words(place.shard.bytes.total)}"
         )
