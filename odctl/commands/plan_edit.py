@@ -35,7 +35,10 @@ FALLBACK_EDITOR = "vi"
 @click.argument("plan_path", metavar="PLAN", type=click.Path(dir_okay=False))
 @click.option("-o", "--output", default="", help="Where it is written (-: stdout). Default: PLAN itself.")
 @click.option(
-    "--exclude", default="", metavar="HOST,…", help="Have it planned anew without these hosts; first of all."
+    "--exclude",
+    default="",
+    metavar="HOST,…",
+    help="Have it planned anew without these hosts (names, group:NAME, label=value); first of all.",
 )
 @click.option("--pin", default="", metavar="HOST,…", help="Have it planned anew with these hosts in it.")
 @click.option(
@@ -109,6 +112,7 @@ def edit_plan(
     from agent.planner.file import plan_from_toml
 
     plan = plan_from_toml(text, file=plan_path)
+    edits = [_with_hosts_named(edit, plan, inventory_path) for edit in edits]
     basis = _read_basis(inventory_path, plan)
     before = begin_edit(plan, basis)
     after = before
@@ -170,6 +174,24 @@ def edits_of(
         r, s, (layers,) = _numbers("--move-boundary", text, "--move-boundary 0.0=+2", is_single=True)
         edits.append(MoveBoundary(replica=r, stage=s, layers=layers))
     return edits
+
+
+def _with_hosts_named(edit: Edit, plan: Plan, inventory_path: str) -> Edit:
+    """Selectors (`group:a`, `rack=b`, `gpu*`) as the hosts that they mean; the plan may name one that is gone."""
+    from agent.planner.edit import Replan
+    from odctl.inventory import load_inventory, select
+
+    if not isinstance(edit, Replan):
+        return edit
+    inventory = load_inventory(inventory_path)
+
+    def hosts(selectors: tuple[str, ...]) -> tuple[str, ...]:
+        found = [
+            [text] if text in plan.hosts else [host.name for host in select(inventory, text)] for text in selectors
+        ]
+        return tuple(dict.fromkeys(name for names in found for name in names))
+
+    return Replan(excluded=hosts(edit.excluded), pinned=hosts(edit.pinned))
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -329,7 +351,8 @@ def _holdings(plan: Plan) -> dict[str, str]:
     for place in rank_places(plan):
         heads = place.shard.kv_heads
         is_grouped = len(plan.replicas[place.replica].stages[place.stage].shards) > 1
-        shared = f", {heads[1] - heads[0]} KV heads" if is_grouped else ""
+        units = heads[1] - heads[0]
+        shared = f", {units} KV {'head' if units == 1 else 'heads'}" if is_grouped else ""
         held[f"{place.shard.host}/{place.shard.device}"] = (
             f"{place.rank_id} {layers_words(place.layers)}{shared}, {bytes_words(place.shard.bytes.total)}"
         )

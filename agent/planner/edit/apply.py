@@ -38,6 +38,7 @@ from agent.planner.edit.layouts import (
     remove_stage,
     set_tensor,
     share_heads,
+    stage_at,
     unused_places,
 )
 from agent.planner.evidence import calibrate
@@ -139,10 +140,13 @@ def adopt_plan(plan: Plan, before: Edited, basis: Basis) -> Edited:
 
 
 def possible_sizes(edited: Edited, basis: Basis, *, replica: int, stage: int) -> tuple[int, ...]:
-    """Tensor-parallel sizes that a stage could have with the devices that are spare."""
+    """Tensor-parallel sizes that a stage could have with the devices that are spare.
+
+    Raises FleetError E106 where there is no such stage, or a device of the plan is not in the cluster.
+    """
     problem = _problem(edited.plan, basis, without=edited.excluded)
     layouts = _layouts(edited.plan, basis)
-    held = layouts[replica].stages[stage]
+    held = stage_at(layouts, replica, stage)
     most = len(held.places) + len(joinable_places(problem, layouts, held))
     return tuple(range(1, min(most, basis.spec.num_kv_heads) + 1))
 

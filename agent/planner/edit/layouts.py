@@ -51,7 +51,7 @@ def place_stage(problem: Problem, layouts: Layouts, replica: int, stage: int, de
 
     Raises E106 for an unknown device, E107 for a taken one, for one twice and for GPUs mixed with CPUs.
     """
-    old = _stage(layouts, replica, stage)
+    old = stage_at(layouts, replica, stage)
     places = find_places(problem, devices)
     if old.places == places:
         return layouts
@@ -63,7 +63,7 @@ def place_stage(problem: Problem, layouts: Layouts, replica: int, stage: int, de
     ]
     swapped = next(((r, s) for r, s, held in others if set(held) == set(places)), None)
     if swapped is not None:
-        moved = _replaced(layouts, *swapped, regroup(problem, _stage(layouts, *swapped), old.places))
+        moved = _replaced(layouts, *swapped, regroup(problem, stage_at(layouts, *swapped), old.places))
         return _replaced(moved, replica, stage, regroup(problem, old, places))
     _refuse_taken(places, others)
     return _replaced(layouts, replica, stage, regroup(problem, old, places))
@@ -71,7 +71,7 @@ def place_stage(problem: Problem, layouts: Layouts, replica: int, stage: int, de
 
 def set_tensor(problem: Problem, layouts: Layouts, replica: int, stage: int, size: int) -> Layouts:
     """The stage over `size` devices. Raises E106 above its KV heads, E602 when too few devices are spare."""
-    old = _stage(layouts, replica, stage)
+    old = stage_at(layouts, replica, stage)
     most = problem.spec.num_kv_heads
     if not 1 <= size <= most:
         raise FleetError(
@@ -94,7 +94,7 @@ def set_tensor(problem: Problem, layouts: Layouts, replica: int, stage: int, siz
 
 def share_heads(problem: Problem, layouts: Layouts, replica: int, stage: int, kv_heads: Sequence[int]) -> Layouts:
     """The group's KV heads as given. Raises E106 unless each rank has one and they are all there are."""
-    old, total = _stage(layouts, replica, stage), problem.spec.num_kv_heads
+    old, total = stage_at(layouts, replica, stage), problem.spec.num_kv_heads
     given = " + ".join(map(str, kv_heads))
     if len(kv_heads) != len(old.places) or min(kv_heads) < 1 or sum(kv_heads) != total:
         raise FleetError(
@@ -107,7 +107,7 @@ def share_heads(problem: Problem, layouts: Layouts, replica: int, stage: int, kv
 
 def add_stage(problem: Problem, layouts: Layouts, replica: int, stage: int, devices: Sequence[str]) -> Layouts:
     """A stage behind this one, with its last layers. Raises E106 where it has one, E107 for taken devices."""
-    old, stages = _stage(layouts, replica, stage), _stages(layouts, replica)
+    old, stages = stage_at(layouts, replica, stage), _stages(layouts, replica)
     if old.num_layers < 2:
         raise FleetError(
             "E106",
@@ -126,7 +126,7 @@ def add_stage(problem: Problem, layouts: Layouts, replica: int, stage: int, devi
 
 def remove_stage(problem: Problem, layouts: Layouts, replica: int, stage: int) -> Layouts:
     """Its layers go to its neighbours. Raises E106 for the only stage."""
-    gone, stages = _stage(layouts, replica, stage), _stages(layouts, replica)
+    gone, stages = stage_at(layouts, replica, stage), _stages(layouts, replica)
     if len(stages) == 1:
         raise FleetError("E106", f"stage {replica}.{stage} is the only one of its replica", hint="it has to stay")
     first, end = gone.layers
@@ -267,7 +267,8 @@ def _stages(layouts: Layouts, replica: int) -> list[StageLayout]:
     return list(layouts[replica].stages)
 
 
-def _stage(layouts: Layouts, replica: int, stage: int) -> StageLayout:
+def stage_at(layouts: Layouts, replica: int, stage: int) -> StageLayout:
+    """Raises E106 naming what there is."""
     stages = _stages(layouts, replica)
     if not 0 <= stage < len(stages):
         raise FleetError(

@@ -187,9 +187,10 @@ def _edit_of(edited: Edited, action: Edit | CycleTensor | ShiftShare, basis: Bas
                 )
             return SetTensor(replica=r, stage=s, size=next((more for more in sizes if more > size), sizes[0]))
         case ShiftShare(replica=r, stage=s, tensor_index=t, kv_heads=number):
-            shards = edited.plan.replicas[r].stages[s].shards
-            if len(shards) == 1:
-                raise FleetError("E106", f"stage {r}.{s} has one device", hint="t splits it over more")
+            stages = edited.plan.replicas[r].stages
+            shards = stages[s].shards if s < len(stages) else ()
+            if len(shards) < 2 or t >= len(shards):  # a key that waited may be late: the plan has changed since
+                raise FleetError("E106", f"stage {r}.{s} shares no KV heads", hint="t splits a stage over devices")
             units = [shard.kv_heads[1] - shard.kv_heads[0] for shard in shards]
             other = t + 1 if t + 1 < len(shards) else t - 1
             units[t] += number

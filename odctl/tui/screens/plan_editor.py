@@ -88,7 +88,8 @@ class PlanEditorScreen(FrameScreen):
 
     @property
     def is_unsaved(self) -> bool:
-        return self.state.is_unsaved
+        """Also while keys wait: what they will change is in no file."""
+        return self.state.is_unsaved or self._is_computing
 
     @property
     def is_busy(self) -> bool:
@@ -226,6 +227,9 @@ class PlanEditorScreen(FrameScreen):
     # --- writing and leaving ----------------------------------------------------------------------------
 
     def action_write(self) -> None:
+        if self._is_computing:
+            self.notify("what was asked before is still computed: a moment", severity="warning")
+            return
         if self.state.problems:
             self.notify(
                 f"{self.state.problems[0].message} ({self.state.problems[0].way_out})",

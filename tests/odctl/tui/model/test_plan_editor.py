@@ -113,7 +113,18 @@ def test_shares_shift_between_neighbours(state: EditorState) -> None:
     assert units == [5, 3]
     last = after(shifted, ShiftShare(replica=0, stage=0, tensor_index=1, kv_heads=1))
     assert plan_to_toml(last.plan) == plan_to_toml(split.plan)
-    assert "t splits it" in after(state, ShiftShare(replica=0, stage=0, tensor_index=0, kv_heads=1)).said
+    assert "shares no KV heads" in after(state, ShiftShare(replica=0, stage=0, tensor_index=0, kv_heads=1)).said
+
+
+def test_a_key_that_waited_for_a_stage_that_is_gone_is_refused(state: EditorState) -> None:
+    for late in (
+        CycleTensor(replica=0, stage=9),
+        ShiftShare(replica=0, stage=9, tensor_index=0, kv_heads=1),
+        boundary_move(state, Cursor(stage=9), 1),
+    ):
+        refused = after(state, late)
+        assert refused.is_refused
+        assert refused.plan == state.plan
 
 
 def test_excluding_a_host_plans_around_it_and_its_devices_join_no_group(state: EditorState) -> None:
