@@ -166,7 +166,7 @@ def _ask(cluster: Cluster, listen: str) -> tuple[float, float, float]:
             *("--concurrency", str(concurrency), "--requests", str(requests)),
             timeout_s=600,
         )
-        return data["figures"]
+        return data["servers"][0]["figures"]
 
     many, one = bench(BATCH, FULL_REQUESTS), bench(1, SINGLE_REQUESTS)
     return one["ttft_s"]["p50"], one["tpot_s"]["p50"], many["output_tokens_per_s"]
@@ -186,3 +186,7 @@ def _told(case: Case) -> str:
         for index, name in enumerate(FIGURES)
     )
     return f"{case.condition}, {case.model}, {case.layout} ({case.shape}): {errors}; {case.num_runs} runs"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
