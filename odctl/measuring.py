@@ -271,22 +271,22 @@ async def _take_away(fleet: Fleet, trial: Trial, *, presses: Presses, tell: Tell
 async def _load(fleet: Fleet, trial: Trial, alone: Measurement, full: Measurement) -> int:
     """Both loads; how many measurements of them its controller has written down."""
     status = (await read_deployments(fleet)).one(trial.deployment).reachable_status()
-    client = await fleet.client_of(status.gateway_host, status.gateway_socket)
-    for measurement in (alone, full):
-        clients = measurement.settings.load.concurrency
-        if measurement is full and clients == 1:
-            break
-        how = "one at a time" if clients == 1 else f"{clients} at a time"
-        server = await find_server(
-            client,
-            label=f"{trial.label}, {how}",
-            api="openai",
-            model=trial.deployment,
-            timeout_s=ANSWER_TIMEOUT_S,
-        )
-        await measurement.run(server)
-        # A rest after each, or both would be one stretch of requests to the controller, alone and together mixed.
-        await _wait_for_evidence(fleet, trial)
+    async with fleet.own_client_of(status.gateway_host, status.gateway_socket) as client:
+        for measurement in (alone, full):
+            clients = measurement.settings.load.concurrency
+            if measurement is full and clients == 1:
+                break
+            how = "one at a time" if clients == 1 else f"{clients} at a time"
+            server = await find_server(
+                client,
+                label=f"{trial.label}, {how}",
+                api="openai",
+                model=trial.deployment,
+                timeout_s=ANSWER_TIMEOUT_S,
+            )
+            await measurement.run(server)
+            # A rest after each: to the controller both would be one stretch of requests, alone and together mixed.
+            await _wait_for_evidence(fleet, trial)
     return await _count_evidence(fleet, trial)
 
 
