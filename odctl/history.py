@@ -131,6 +131,12 @@ def held_figures(entry: Entry) -> dict[str, Held]:
     }
 
 
+def last_apply_s(entries: Sequence[Entry], hashes: Sequence[str]) -> tuple[float | None, ...]:
+    """How long the newest apply of each of these plans took; None where none is known."""
+    took = {entry.served.plan_hash: entry.served.apply_s for entry in entries if entry.served.apply_s is not None}
+    return tuple(took.get(plan_hash) for plan_hash in hashes)
+
+
 def plan_before(entries: Sequence[Entry], *, deployment: str) -> Entry:
     """The newest generation of another plan than the current one's; of one that is destroyed, its last.
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts
@@ -23,6 +25,9 @@ from agent.planner.words import (
 )
 from odctl.commands.show import load_plan
 from odctl.result import ExitCode, Result, run_command
+
+if TYPE_CHECKING:
+    from odctl.history import Entry
 
 SHOWN_HOSTS = 24
 COLUMN = 14
@@ -75,12 +80,20 @@ def compare_files(paths: list[Path], *, live_inventory: str = "", **options: Any
     if given:
         raise FleetError("E118", f"{', '.join(given)} without --measure", hint="add --measure, or leave them out")
     plans = [load_plan(path) for path in paths]
-    facts = _read_facts(live_inventory) if live_inventory else None
-    comparison = compare_plans(plans, [str(path) for path in paths], facts=facts)
+    names = [str(path) for path in paths]
+    if live_inventory:
+        from odctl.history import last_apply_s
+
+        facts, entries = _look(live_inventory)
+        comparison = compare_plans(plans, names, facts=facts)
+        took = last_apply_s(entries, comparison.hashes)
+    else:
+        comparison = compare_plans(plans, names)
+        took = ()
     return Result(
         kind="comparison",
-        data=comparison,
-        prose="\n".join(_prose(comparison)),
+        data=msgspec.to_builtins(comparison) | {"last_apply_s": took},
+        prose="\n".join(_prose(comparison, took)),
         exit_code=ExitCode.OK if comparison.is_same else ExitCode.CHANGES,
     )
 
@@ -135,19 +148,20 @@ def measure_files(
     return visit_fleet(inventory_path, perform)
 
 
-def _read_facts(inventory_path: str) -> ClusterFacts:
-    """Of the hosts that answer. Raises E2xx when none does."""
+def _look(inventory_path: str) -> tuple[ClusterFacts, tuple[Entry, ...]]:
+    """Facts of the hosts that answer, and what they had applied. Raises E2xx when none does."""
     from odctl.apply import read_facts
     from odctl.fleet import Fleet
+    from odctl.history import read_history
     from odctl.inventory import Inventory
     from odctl.session import visit_fleet, warn_unreachable
 
-    async def look(fleet: Fleet, inventory: Inventory) -> ClusterFacts:
+    async def look(fleet: Fleet, inventory: Inventory) -> tuple[ClusterFacts, tuple[Entry, ...]]:
         facts, missing = await read_facts(fleet, inventory.cluster)
         warn_unreachable(missing)
         if missing and not facts.hosts:
             raise next(iter(missing.values()))
-        return facts
+        return facts, (await read_history(fleet)).entries
 
     return visit_fleet(inventory_path, look)
 
@@ -157,7 +171,8 @@ def _tell(text: str) -> None:
     sys.stderr.flush()
 
 
-def _prose(comparison: Comparison) -> list[str]:
+def _prose(comparison: Comparison, took: Sequence[float | None] = ()) -> list[str]:
+    """`took` are seconds that the plans' last applies took, where that was asked for."""
     letters = [chr(ord("A") + index) for index in range(len(comparison.names))]
     lines = [
         f"{letter}  {name}  {digest[:12]}  {shape}"
@@ -180,6 +195,9 @@ def _prose(comparison: Comparison) -> list[str]:
         lines.append(f"and {len(comparison.hosts) - SHOWN_HOSTS} more hosts (--json has them all)")
     for change in comparison.changes:
         lines += ["", *_change_lines(change, letters)]
+    known = [f"{letter} {seconds:.1f} s" for letter, seconds in zip(letters, took, strict=False) if seconds]
+    if known:
+        lines.append(f"        applied before: {', '.join(known)}")
     lines += ["", *(_risk_line(letter, risk) for letter, risk in zip(letters, comparison.risks, strict=True))]
     lines += ["", *(f"{verdict.objective:<12}{verdict.reason}" for verdict in comparison.verdicts)]
     return lines

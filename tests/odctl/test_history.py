@@ -12,7 +12,7 @@ from agent.planner.file import plan_hash, plan_to_toml
 from agent.planner.plan import Plan, Serving
 from agent.wire.agent import DeploymentRecord
 from agent.wire.history import DeploymentEnd, GenerationHistory, MeasuredFigures, ServedGeneration
-from odctl.history import Entry, held_figures, join_histories, plan_before, plan_of_generation
+from odctl.history import Entry, held_figures, join_histories, last_apply_s, plan_before, plan_of_generation
 from tests.agent.planner.clusters import THREE_CPUS, model, plan_for
 
 ONE = plan_for(model(), THREE_CPUS, serving=Serving(batch=4, context=512))
@@ -137,3 +137,17 @@ def test_figures_are_held_against_predictions_of_their_own_load() -> None:
     assert held["ttft"].ratio == pytest.approx(0.5 / ONE.predicted.ttft_s)
     (bare,) = join_histories([history(served(1, ONE, at_s=0))], [])
     assert {each.measured for each in held_figures(bare).values()} == {None}
+
+
+def test_the_newest_apply_of_a_plan_says_how_long_the_next_one_takes() -> None:
+    entries = join_histories(
+        [
+            history(
+                served(1, ONE, at_s=10, apply_s=9.0),
+                served(2, ONE, at_s=20, apply_s=4.0),
+                served(3, ONE, at_s=30, cause="healing"),
+            )
+        ],
+        [],
+    )
+    assert last_apply_s(entries, [plan_hash(ONE), plan_hash(TWO)]) == (4.0, None)
