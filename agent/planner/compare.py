@@ -145,7 +145,7 @@ def _rank_hosts(plan: Plan) -> set[str]:
 
 _METRICS: tuple[tuple[str, str, Callable[[Plan], float], int], ...] = (
     # name, unit, figure, +1 when more is better, -1 when less is, 0 when neither
-    ("decode throughput", "tokens/s", lambda plan: plan.predicted.tokens_per_s, 1),
+    ("throughput", "tokens/s", lambda plan: plan.predicted.tokens_per_s, 1),
     ("time per token", "s", lambda plan: plan.predicted.time_per_token_s, -1),
     ("time to first token", "s", lambda plan: plan.predicted.ttft_s, -1),
     ("context", "tokens", lambda plan: plan.serving.context, 1),
@@ -157,14 +157,14 @@ _METRICS: tuple[tuple[str, str, Callable[[Plan], float], int], ...] = (
     ("devices", "", lambda plan: len(rank_places(plan)), -1),
 )
 _INTERVALS: dict[str, Callable[[Plan], Interval]] = {
-    "decode throughput": lambda plan: plan.predicted.throughput,
+    "throughput": lambda plan: plan.predicted.throughput,
     "time per token": lambda plan: plan.predicted.time_per_token,
     "time to first token": lambda plan: plan.predicted.ttft,
 }
 _VERDICTS: dict[str, tuple[str, Callable[[Plan], float], int]] = {
     "latency": ("time per token", lambda plan: plan.predicted.time_per_token_s, -1),
     "ttft": ("time to first token", lambda plan: plan.predicted.ttft_s, -1),
-    "throughput": ("decode throughput", lambda plan: plan.predicted.tokens_per_s, 1),
+    "throughput": ("throughput", lambda plan: plan.predicted.tokens_per_s, 1),
     "context": ("context", lambda plan: plan.serving.context, 1),
 }
 

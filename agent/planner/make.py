@@ -12,22 +12,19 @@ from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
 from agent.planner.adaptive import STRATEGIES
 from agent.planner.advise import advise, choose_layout
-from agent.planner.calibration import Calibration, predict_interval, predict_rate_interval
 from agent.planner.cost import Estimate, estimate_layout
-from agent.planner.evidence import calibrate, gateway_way_s, model_key, time_per_token_parts, ttft_parts
 from agent.planner.hybrid import HybridStrategy
 from agent.planner.layout import Layout, Place, StageLayout, cut_shares, layouts_of_plan
 from agent.planner.memory import stage_bytes
-from agent.planner.plan import DraftRef, Learning, ObjectiveKind, Plan, Predicted, Replica, Serving, Shard, Stage
+from agent.planner.plan import DraftRef, Learning, ObjectiveKind, Plan, Replica, Shard, Stage
+from agent.planner.predict import predict_layouts, rounded
 from agent.planner.problem import (
-    DEFAULT_PROMPT_TOKENS,
     PlanRequest,
     Problem,
     Strategy,
     allowed_places,
     make_problem,
 )
-from agent.planner.rates import LinkTable
 from agent.planner.shards import shard_weight_bytes, whole_extent
 from agent.planner.shortage import does_not_fit
 from agent.planner.staleness import facts_digest
@@ -35,7 +32,6 @@ from agent.planner.why import explain
 from agent.planner.words import list_words, seconds_words
 
 MAX_CONTROLLERS = 3
-SIGNIFICANT_DIGITS = 6
 
 
 def make_plan(request: PlanRequest) -> Plan:
@@ -60,7 +56,7 @@ def make_plan(request: PlanRequest) -> Plan:
     if request.is_recorded and (advice is None or advice.choice.propensity == 1):
         return plan
     learning = Learning(
-        records=request.is_recorded, propensity=_rounded(advice.choice.propensity) if advice is not None else 1.0
+        records=request.is_recorded, propensity=rounded(advice.choice.propensity) if advice is not None else 1.0
     )
     return msgspec.structs.replace(plan, learning=learning)
 
@@ -80,6 +76,7 @@ def refresh_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts, *, draft: Mod
         healing=plan.healing,
         controllers=plan.controllers,
         prompt_tokens=plan.predicted.prompt_tokens,
+        answer_tokens=plan.predicted.answer_tokens or None,
         draft=plan.draft,
         draft_spec=draft,
         devices=tuple(
@@ -92,19 +89,6 @@ def refresh_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts, *, draft: Mod
     problem = make_problem(request)
     layouts = layouts_of_plan(plan, facts)
     return _build_plan(problem, layouts, why=plan.why)
-
-
-def predict_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts) -> Predicted:
-    """What a plan is expected to do on these facts: `recorded` figures go stale when devices are measured anew."""
-    return _predict(
-        spec,
-        layouts_of_plan(plan, facts),
-        plan.serving,
-        LinkTable(facts, is_network_trusted=plan.serving.trusted_network),
-        calibrate(facts),
-        gateway=plan.gateway_host,
-        prompt_tokens=plan.predicted.prompt_tokens,
-    )
 
 
 def propose_layouts(problem: Problem) -> list[Layout]:
@@ -283,14 +267,15 @@ def _build_plan(problem: Problem, layouts: list[Layout], *, why: tuple[str, ...]
         replicas=tuple(_replica(problem, layout) for layout in layouts),
         serving=problem.serving,
         controllers=controllers,
-        predicted=_predict(
+        predicted=predict_layouts(
             spec,
             layouts,
             problem.serving,
-            problem.links,
+            problem.plain_links,
             problem.calibration,
             gateway=problem.serving.gateway or controllers[0],
             prompt_tokens=problem.prompt_tokens,
+            answer_tokens=problem.answer_tokens,
         ),
         healing=request.healing,
         draft=_draft(problem, layouts),
@@ -334,7 +319,7 @@ def _draft(problem: Problem, layouts: list[Layout]) -> DraftRef | None:
         digest=ref.digest,
         source_host=ref.source_host,
         weight_bytes=shard_weight_bytes(draft, whole_extent(draft), serving.dtype, serving.quantisation),
-        predicted_cost=_rounded(max(costs)),
+        predicted_cost=rounded(max(costs)),
     )
 
 
@@ -358,59 +343,3 @@ def _replica(problem: Problem, layout: Layout) -> Replica:
         )
         stages.append(Stage(layers=stage.layers, shards=shards))
     return Replica(stages=tuple(stages))
-
-
-def _predict(
-    spec: ModelSpec,
-    layouts: list[Layout],
-    serving: Serving,
-    links: LinkTable,
-    calibration: Calibration,
-    *,
-    gateway: str,
-    prompt_tokens: int | None,
-) -> Predicted:
-    """Estimates of all replicas as one: latencies of the slowest, throughput of all together.
-
-    Each step also crosses from the gateway to the first stage and back from the last, as a message without weight.
-    """
-    tokens = prompt_tokens or max(1, min(DEFAULT_PROMPT_TOKENS, serving.context // 2))
-    estimates = [
-        estimate_layout(spec, layout, serving, prompt_tokens=tokens, links=links, calibration=calibration)
-        for layout in layouts
-    ]
-    ways = [gateway_way_s(layout, links, gateway=gateway) for layout in layouts]
-    slowest = max(range(len(layouts)), key=lambda index: estimates[index].time_per_token_s)
-    estimate = estimates[slowest]
-    stage = layouts[slowest].stages[estimate.bottleneck]
-    model = model_key(spec, serving)
-    firsts = [
-        predict_interval(ttft_parts(e, serving, way_s=way), calibration, model=model)
-        for e, way in zip(estimates, ways, strict=True)
-    ]
-    nexts = [
-        predict_interval(time_per_token_parts(e, way_s=way), calibration, model=model)
-        for e, way in zip(estimates, ways, strict=True)
-    ]
-    rates = [predict_rate_interval(serving.batch, e.cycle_parts, calibration, model=model) for e in estimates]
-    first, following = (max(each, key=lambda interval: interval.expected) for each in (firsts, nexts))
-    return Predicted(
-        prompt_tokens=tokens,
-        ttft_s=_rounded(first.expected),
-        time_per_token_s=_rounded(following.expected),
-        tokens_per_s=_rounded(sum(rate.expected for rate in rates)),
-        ttft_bounds_s=(_rounded(first.low), _rounded(first.high)),
-        time_per_token_bounds_s=(_rounded(following.low), _rounded(following.high)),
-        tokens_per_s_bounds=(
-            _rounded(sum(rate.low for rate in rates)),
-            _rounded(sum(rate.high for rate in rates)),
-        ),
-        num_measured_runs=calibration.num_runs,
-        bottleneck=f"replica {slowest} stage {estimate.bottleneck} ({stage.name}): {estimate.limit}",
-        stage_s=tuple(_rounded(seconds) for seconds in estimates[0].stage_s),
-    )
-
-
-def _rounded(value: float) -> float:
-    """Six digits: more than any prediction is worth, and the same on every machine."""
-    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")

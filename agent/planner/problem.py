@@ -12,16 +12,17 @@ import msgspec
 from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
-from agent.planner.calibration import PRIOR, Calibration
+from agent.planner.calibration import PRIOR, Calibration, link_factors
 from agent.planner.cost import Estimate, estimate_layout
 from agent.planner.evidence import calibrate
 from agent.planner.layout import Layout, Place
 from agent.planner.learning.records import Lesson
 from agent.planner.memory import StageSizes
 from agent.planner.plan import Healing, ModelRef, Objective, Serving
-from agent.planner.rates import LinkTable
+from agent.planner.rates import LinkTable, corrected_links
 
 DEFAULT_PROMPT_TOKENS = 512
+DEFAULT_ANSWER_TOKENS = 128
 
 
 class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +62,8 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     """SLOs: what a layout is estimated to take at `prompt_tokens` of prompt; a plan above them is refused."""
     prompt_tokens: int | None = None
     """Prompt that predictions and choices are made for; None: 512, or half the context where that is less."""
+    answer_tokens: int | None = None
+    """Answer likewise; None: 128, or what the context has left of it."""
     draft: ModelRef | None = None
     draft_spec: ModelSpec | None = None
     """Of the draft model; both are there where `serving.speculation` is `draft_model`, and nowhere else."""
@@ -97,7 +100,14 @@ class Problem:
         self.serving = serving
         self.memory_scale = memory_scale
         self.calibration = calibration
-        self.links = LinkTable(request.facts, is_network_trusted=serving.trusted_network)
+        self.plain_links = LinkTable(request.facts, is_network_trusted=serving.trusted_network)
+        """As they are known: what estimates are made with, whose parts are corrected afterwards."""
+        self.link_facts, self.links = request.facts.links, self.plain_links
+        """As measured runs corrected them: what a search for layouts goes by."""
+        if factors := link_factors(calibration):
+            self.link_facts = corrected_links(request.facts, factors)
+            corrected = msgspec.structs.replace(request.facts, links=self.link_facts)
+            self.links = LinkTable(corrected, is_network_trusted=serving.trusted_network)
         self.sizes = StageSizes(request.spec, serving, request.draft_spec)
         self.searches: dict[Hashable, tuple[int, ...]] = {} if searches is None else searches
         """Orders found, by all that decides them: strategies and variants of a problem ask for the same ones."""
@@ -114,6 +124,13 @@ class Problem:
     def prompt_tokens(self) -> int:
         wanted = self.request.prompt_tokens
         return wanted if wanted is not None else max(1, min(DEFAULT_PROMPT_TOKENS, self.serving.context // 2))
+
+    @cached_property
+    def answer_tokens(self) -> int:
+        wanted = self.request.answer_tokens
+        if wanted is not None:
+            return wanted
+        return max(1, min(DEFAULT_ANSWER_TOKENS, self.serving.context - self.prompt_tokens))
 
     @cached_property
     def is_forced(self) -> bool:
@@ -133,7 +150,8 @@ class Problem:
             layout,
             self.serving,
             prompt_tokens=self.prompt_tokens,
-            links=self.links,
+            answer_tokens=self.answer_tokens,
+            links=self.plain_links,
             calibration=self.calibration,
         )
 
@@ -238,6 +256,13 @@ def make_problem(request: PlanRequest) -> Problem:
             "E106",
             f"context {serving.context}, batch {serving.batch} and prefill chunk {serving.prefill_chunk} "
             "must be at least 1",
+        )
+    asked = (request.prompt_tokens or 0) + (request.answer_tokens or 0)
+    if asked > serving.context and request.objective.kind != "context":
+        raise FleetError(
+            "E106",
+            f"predictions for {asked} tokens of prompt and answer, in a context of {serving.context}",
+            hint=f"ask for --context {asked}, or for predictions of less",
         )
     _check_constraints(request, num_places=len(places), num_hosts=len({place.host for place in places}))
     return Problem(request, places, serving, calibration=calibrate(request.facts))

@@ -412,16 +412,17 @@ class DeploymentWatch:
         seen = self._load.take(backend)
         if seen is None:
             return
-        prompt_tokens, streams, ttft_s, time_per_token_s = seen
         run = MeasuredRun(
             deployment=self.plan.name,
             plan_hash=self.controlled.plan_hash,
             plan_toml=self.controlled.plan_toml,
             spec=without_tensors(self.controlled.spec),
-            prompt_tokens=prompt_tokens,
-            streams=streams,
-            ttft_s=ttft_s,
-            time_per_token_s=time_per_token_s,
+            prompt_tokens=seen.prompt_tokens,
+            answer_tokens=seen.answer_tokens,
+            streams=seen.streams,
+            ttft_s=seen.ttft_s,
+            time_per_token_s=seen.time_per_token_s,
+            tokens_per_s=seen.tokens_per_s,
             measured_at_s=time.time(),
         )
         self._runs.record(run, generation=backend.generation)

@@ -101,6 +101,18 @@ if TYPE_CHECKING:
     default=None,
     help="Most seconds per later token.",
 )
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Prompt that predictions and the choice are made for.  [default: 512, or half the context]",
+)
+@click.option(
+    "--answer-tokens",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Answer likewise.  [default: 128, or what the context leaves]",
+)
 @click.option("--pareto", is_flag=True, help="Write nothing; show every layout that is best at something.")
 @click.option("--listen", default="127.0.0.1:11434", show_default=True, help="Address of the HTTP API.")
 @click.option("--controller", "controllers", multiple=True, help="Host that decides; repeat for standbys.")
@@ -143,6 +155,8 @@ def plan(
     spread: str = "",
     max_ttft_s: float | None = None,
     max_time_per_token_s: float | None = None,
+    prompt_tokens: int | None = None,
+    answer_tokens: int | None = None,
     pareto: bool = False,
     listen: str = "127.0.0.1:11434",
     controllers: tuple[str, ...] = (),
@@ -232,6 +246,8 @@ def plan(
             spread=spread,
             max_ttft_s=max_ttft_s,
             max_time_per_token_s=max_time_per_token_s,
+            prompt_tokens=prompt_tokens,
+            answer_tokens=answer_tokens,
             controllers=controllers,
             seed=seed,
             draft=drafter.ref if drafter is not None else None,

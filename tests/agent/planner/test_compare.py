@@ -54,7 +54,7 @@ def test_the_verdict_of_each_objective_follows_the_predictions(one: Plan) -> Non
     assert reasons["latency"] == "b has 50% less time per token"
     assert reasons["context"] == "c has 100% more context"
     throughput = compare_plans([one, faster], ["a", "b"]).verdicts[2]
-    assert (throughput.winner, throughput.reason) == (0, "a has 25% more decode throughput")
+    assert (throughput.winner, throughput.reason) == (0, "a has 25% more throughput")
 
 
 def test_metrics_carry_values_deltas_and_the_best(one: Plan, three: Plan) -> None:
