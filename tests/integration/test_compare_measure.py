@@ -140,6 +140,7 @@ def test_a_plan_edited_by_hand_is_rolled_back_and_the_history_tells(standing: St
     cluster.apply(edited)
     shown = cluster.odctl("rollback", NAME, "--dry-run")
     assert shown.exit_code == 0
+    assert "~ serving.queue: 7 -> 512" in shown.stdout
     assert "dry run: nothing changed" in shown.stdout
     assert "back to generation 1" in shown.stderr
     data = cluster.must("rollback", NAME, "--yes")
