@@ -20,6 +20,11 @@ MANY_STREAMS = 1.5
 """From here on figures are of requests beside each other, which a plan's prediction for one alone is not."""
 
 
+SAME_PROMPT_WITHIN = 0.25
+"""Mean prompts that differ by no more from the predicted one's length are held against it: a first token takes as
+long as its prompt. A load's first requests, which learn how words are counted, are in the mean."""
+
+
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """One generation of a deployment, with its plan where a journal still has it."""
 
@@ -119,7 +124,13 @@ def held_figures(entry: Entry) -> dict[str, Held]:
     alone = [each for each in entry.served.measured if each.streams < MANY_STREAMS and each.source != "check"]
     full = entry.plan.serving.batch * len(entry.plan.replicas)
     many = [each for each in entry.served.measured if each.streams > (full + 1) / 2 or full == 1]
-    ttft_s = _last([each.ttft_s for each in alone])
+    ttft_s = _last(
+        [
+            each.ttft_s
+            for each in alone
+            if abs(each.prompt_tokens / predicted.prompt_tokens - 1) <= SAME_PROMPT_WITHIN
+        ]
+    )
     time_per_token_s = _last([each.time_per_token_s for each in alone])
     if time_per_token_s is None and checked is not None:
         # The canary's prompt is of another length than the predicted one: no first token to hold against it.
