@@ -12,7 +12,7 @@ from agent.planner.file import plan_from_toml
 from agent.planner.interval import Interval
 from agent.planner.plan import Plan
 from agent.wire.agent import DeploymentRecord
-from agent.wire.history import GenerationHistory, MeasuredFigures, ServedGeneration
+from agent.wire.history import GenerationHistory, ServedGeneration
 from odctl.fleet import Fleet
 
 EntryState = Literal["current", "replaced", "destroyed"]
@@ -138,7 +138,7 @@ def held_figures(entry: Entry) -> dict[str, Held]:
     return {
         "ttft": Held(predicted=predicted.ttft, measured=ttft_s),
         "time_per_token": Held(predicted=predicted.time_per_token, measured=time_per_token_s),
-        "throughput": Held(predicted=predicted.throughput, measured=_last([_decode_rate(each) for each in many])),
+        "throughput": Held(predicted=predicted.throughput, measured=_last([each.tokens_per_s for each in many])),
     }
 
 
@@ -188,13 +188,6 @@ def _with_plan(entry: Entry) -> Entry:
             hint="take another one with --to, or apply its file",
         )
     return entry
-
-
-def _decode_rate(figures: MeasuredFigures) -> float | None:
-    """Tokens a second of all streams together. A gateway's medians alone do not tell it: it follows from them."""
-    if figures.tokens_per_s is not None:
-        return figures.tokens_per_s
-    return figures.streams / figures.time_per_token_s if figures.time_per_token_s else None
 
 
 def _last(values: Sequence[float | None]) -> float | None:

@@ -104,7 +104,9 @@ def compare_plans(plans: Sequence[Plan], names: Sequence[str], *, facts: Cluster
         metrics=tuple(_metric(plans, *definition) for definition in _METRICS),
         verdicts=tuple(_verdict(plans, names, objective) for objective in _VERDICTS),
         hosts=_host_moves(plans),
-        changes=tuple(_change(plans[0], plan, index, facts) for index, plan in enumerate(plans) if index > 0),
+        changes=tuple(
+            plan_change(plans[0], plan, facts, index=index) for index, plan in enumerate(plans) if index > 0
+        ),
         risks=tuple(risk_of(plan, facts) for plan in plans),
         warnings=_warnings(plans, names),
     )
@@ -120,6 +122,28 @@ def shape_words(plan: Plan) -> str:
     return (
         f"{copies}{_count(len(stages), 'stage')}{grouped}, {_count(sum(sizes), 'device')} "
         f"on {_count(len(hosts), 'host')}"
+    )
+
+
+def plan_change(old: Plan, new: Plan, facts: ClusterFacts | None = None, *, index: int = 1) -> PlanChange:
+    """What becomes of the holders of layers from one plan to another, which is called `index`."""
+    before, after = _layer_holders(old), _layer_holders(new)
+    needed: dict[str, int] = {}
+    for key, num_bytes in after.items():
+        if key not in before:
+            needed[key[1]] = needed.get(key[1], 0) + num_bytes
+    source = new.model.source_host or new.controllers[0]
+    table = LinkTable(facts or ClusterFacts(cluster="", hosts=()), is_network_trusted=new.serving.trusted_network)
+    links = {host: table.between(source, host, "cpu") for host in needed if host != source}
+    return PlanChange(
+        plan=index,
+        layers_moved=tuple(sorted({layer for layer, *_ in before.keys() ^ after.keys()})),
+        bytes_to_move=sum(needed.values()),
+        bytes_by_host=dict(sorted(needed.items())),
+        fetch_s=sum(link.latency_s + needed[host] / link.bytes_per_s for host, link in links.items()),
+        is_link_measured=all(link.is_measured for link in links.values()),
+        hosts_added=tuple(sorted(_rank_hosts(new) - _rank_hosts(old))),
+        hosts_removed=tuple(sorted(_rank_hosts(old) - _rank_hosts(new))),
     )
 
 
@@ -233,27 +257,6 @@ def _holdings(plan: Plan) -> dict[str, tuple[tuple[Range, Shard], ...]]:
     for place in rank_places(plan):
         held[place.shard.host] = (*held.get(place.shard.host, ()), (place.layers, place.shard))
     return held
-
-
-def _change(old: Plan, new: Plan, index: int, facts: ClusterFacts | None) -> PlanChange:
-    before, after = _layer_holders(old), _layer_holders(new)
-    needed: dict[str, int] = {}
-    for key, num_bytes in after.items():
-        if key not in before:
-            needed[key[1]] = needed.get(key[1], 0) + num_bytes
-    source = new.model.source_host or new.controllers[0]
-    table = LinkTable(facts or ClusterFacts(cluster="", hosts=()), is_network_trusted=new.serving.trusted_network)
-    links = {host: table.between(source, host, "cpu") for host in needed if host != source}
-    return PlanChange(
-        plan=index,
-        layers_moved=tuple(sorted({layer for layer, *_ in before.keys() ^ after.keys()})),
-        bytes_to_move=sum(needed.values()),
-        bytes_by_host=dict(sorted(needed.items())),
-        fetch_s=sum(link.latency_s + needed[host] / link.bytes_per_s for host, link in links.items()),
-        is_link_measured=all(link.is_measured for link in links.values()),
-        hosts_added=tuple(sorted(_rank_hosts(new) - _rank_hosts(old))),
-        hosts_removed=tuple(sorted(_rank_hosts(old) - _rank_hosts(new))),
-    )
 
 
 def _layer_holders(plan: Plan) -> dict[tuple[int, str, Range, Range], int]:

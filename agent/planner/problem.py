@@ -225,8 +225,11 @@ def choose_estimated(problem: Problem, layouts: list[Layout]) -> tuple[Layout, E
     return None if best is None else (best[1], best[2])
 
 
-def make_problem(request: PlanRequest) -> Problem:
-    """Check a request against its facts and select devices. Raises FleetError E105 to E109 for what cannot be."""
+def make_problem(request: PlanRequest, *, calibration: Calibration | None = None) -> Problem:
+    """Check a request against its facts and select devices. Raises FleetError E105 to E109 for what cannot be.
+
+    `calibration` is that of the request's facts, for a caller that has fitted it before.
+    """
     spec = request.spec
     known = {host.name for host in request.facts.hosts}
     for kind, names in (("host", request.hosts), ("controller", request.controllers), ("host", request.pinned)):
@@ -265,7 +268,7 @@ def make_problem(request: PlanRequest) -> Problem:
             hint=f"ask for --context {asked}, or for predictions of less",
         )
     _check_constraints(request, num_places=len(places), num_hosts=len({place.host for place in places}))
-    return Problem(request, places, serving, calibration=calibrate(request.facts))
+    return Problem(request, places, serving, calibration=calibration or calibrate(request.facts))
 
 
 def _check_draft(request: PlanRequest) -> None:

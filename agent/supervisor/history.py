@@ -159,6 +159,7 @@ def _figures(event: Event) -> MeasuredFigures | None:
                 prompt_tokens=run.prompt_tokens,
                 ttft_s=run.ttft_s or None,
                 time_per_token_s=run.time_per_token_s or None,
+                tokens_per_s=run.tokens_per_s or None,
             )
         window = msgspec.json.decode(event.body, type=PlanMeasured)
     except msgspec.DecodeError:

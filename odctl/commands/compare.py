@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ COLUMN = 14
     "--measure", is_flag=True, help="Apply each in turn, put the same load on it, and take it away again."
 )
 @click.option("--live", is_flag=True, help="Ask the cluster too: memory left, fault domains, measured links.")
+@click.option("--running", is_flag=True, help="Compare one plan with what the deployment of its name runs now.")
 @click.option("--hosts", default="", metavar="SELECTOR", help="Measure on these even where something serves.")
 @click.option("--requests", type=int, default=None, help="Of each of the two loads. Default: 40.")
 @click.option(
@@ -48,13 +49,24 @@ COLUMN = 14
     "--prompt-tokens", type=int, default=None, help="Default: what the first plan is predicted for, if it fits."
 )
 @click.option(
-    "--max-tokens", type=int, default=None, help="Of each answer. Default: 64, or less of a short context."
+    "--max-tokens",
+    type=int,
+    default=None,
+    help="Of each answer. Default: what the first plan is predicted for, or 64.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask before measuring.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def command(
-    inventory_path: str, /, plan_paths: tuple[str, ...], as_json: bool, measure: bool, live: bool, **options: Any
+    inventory_path: str,
+    /,
+    plan_paths: tuple[str, ...],
+    *,
+    as_json: bool,
+    measure: bool,
+    live: bool,
+    running: bool,
+    **options: Any,
 ) -> None:
     """Compare two to four plans: predictions, memory, what moves, and which wins for what.
 
@@ -64,6 +76,11 @@ def command(
     paths = [Path(path) for path in plan_paths]
 
     def body() -> Result:
+        if running:
+            from odctl.commands.compare_running import compare_with_running
+
+            check_options(options)
+            return compare_with_running(inventory_path, paths)
         if measure:
             return measure_files(inventory_path, paths, **options)
         return compare_files(paths, live_inventory=inventory_path if live else "", **options)
@@ -76,9 +93,7 @@ def compare_files(paths: list[Path], *, live_inventory: str = "", **options: Any
 
     Raises E118 for options that only a measurement has.
     """
-    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, "", False)]
-    if given:
-        raise FleetError("E118", f"{', '.join(given)} without --measure", hint="add --measure, or leave them out")
+    check_options(options)
     plans = [load_plan(path) for path in paths]
     names = [str(path) for path in paths]
     if live_inventory:
@@ -93,9 +108,16 @@ def compare_files(paths: list[Path], *, live_inventory: str = "", **options: Any
     return Result(
         kind="comparison",
         data=msgspec.to_builtins(comparison) | {"last_apply_s": took},
-        prose="\n".join(_prose(comparison, took)),
+        prose="\n".join(comparison_lines(comparison, took)),
         exit_code=ExitCode.OK if comparison.is_same else ExitCode.CHANGES,
     )
+
+
+def check_options(options: Mapping[str, object]) -> None:
+    """Raises E118 for what only a measurement asks for, where nothing is measured."""
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, "", False)]
+    if given:
+        raise FleetError("E118", f"{', '.join(given)} without --measure", hint="add --measure, or leave them out")
 
 
 def measure_files(
@@ -113,11 +135,19 @@ def measure_files(
 
     What goes wrong later ends the measurement and not the report: its exit code, with what was measured so far.
     """
+    from odctl.apply import add_runs
     from odctl.commands.compare_measured import measured_result
     from odctl.fleet import Fleet
     from odctl.following import ctrl_c
     from odctl.inventory import Inventory, select
-    from odctl.measuring import measure_trials, predicted_load_s, ready_trials, standing, trial_loads
+    from odctl.measuring import (
+        load_prediction,
+        measure_trials,
+        predicted_load_s,
+        ready_trials,
+        standing,
+        trial_loads,
+    )
     from odctl.session import confirm, visit_fleet
 
     plans = [load_plan(path) for path in paths]
@@ -137,12 +167,21 @@ def measure_files(
             f"(about {max(1, round(load_s / 60))} min of load by their predictions)?",
             is_sure=yes,
         )
+        facts = await add_runs(fleet, trials[0].preview.facts)
+        for_load = [load_prediction(trial, facts, loads) for trial in trials]
         with ctrl_c() as presses:
             outcomes = await measure_trials(fleet, trials, loads, presses=presses, tell=_tell)
         after = await standing(fleet)
         comparison = compare_plans(plans, names, facts=trials[0].preview.facts)
         return measured_result(
-            comparison, plans, outcomes, loads, before=before, after=after, prose=_prose(comparison)
+            comparison,
+            plans,
+            outcomes,
+            loads,
+            for_load=for_load,
+            before=before,
+            after=after,
+            prose=comparison_lines(comparison),
         )
 
     return visit_fleet(inventory_path, perform)
@@ -171,8 +210,8 @@ def _tell(text: str) -> None:
     sys.stderr.flush()
 
 
-def _prose(comparison: Comparison, took: Sequence[float | None] = ()) -> list[str]:
-    """`took` are seconds that the plans' last applies took, where that was asked for."""
+def comparison_lines(comparison: Comparison, took: Sequence[float | None] = ()) -> list[str]:
+    """A comparison as people read it. `took` are seconds that the plans' last applies took, where it was asked."""
     letters = [chr(ord("A") + index) for index in range(len(comparison.names))]
     lines = [
         f"{letter}  {name}  {digest[:12]}  {shape}"

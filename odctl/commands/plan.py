@@ -15,7 +15,25 @@ if TYPE_CHECKING:
     from agent.planner.problem import PlanRequest
 
 
-@click.command("plan")
+class PlanCommand(click.Command):
+    """`plan MODEL`, and `plan edit PLAN` behind it: the one word that is no model (`./edit` is).
+
+    A group would take its options before its argument only, and MODEL for the name of a subcommand.
+    """
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if args[:1] != ["edit"]:
+            return super().make_context(info_name, args, parent, **extra)
+        from odctl.commands.plan_edit import command as edit
+
+        return edit.make_context(f"{info_name} edit", args[1:], parent, **extra)
+
+
+@click.command(
+    "plan", cls=PlanCommand, epilog="odctl plan edit PLAN changes a plan file (a model named edit is ./edit)."
+)
 @click.argument("model")
 @click.option(
     "-o", "--output", default="plan.toml", show_default=True, help="Where the plan is written (-: stdout)."

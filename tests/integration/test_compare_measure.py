@@ -73,7 +73,7 @@ def test_plans_are_measured_one_after_the_other_and_nothing_is_left(empty: Stand
         assert [figure["name"] for figure in plan["held"]] == [
             "time to first token",
             "time per token",
-            "decode throughput",
+            "throughput",
         ]
         assert all(figure["ratio"] > 0 for figure in plan["held"])
         assert plan["evidence"] == 2, "a stretch alone, and one together"
