@@ -12,12 +12,17 @@ from agent.planner.file import plan_from_toml
 from agent.planner.interval import Interval
 from agent.planner.plan import Plan
 from agent.wire.agent import DeploymentRecord
-from agent.wire.history import GenerationHistory, MeasuredFigures, ServedGeneration
+from agent.wire.history import GenerationHistory, ServedGeneration
 from odctl.fleet import Fleet
 
 EntryState = Literal["current", "replaced", "destroyed"]
 MANY_STREAMS = 1.5
 """From here on figures are of requests beside each other, which a plan's prediction for one alone is not."""
+
+
+SAME_PROMPT_WITHIN = 0.25
+"""Mean prompts that differ by no more from the predicted one's length are held against it: a first token takes as
+long as its prompt. A load's first requests, which learn how words are counted, are in the mean."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +124,13 @@ def held_figures(entry: Entry) -> dict[str, Held]:
     alone = [each for each in entry.served.measured if each.streams < MANY_STREAMS and each.source != "check"]
     full = entry.plan.serving.batch * len(entry.plan.replicas)
     many = [each for each in entry.served.measured if each.streams > (full + 1) / 2 or full == 1]
-    ttft_s = _last([each.ttft_s for each in alone])
+    ttft_s = _last(
+        [
+            each.ttft_s
+            for each in alone
+            if abs(each.prompt_tokens / predicted.prompt_tokens - 1) <= SAME_PROMPT_WITHIN
+        ]
+    )
     time_per_token_s = _last([each.time_per_token_s for each in alone])
     if time_per_token_s is None and checked is not None:
         # The canary's prompt is of another length than the predicted one: no first token to hold against it.
@@ -127,8 +138,14 @@ def held_figures(entry: Entry) -> dict[str, Held]:
     return {
         "ttft": Held(predicted=predicted.ttft, measured=ttft_s),
         "time_per_token": Held(predicted=predicted.time_per_token, measured=time_per_token_s),
-        "throughput": Held(predicted=predicted.throughput, measured=_last([_decode_rate(each) for each in many])),
+        "throughput": Held(predicted=predicted.throughput, measured=_last([each.tokens_per_s for each in many])),
     }
+
+
+def last_apply_s(entries: Sequence[Entry], hashes: Sequence[str]) -> tuple[float | None, ...]:
+    """How long the newest apply of each of these plans took; None where none is known."""
+    took = {entry.served.plan_hash: entry.served.apply_s for entry in entries if entry.served.apply_s is not None}
+    return tuple(took.get(plan_hash) for plan_hash in hashes)
 
 
 def plan_before(entries: Sequence[Entry], *, deployment: str) -> Entry:
@@ -171,13 +188,6 @@ def _with_plan(entry: Entry) -> Entry:
             hint="take another one with --to, or apply its file",
         )
     return entry
-
-
-def _decode_rate(figures: MeasuredFigures) -> float | None:
-    """Tokens a second of all streams together. A gateway's medians alone do not tell it: it follows from them."""
-    if figures.tokens_per_s is not None:
-        return figures.tokens_per_s
-    return figures.streams / figures.time_per_token_s if figures.time_per_token_s else None
 
 
 def _last(values: Sequence[float | None]) -> float | None:

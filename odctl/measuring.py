@@ -15,10 +15,12 @@ from collections.abc import Callable, Collection, Sequence
 import msgspec
 
 from agent.errors import ErrorDetail, FleetError
+from agent.facts.cluster import ClusterFacts
 from agent.planner.beside import memory_beside, shared_hosts
 from agent.planner.file import plan_from_toml, plan_hash
-from agent.planner.measured import Measured, Spread
-from agent.planner.plan import Plan
+from agent.planner.measured import Measured, Spread, is_of_load
+from agent.planner.plan import Plan, Predicted
+from agent.planner.predict import predict_plan
 from agent.planner.words import list_words
 from agent.wire.agent import ApplyEvent
 from agent.wire.history import GenerationHistory
@@ -98,13 +100,15 @@ def trial_loads(
     prompt_tokens: int | None,
     max_tokens: int | None,
 ) -> TrialLoads:
-    """Where nothing is asked for: the prompts that the first plan is predicted for, and the least full batch.
+    """Where nothing is asked for: what the first plan is predicted for, and the least full batch.
 
     Raises E118 for a load that cannot be, or that a plan's context is too short for.
     """
     context = min(plan.serving.context for plan in plans)
-    output = max_tokens if max_tokens is not None else max(2, min(DEFAULT_OUTPUT_TOKENS, context // 4))
-    wanted = prompt_tokens if prompt_tokens is not None else plans[0].predicted.prompt_tokens
+    predicted = plans[0].predicted
+    answers = predicted.answer_tokens or DEFAULT_OUTPUT_TOKENS
+    output = max_tokens if max_tokens is not None else max(2, min(answers, context // 2))
+    wanted = prompt_tokens if prompt_tokens is not None else predicted.prompt_tokens
     prompt = wanted if prompt_tokens is not None else max(1, min(wanted, context - output))
     if output < 2:
         raise FleetError("E118", f"{output} tokens of answer: time per token needs at least 2")
@@ -145,6 +149,18 @@ def predicted_load_s(plan: Plan, loads: TrialLoads) -> float:
     one_s = predicted.ttft_s + (output - 1) * predicted.time_per_token_s
     rate = predicted.tokens_per_s * min(1.0, full.concurrency / (plan.serving.batch * len(plan.replicas)))
     return alone.num_requests * one_s + full.num_requests * (predicted.ttft_s + output / max(rate, 1e-9))
+
+
+def load_prediction(trial: Trial, facts: ClusterFacts, loads: TrialLoads) -> Predicted | None:
+    """What the plan should do under these loads, on these facts; None where its own prediction is of them."""
+    plan, clients = trial.plan, loads.full.concurrency
+    prompt, answer = loads.alone.prompt.low, loads.alone.output.low
+    if is_of_load(plan, prompt_tokens=prompt, answer_tokens=answer, concurrency=clients):
+        return None
+    serving = msgspec.structs.replace(plan.serving, batch=max(1, -(-clients // len(plan.replicas))))
+    predicted = msgspec.structs.replace(plan.predicted, prompt_tokens=prompt, answer_tokens=answer)
+    asked = msgspec.structs.replace(plan, serving=serving, predicted=predicted)
+    return predict_plan(asked, trial.preview.manifest.spec, facts)
 
 
 async def ready_trials(
@@ -212,10 +228,11 @@ def measured_of(outcome: TrialOutcome, loads: TrialLoads) -> Measured | None:
         return None
     return Measured(
         prompt_tokens=alone.mean_prompt_tokens,
+        answer_tokens=alone.mean_output_tokens,
         concurrency=clients,
         ttft_s=_spread(alone.ttft_s),
         time_per_token_s=_spread(alone.tpot_s),
-        decode_throughput=_rate(full.tpot_s, clients) if full is not None else None,
+        throughput=_rate(full, clients) if full is not None else None,
     )
 
 
@@ -271,22 +288,22 @@ async def _take_away(fleet: Fleet, trial: Trial, *, presses: Presses, tell: Tell
 async def _load(fleet: Fleet, trial: Trial, alone: Measurement, full: Measurement) -> int:
     """Both loads; how many measurements of them its controller has written down."""
     status = (await read_deployments(fleet)).one(trial.deployment).reachable_status()
-    client = await fleet.client_of(status.gateway_host, status.gateway_socket)
-    for measurement in (alone, full):
-        clients = measurement.settings.load.concurrency
-        if measurement is full and clients == 1:
-            break
-        how = "one at a time" if clients == 1 else f"{clients} at a time"
-        server = await find_server(
-            client,
-            label=f"{trial.label}, {how}",
-            api="openai",
-            model=trial.deployment,
-            timeout_s=ANSWER_TIMEOUT_S,
-        )
-        await measurement.run(server)
-        # A rest after each, or both would be one stretch of requests to the controller, alone and together mixed.
-        await _wait_for_evidence(fleet, trial)
+    async with fleet.own_client_of(status.gateway_host, status.gateway_socket) as client:
+        for measurement in (alone, full):
+            clients = measurement.settings.load.concurrency
+            if measurement is full and clients == 1:
+                break
+            how = "one at a time" if clients == 1 else f"{clients} at a time"
+            server = await find_server(
+                client,
+                label=f"{trial.label}, {how}",
+                api="openai",
+                model=trial.deployment,
+                timeout_s=ANSWER_TIMEOUT_S,
+            )
+            await measurement.run(server)
+            # A rest after each: to the controller both would be one stretch of requests, alone and together mixed.
+            await _wait_for_evidence(fleet, trial)
     return await _count_evidence(fleet, trial)
 
 
@@ -381,8 +398,11 @@ def _spread(found: Distribution | None) -> Spread | None:
     return None if found is None else Spread(p50=found.p50, p95=found.p95)
 
 
-def _rate(time_per_token_s: Distribution | None, streams: int) -> Spread | None:
-    """Tokens per second of so many streams: the rate at the median time per token, and at its 95th percentile."""
-    if time_per_token_s is None or time_per_token_s.p50 <= 0:
+def _rate(figures: Figures, clients: int) -> Spread | None:
+    """Tokens per second of so many clients that each ask again when answered, by Little's law: at the median time
+    of a request, and at its 95th percentile. Begin and end of a load, with fewer of them, weigh little in it.
+    """
+    if figures.request_s is None:
         return None
-    return Spread(p50=streams / time_per_token_s.p50, p95=streams / time_per_token_s.p95)
+    tokens = clients * figures.mean_output_tokens
+    return Spread(p50=tokens / figures.request_s.p50, p95=tokens / figures.request_s.p95)

@@ -340,6 +340,7 @@ class DeploymentWatch:
             cause="healing",
             by=self._host,
             reason=self._healed(),
+            apply_s=0.0,
         )
         self.controlled = after
         self._state.put(plan.name, after)

@@ -35,6 +35,8 @@ class Controlled(msgspec.Struct, frozen=True, kw_only=True):
     """What brought this generation; `by` and `reason` say more of it, for the history."""
     by: str = ""
     reason: str = ""
+    apply_s: float = 0.0
+    """Seconds from the apply's begin to its switch; 0: not known."""
 
 
 class PendingApply(msgspec.Struct, frozen=True, kw_only=True):

@@ -34,6 +34,7 @@ class _Served(msgspec.Struct, frozen=True, kw_only=True):
     plan_toml: str = ""
     """Only where the plan is new: what healing moves on has it from before."""
     checked: CheckReport | None = None
+    apply_s: float = 0.0
 
 
 class _Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +70,7 @@ class HistoryBook:
                 reason=controlled.reason,
                 plan_toml=controlled.plan_toml if is_new_plan or newest is None else "",
                 checked=controlled.checked if is_new_plan else None,
+                apply_s=controlled.apply_s,
             ),
             is_durable=True,
         )
@@ -126,6 +128,7 @@ class HistoryBook:
             # A layout that an earlier release applied is noted when this one starts, and served since its apply.
             served_at_s=event.at_s if body.cause == "healing" else body.applied_at_s,
             controller=self._host,
+            apply_s=body.apply_s or None,
             checked=body.checked,
         )
 
@@ -156,6 +159,7 @@ def _figures(event: Event) -> MeasuredFigures | None:
                 prompt_tokens=run.prompt_tokens,
                 ttft_s=run.ttft_s or None,
                 time_per_token_s=run.time_per_token_s or None,
+                tokens_per_s=run.tokens_per_s or None,
             )
         window = msgspec.json.decode(event.body, type=PlanMeasured)
     except msgspec.DecodeError:

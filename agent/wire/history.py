@@ -42,6 +42,8 @@ class ServedGeneration(msgspec.Struct, frozen=True, kw_only=True):
     served_at_s: float
     """Seconds since the epoch, by the controller's clock."""
     controller: str
+    apply_s: float | None = None
+    """Seconds from the apply's begin to its switch; None for what healing did, and where it was not recorded."""
     checked: CheckReport | None = None
     measured: tuple[MeasuredFigures, ...] = ()
     """Oldest first."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts
@@ -24,6 +25,9 @@ from agent.planner.words import (
 )
 from odctl.commands.show import load_plan
 from odctl.result import ExitCode, Result, run_command
+
+if TYPE_CHECKING:
+    from odctl.history import Entry
 
 SHOWN_HOSTS = 24
 COLUMN = 14
@@ -45,7 +49,10 @@ COLUMN = 14
     "--prompt-tokens", type=int, default=None, help="Default: what the first plan is predicted for, if it fits."
 )
 @click.option(
-    "--max-tokens", type=int, default=None, help="Of each answer. Default: 64, or less of a short context."
+    "--max-tokens",
+    type=int,
+    default=None,
+    help="Of each answer. Default: what the first plan is predicted for, or 64.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask before measuring.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -88,12 +95,20 @@ def compare_files(paths: list[Path], *, live_inventory: str = "", **options: Any
     """
     check_options(options)
     plans = [load_plan(path) for path in paths]
-    facts = _read_facts(live_inventory) if live_inventory else None
-    comparison = compare_plans(plans, [str(path) for path in paths], facts=facts)
+    names = [str(path) for path in paths]
+    if live_inventory:
+        from odctl.history import last_apply_s
+
+        facts, entries = _look(live_inventory)
+        comparison = compare_plans(plans, names, facts=facts)
+        took = last_apply_s(entries, comparison.hashes)
+    else:
+        comparison = compare_plans(plans, names)
+        took = ()
     return Result(
         kind="comparison",
-        data=comparison,
-        prose="\n".join(comparison_lines(comparison)),
+        data=msgspec.to_builtins(comparison) | {"last_apply_s": took},
+        prose="\n".join(comparison_lines(comparison, took)),
         exit_code=ExitCode.OK if comparison.is_same else ExitCode.CHANGES,
     )
 
@@ -120,11 +135,19 @@ def measure_files(
 
     What goes wrong later ends the measurement and not the report: its exit code, with what was measured so far.
     """
+    from odctl.apply import add_runs
     from odctl.commands.compare_measured import measured_result
     from odctl.fleet import Fleet
     from odctl.following import ctrl_c
     from odctl.inventory import Inventory, select
-    from odctl.measuring import measure_trials, predicted_load_s, ready_trials, standing, trial_loads
+    from odctl.measuring import (
+        load_prediction,
+        measure_trials,
+        predicted_load_s,
+        ready_trials,
+        standing,
+        trial_loads,
+    )
     from odctl.session import confirm, visit_fleet
 
     plans = [load_plan(path) for path in paths]
@@ -144,30 +167,40 @@ def measure_files(
             f"(about {max(1, round(load_s / 60))} min of load by their predictions)?",
             is_sure=yes,
         )
+        facts = await add_runs(fleet, trials[0].preview.facts)
+        for_load = [load_prediction(trial, facts, loads) for trial in trials]
         with ctrl_c() as presses:
             outcomes = await measure_trials(fleet, trials, loads, presses=presses, tell=_tell)
         after = await standing(fleet)
         comparison = compare_plans(plans, names, facts=trials[0].preview.facts)
         return measured_result(
-            comparison, plans, outcomes, loads, before=before, after=after, prose=comparison_lines(comparison)
+            comparison,
+            plans,
+            outcomes,
+            loads,
+            for_load=for_load,
+            before=before,
+            after=after,
+            prose=comparison_lines(comparison),
         )
 
     return visit_fleet(inventory_path, perform)
 
 
-def _read_facts(inventory_path: str) -> ClusterFacts:
-    """Of the hosts that answer. Raises E2xx when none does."""
+def _look(inventory_path: str) -> tuple[ClusterFacts, tuple[Entry, ...]]:
+    """Facts of the hosts that answer, and what they had applied. Raises E2xx when none does."""
     from odctl.apply import read_facts
     from odctl.fleet import Fleet
+    from odctl.history import read_history
     from odctl.inventory import Inventory
     from odctl.session import visit_fleet, warn_unreachable
 
-    async def look(fleet: Fleet, inventory: Inventory) -> ClusterFacts:
+    async def look(fleet: Fleet, inventory: Inventory) -> tuple[ClusterFacts, tuple[Entry, ...]]:
         facts, missing = await read_facts(fleet, inventory.cluster)
         warn_unreachable(missing)
         if missing and not facts.hosts:
             raise next(iter(missing.values()))
-        return facts
+        return facts, (await read_history(fleet)).entries
 
     return visit_fleet(inventory_path, look)
 
@@ -177,8 +210,8 @@ def _tell(text: str) -> None:
     sys.stderr.flush()
 
 
-def comparison_lines(comparison: Comparison) -> list[str]:
-    """A comparison as people read it."""
+def comparison_lines(comparison: Comparison, took: Sequence[float | None] = ()) -> list[str]:
+    """A comparison as people read it. `took` are seconds that the plans' last applies took, where it was asked."""
     letters = [chr(ord("A") + index) for index in range(len(comparison.names))]
     lines = [
         f"{letter}  {name}  {digest[:12]}  {shape}"
@@ -201,6 +234,9 @@ def comparison_lines(comparison: Comparison) -> list[str]:
         lines.append(f"and {len(comparison.hosts) - SHOWN_HOSTS} more hosts (--json has them all)")
     for change in comparison.changes:
         lines += ["", *_change_lines(change, letters)]
+    known = [f"{letter} {seconds:.1f} s" for letter, seconds in zip(letters, took, strict=False) if seconds]
+    if known:
+        lines.append(f"        applied before: {', '.join(known)}")
     lines += ["", *(_risk_line(letter, risk) for letter, risk in zip(letters, comparison.risks, strict=True))]
     lines += ["", *(f"{verdict.objective:<12}{verdict.reason}" for verdict in comparison.verdicts)]
     return lines

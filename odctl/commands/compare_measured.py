@@ -11,7 +11,7 @@ import msgspec
 from agent.errors import FleetError
 from agent.planner.compare import Comparison
 from agent.planner.measured import HeldFigure, MeasuredVerdict, hold_figures, measured_verdicts
-from agent.planner.plan import Plan
+from agent.planner.plan import Plan, Predicted
 from agent.planner.words import rate_interval_words, rate_words, seconds_interval_words, seconds_words
 from odctl.bench.measure import Figures
 from odctl.measuring import TrialLoads, TrialOutcome, measured_of
@@ -26,16 +26,28 @@ def measured_result(
     outcomes: Sequence[TrialOutcome],
     loads: TrialLoads,
     *,
+    for_load: Sequence[Predicted | None],
     before: Standing,
     after: Standing,
     prose: Sequence[str],
 ) -> Result:
-    """`prose` is of the comparison itself; `before` and `after` are what stood around the measurement."""
+    """`prose` is of the comparison itself; `before` and `after` are what stood around the measurement.
+
+    `for_load` are predictions of these loads, where the plans' own are of others.
+    """
     found = [measured_of(outcome, loads) for outcome in outcomes]
     found += [None] * (len(plans) - len(found))
-    held = [hold_figures(plan, each) if each is not None else () for plan, each in zip(plans, found, strict=True)]
-    verdicts = measured_verdicts(plans, found)
+    held = [
+        hold_figures(plan, each, for_load=own) if each is not None else ()
+        for plan, each, own in zip(plans, found, for_load, strict=True)
+    ]
+    predicted = [own or plan.predicted for plan, own in zip(plans, for_load, strict=True)]
+    verdicts = measured_verdicts(predicted, found)
     lines = [*prose, "", _loads_line(loads)]
+    if any(for_load):
+        lines.append(
+            "the files' predictions are of another load: these are made for this one, on the cluster as it is"
+        )
     for index, outcome in enumerate(outcomes):
         lines += ["", *_outcome_lines(chr(ord("A") + index), outcome, held[index])]
     lines += ["", *(_verdict_line(verdict, len(plans)) for verdict in verdicts)]
@@ -49,7 +61,8 @@ def measured_result(
     data["measured"] = {
         "loads": msgspec.to_builtins(loads),
         "plans": [
-            msgspec.to_builtins(outcome) | {"held": msgspec.to_builtins(held[index])}
+            msgspec.to_builtins(outcome)
+            | {"held": msgspec.to_builtins(held[index]), "predicted": msgspec.to_builtins(predicted[index])}
             for index, outcome in enumerate(outcomes)
         ],
         "verdicts": msgspec.to_builtins(verdicts),

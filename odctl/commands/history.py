@@ -93,6 +93,8 @@ def _entry_lines(entry: Entry) -> list[str]:
     pad = " " * 10
     if served.reason:
         lines.append(f"{pad}{served.reason}")
+    if served.apply_s is not None:
+        lines.append(f"{pad}switched {served.apply_s:.1f} s after its apply began")
     if entry.state == "destroyed":
         lines.append(f"{pad}destroyed by {entry.ended_by or '?'}")
     if entry.plan is not None:

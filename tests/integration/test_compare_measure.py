@@ -1,7 +1,8 @@
-"""Plans measured beside what serves, and a deployment's history and way back. One lab, one deployment all along."""
+"""Plans measured alone and beside what serves, and a deployment's history and way back. One lab, in order."""
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ SMALL = ("--requests", "2", "--concurrency", "2", "--prompt-tokens", "16", "--ma
 
 
 class Standing(msgspec.Struct):
-    """`one` serves as generation 1; `two` is the same model on both hosts."""
+    """Two plans of one model: `one` on h1 alone, `two` on both hosts."""
 
     cluster: Cluster
     listen: str
@@ -37,25 +38,54 @@ class Standing(msgspec.Struct):
 
 
 @pytest.fixture(scope="module")
-def standing(endless_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
+def empty(endless_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
     folder = tmp_path_factory.mktemp("plans")
     listen = free_listen()
     options = ("--name", NAME, "--listen", listen, "--context", "512", "--batch", "2")
+    split = ("--strategy", "pipeline", "--stages", "2", "--min-hosts", "2")
     with open_cluster(num_hosts=2) as cluster:
         one = cluster.plan(endless_model, folder / "one.toml", *options, "--max-hosts", "1")
-        two = cluster.plan(
-            endless_model,
-            folder / "two.toml",
-            *options,
-            "--strategy",
-            "pipeline",
-            "--stages",
-            "2",
-            "--min-hosts",
-            "2",
-        )
-        cluster.apply(one)
+        two = cluster.plan(endless_model, folder / "two.toml", *options, *split)
         yield Standing(cluster=cluster, listen=listen, one=one, two=two)
+
+
+@pytest.fixture(scope="module")
+def standing(empty: Standing) -> Standing:
+    """`one` serves as generation 1; for the tests below the first one."""
+    empty.cluster.apply(empty.one)
+    return empty
+
+
+def test_plans_are_measured_one_after_the_other_and_nothing_is_left(empty: Standing) -> None:
+    """1. both are applied in turn, under their own name and address  2. every request is answered  3. nothing of
+    them is left  4. their controller keeps what was measured.
+    """
+    cluster = empty.cluster
+    answer = cluster.odctl("compare", str(empty.one), str(empty.two), "--measure", "--yes", "--json", *SMALL)
+    assert answer.exit_code == 2, answer.stderr
+    measured = answer.data["measured"]
+    assert measured["before"] == measured["after"] == {}
+    assert [plan["error"] for plan in measured["plans"]] == [None, None]
+    for plan, path in zip(measured["plans"], (empty.one, empty.two), strict=True):
+        assert plan["deployment"] == NAME
+        assert plan["plan_hash"] == plan["applied_hash"] == hash_of(path)
+        assert (plan["alone"]["num_answered"], plan["full"]["num_answered"]) == (2, 2)
+        assert [figure["name"] for figure in plan["held"]] == [
+            "time to first token",
+            "time per token",
+            "throughput",
+        ]
+        assert all(figure["ratio"] > 0 for figure in plan["held"])
+        assert plan["evidence"] == 2, "a stretch alone, and one together"
+    assert {verdict["objective"] for verdict in measured["verdicts"]} == {"ttft", "latency", "throughput"}
+    assert all(verdict["agrees"] in (True, False) for verdict in measured["verdicts"])
+    assert empty.names() == set()
+    entries = cluster.must("history")["deployments"][NAME]
+    assert [(entry["cause"], entry["state"]) for entry in entries] == [("measure", "destroyed")] * 2
+    assert {figures["source"] for figures in entries[1]["measured"]} == {"check", "window"}
+    assert cluster.odctl("rollback", NAME, "--yes").exit_code == 3, (
+        "what was only measured is nothing to go back to"
+    )
 
 
 def test_hosts_where_something_serves_are_measured_only_when_they_are_named(standing: Standing) -> None:
@@ -73,57 +103,29 @@ def test_without_a_yes_and_a_terminal_nothing_is_applied(standing: Standing) -> 
     assert standing.names() == {NAME}
 
 
-def test_plans_are_measured_beside_what_serves_and_it_serves_on_untouched(standing: Standing) -> None:
-    """1. both are applied in turn under names of their own  2. every request is answered  3. nothing of them is
-    left, and the deployment of their name is what it was  4. their controller keeps what was measured.
-    """
+def test_ctrl_c_half_way_takes_away_what_is_measured_and_what_serves_is_untouched(standing: Standing) -> None:
     before = standing.serving()
-    answer = standing.cluster.odctl(
-        "compare", str(standing.one), str(standing.two), "--measure", "--yes", "--json", *SMALL
-    )
-    assert answer.exit_code == 2, answer.stderr
-    measured = answer.data["measured"]
-    assert measured["is_restored"]
-    assert [plan["error"] for plan in measured["plans"]] == [None, None]
-    for plan, path in zip(measured["plans"], (standing.one, standing.two), strict=True):
-        assert plan["deployment"].startswith(f"{NAME}-measure-")
-        assert plan["plan_hash"] == hash_of(path) != plan["applied_hash"]
-        assert (plan["alone"]["num_answered"], plan["full"]["num_answered"]) == (2, 2)
-        assert [figure["name"] for figure in plan["held"]] == [
-            "time to first token",
-            "time per token",
-            "decode throughput",
-        ]
-        assert all(figure["ratio"] > 0 for figure in plan["held"])
-        assert plan["evidence"] == 2, "a stretch alone, and one together"
-    assert {verdict["objective"] for verdict in measured["verdicts"]} == {"ttft", "latency", "throughput"}
-    assert all(verdict["agrees"] in (True, False) for verdict in measured["verdicts"])
-    assert standing.serving() == before
-    assert standing.names() == {NAME}
-    assert ask(standing.listen, NAME)
-    deployments = standing.cluster.must("history")["deployments"]
-    (entry,) = deployments[measured["plans"][1]["deployment"]]
-    assert (entry["cause"], entry["state"]) == ("measure", "destroyed")
-    assert {figures["source"] for figures in entry["measured"]} == {"check", "window"}
-
-
-def test_ctrl_c_half_way_takes_away_what_is_measured(standing: Standing) -> None:
-    before = standing.serving()
+    one = str(standing.one)
     options = ("--requests", "4000", *SMALL[2:])
-    compare = standing.cluster.start_odctl(
-        "compare", str(standing.one), str(standing.one), "--measure", "--yes", *options
-    )
+    compare = standing.cluster.start_odctl("compare", one, one, "--measure", "--yes", "--json", *options)
     assert compare.stderr is not None
     seen = ""
     while "round 1 of 1" not in seen:
         line = compare.stderr.readline()
         assert line, f"it ended before the load: {seen}"
         seen += line
+    names = standing.names() - {NAME}
+    assert ask(standing.listen, NAME)
     compare.send_signal(signal.SIGINT)
     out, errors = compare.communicate(timeout=60)
     assert compare.returncode == 130, errors
-    assert "interrupted: these are the figures up to then" in out
-    assert "what served before serves untouched: chat generation 1" in out
+    measured = json.loads(out)["data"]["measured"]
+    (plan,) = measured["plans"]
+    assert plan["is_interrupted"]
+    assert names == {plan["deployment"]}
+    assert plan["deployment"].startswith(f"{NAME}-measure-")
+    assert plan["applied_hash"] != plan["plan_hash"] == before[1]
+    assert measured["is_restored"]
     assert standing.serving() == before
     assert standing.names() == {NAME}
 
@@ -138,13 +140,14 @@ def test_a_plan_edited_by_hand_is_rolled_back_and_the_history_tells(standing: St
     cluster.apply(edited)
     shown = cluster.odctl("rollback", NAME, "--dry-run")
     assert shown.exit_code == 0
+    assert "~ serving.queue: 7 -> 512" in shown.stdout
     assert "dry run: nothing changed" in shown.stdout
     assert "back to generation 1" in shown.stderr
     data = cluster.must("rollback", NAME, "--yes")
     assert (data["state"], data["to_generation"], data["generation"], data["plan_hash"]) == ("applied", 1, 3, first)
     assert standing.serving() == (3, first)
     assert ask(standing.listen, NAME)
-    entries = cluster.must("history", NAME)["deployments"][NAME]
+    entries = cluster.must("history", NAME)["deployments"][NAME][-3:]
     assert [(entry["generation"], entry["cause"], entry["state"]) for entry in entries] == [
         (1, "apply", "replaced"),
         (2, "apply", "replaced"),

@@ -12,7 +12,7 @@ from agent.planner.file import plan_hash, plan_to_toml
 from agent.planner.plan import Plan, Serving
 from agent.wire.agent import DeploymentRecord
 from agent.wire.history import DeploymentEnd, GenerationHistory, MeasuredFigures, ServedGeneration
-from odctl.history import Entry, held_figures, join_histories, plan_before, plan_of_generation
+from odctl.history import Entry, held_figures, join_histories, last_apply_s, plan_before, plan_of_generation
 from tests.agent.planner.clusters import THREE_CPUS, model, plan_for
 
 ONE = plan_for(model(), THREE_CPUS, serving=Serving(batch=4, context=512))
@@ -121,12 +121,17 @@ def test_a_plan_that_no_journal_has_any_more_is_named() -> None:
 
 def test_figures_are_held_against_predictions_of_their_own_load() -> None:
     """A lone request's times against those predicted alone, many streams' rate against the full batch's."""
+    as_predicted = ONE.predicted.prompt_tokens
     alone = MeasuredFigures(
-        at_s=1, source="window", streams=1.1, prompt_tokens=9, ttft_s=0.5, time_per_token_s=0.25, tokens_per_s=3.5
+        at_s=1,
+        source="window",
+        streams=1.1,
+        prompt_tokens=as_predicted,
+        ttft_s=0.5,
+        time_per_token_s=0.25,
+        tokens_per_s=3.5,
     )
-    full = MeasuredFigures(
-        at_s=2, source="window", streams=3.9, prompt_tokens=9, ttft_s=2.0, time_per_token_s=0.5, tokens_per_s=7.0
-    )
+    full = msgspec.structs.replace(alone, at_s=2, streams=3.9, ttft_s=2.0, time_per_token_s=0.5, tokens_per_s=7.0)
     (entry,) = join_histories([history(served(1, ONE, at_s=0, measured=(alone, full)))], [record(1, ONE)])
     held = held_figures(entry)
     assert {name: each.measured for name, each in held.items()} == {
@@ -135,5 +140,22 @@ def test_figures_are_held_against_predictions_of_their_own_load() -> None:
         "throughput": 7.0,
     }
     assert held["ttft"].ratio == pytest.approx(0.5 / ONE.predicted.ttft_s)
+    short = msgspec.structs.replace(alone, prompt_tokens=as_predicted / 8)
+    (entry,) = join_histories([history(served(1, ONE, at_s=0, measured=(short,)))], [])
+    assert held_figures(entry)["ttft"].measured is None, "of another prompt"
     (bare,) = join_histories([history(served(1, ONE, at_s=0))], [])
     assert {each.measured for each in held_figures(bare).values()} == {None}
+
+
+def test_the_newest_apply_of_a_plan_says_how_long_the_next_one_takes() -> None:
+    entries = join_histories(
+        [
+            history(
+                served(1, ONE, at_s=10, apply_s=9.0),
+                served(2, ONE, at_s=20, apply_s=4.0),
+                served(3, ONE, at_s=30, cause="healing"),
+            )
+        ],
+        [],
+    )
+    assert last_apply_s(entries, [plan_hash(ONE), plan_hash(TWO)]) == (4.0, None)

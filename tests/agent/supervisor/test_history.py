@@ -28,11 +28,14 @@ FIRST = Controlled(
     applied_at_s=100.0,
     checked=CHECKED,
     by="ann@desk:1",
+    apply_s=4.5,
 )
 SECOND = msgspec.structs.replace(
     FIRST, plan_toml="the second plan", plan_hash="bbb", generation=2, spawn_generation=2, applied_at_s=200.0
 )
-HEALED = msgspec.structs.replace(FIRST, generation=2, cause="healing", by="", reason="rank_lost: it died")
+HEALED = msgspec.structs.replace(
+    FIRST, generation=2, apply_s=0.0, cause="healing", by="", reason="rank_lost: it died"
+)
 
 
 @pytest.fixture
@@ -76,6 +79,7 @@ def test_healing_moves_the_generation_on_and_keeps_the_plan(book: HistoryBook) -
     assert (healed.generation, healed.cause, healed.by) == (2, "healing", "h1")
     assert healed.reason == "rank_lost: it died"
     assert healed.plan_hash in book.all().plans
+    assert [told.apply_s for told in book.all().generations] == [4.5, None]
     assert healed.checked is None, "the canary was of the apply"
 
 

@@ -71,7 +71,7 @@ def test_options_of_a_measurement_alone_exit_3(paths: tuple[str, str]) -> None:
 def test_a_load_that_no_context_holds_is_refused_before_the_fleet_is_asked(paths: tuple[str, str]) -> None:
     result = odctl("compare", *paths, "--measure", "--prompt-tokens", "5000")
     assert result.exit_code == 3
-    assert "prompts of 5000 tokens and answers of 64 do not fit the context of 2048" in result.stderr
+    assert "prompts of 5000 tokens and answers of 128 do not fit the context of 2048" in result.stderr
 
 
 def test_more_clients_than_the_way_carries_are_refused(paths: tuple[str, str]) -> None:
