@@ -57,6 +57,23 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.runs.values())
 
 
+class DriftAlarm(msgspec.Struct, frozen=True, kw_only=True):
+    """A measurement with which one strategy's had left what was learnt: what came before then fades fast."""
+
+    at_s: float
+    deployment: str
+    arm: str
+    ratio: float
+    """Measured by predicted, of its time per token."""
+
+
+def drift_alarms(lessons: Sequence[Lesson]) -> tuple[DriftAlarm, ...]:
+    """Alarms of the bandit that learns times per token, oldest first."""
+    found: list[DriftAlarm] = []
+    _learn(lessons[-TRAINED_LESSONS:], "time_per_token_s", found)
+    return tuple(found)
+
+
 def advise(problem: Problem, layouts: Sequence[Layout]) -> Advice | None:
     """Choose among these; None where nothing was measured that the objective could learn from."""
     request = problem.request
@@ -158,6 +175,11 @@ def _active_bytes(problem: Problem) -> float:
 @lru_cache(maxsize=4)
 def _train(lessons: tuple[Lesson, ...], figure: FigureName) -> ResidualBandit:
     """A bandit that has seen them in order. A choice changes nothing in it but makes room for new arms."""
+    return _learn(lessons, figure, [])
+
+
+def _learn(lessons: Sequence[Lesson], figure: FigureName, alarms: list[DriftAlarm]) -> ResidualBandit:
+    """The same; `alarms` gets each that was raised."""
     bandit = ResidualBandit(NUM_FEATURES)
     for lesson in lessons:
         measured = lesson.what
@@ -167,7 +189,15 @@ def _train(lessons: tuple[Lesson, ...], figure: FigureName) -> ResidualBandit:
         predicted = measured.predicted.time_per_token_s
         if residual is not None and predicted:
             features = features_of(measured.context, predicted)
-            bandit.observe(measured.arm, features, residual, model=measured.model)
+            if bandit.observe(measured.arm, features, residual, model=measured.model):
+                alarms.append(
+                    DriftAlarm(
+                        at_s=lesson.at_s,
+                        deployment=lesson.deployment,
+                        arm=measured.arm,
+                        ratio=math.exp(residual),
+                    )
+                )
     return bandit
 
 
