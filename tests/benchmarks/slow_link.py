@@ -39,6 +39,9 @@ PLAN = ("--name", NAME, "--context", "256", "--batch", "1", "--min-hosts", "2", 
 COMMAND_LIMIT_S = 300.0
 RECORDED_LIMIT_S = 30.0
 STOP_LIMIT_S = 100.0
+PARTIAL = 5
+"""Exit code of a probe of which a larger group failed: it happens beside other load, and pairs are enough."""
+SAID_CHARACTERS = 3000
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +124,8 @@ def tell_story(rate: str) -> Story:
         odctl(lab, "bootstrap")
         odctl(lab, "models", "make-demo", str(model))
         say("probing hosts and links, once")
-        odctl(lab, "probe", "--quick")
+        probed = odctl(lab, "probe", "--quick", allowed=(0, PARTIAL))
+        assert probed["num_links_measured"] == 6, f"every direction of three links is needed: {probed['troubles']}"
         first = plan_for(lab, model)
         pair = tuple(sorted(set(_layout(first))))
         assert len(pair) == 2, f"the first plan is on {pair}, not on two hosts"
@@ -209,7 +213,7 @@ def _own_home(lab: Lab) -> Iterator[None]:
             os.environ["ODCTL_HOME"] = before
 
 
-def odctl(lab: Lab, *arguments: str) -> Any:
+def odctl(lab: Lab, *arguments: str, allowed: tuple[int, ...] = (0,)) -> Any:
     done = subprocess.run(
         [sys.executable, "-m", "odctl", "-i", str(lab.inventory_path), *arguments, "--json"],
         capture_output=True,
@@ -217,8 +221,9 @@ def odctl(lab: Lab, *arguments: str) -> Any:
         timeout=COMMAND_LIMIT_S,
         check=False,
     )
-    if done.returncode:
-        raise RuntimeError(f"odctl {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}")
+    if done.returncode not in allowed:
+        said = f"{done.stdout}\n{done.stderr}"[-SAID_CHARACTERS:]
+        raise RuntimeError(f"odctl {' '.join(arguments)}: {done.returncode}\n{said}")
     return json.loads(done.stdout)["data"]
 
 

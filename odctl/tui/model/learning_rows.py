@@ -187,7 +187,7 @@ def learning_summary(report: LearningReport, *, now_s: float) -> tuple[Line, ...
             "   exploring ",
             Span("● on", "ok") if settings.explore else Span("○ off", "dim"),
             Span(protected, "dim"),
-            Span(f"   {plural(report.num_runs, 'measured run')} correct the cost model", "dim"),
+            Span(f"   cost model fitted to {plural(report.num_runs, 'run')}", "dim"),
         )
     ]
     weights = ", ".join(
@@ -197,11 +197,10 @@ def learning_summary(report: LearningReport, *, now_s: float) -> tuple[Line, ...
     lines.append(line(" weights ", Span(weights, "dim"), Span(lost, "bold")))
     for alarm in report.alarms[-2:]:
         ago = age_text(max(0.0, now_s - alarm.at_s))
-        lines.append(
-            line(
-                Span(f" ▲ drift {ago} ago: {alarm.arm} of {alarm.deployment} took {alarm.ratio:.2f} times", "warn")
-            )
+        text = (
+            f" ▲ drift {ago} ago: {alarm.arm} of {alarm.deployment} took {alarm.ratio:.2f} times what was predicted"
         )
+        lines.append(line(Span(text, "warn")))
     for change in sorted(report.changes, key=lambda each: each.since_s)[-2:]:
         ago = age_text(max(0.0, now_s - change.since_s))
         text = f" ▲ plan {change.plan_hash[:12]} changed {ago} ago: a link or device of it is not what it was"
@@ -224,7 +223,7 @@ def strategy_page(report: LearningReport, key: str, *, width: int) -> tuple[Line
         return (line(Span(f" {found.bucket}: no time per token was measured yet", "dim")),)
     cells = max(10, width - 46)
     lines = [
-        line(Span(f" {found.bucket}", "bold"), Span("  ●measured ─deviation ▾predicted, from 0", "dim")),
+        line(Span(f" {found.bucket}", "bold"), Span("  ●measured ─± ▾predicted", "dim")),
         *(
             line(
                 Span(f" {row.arm:<14.14}", "bold" if row.arm == found.arm else "plain"),

@@ -15,12 +15,12 @@ from odctl.tui.model.units import age_text, plural, rate_text, seconds_text
 
 Figure = Literal["latency", "rate"]
 MAX_TARGETS = 40
-"""Columns of a matrix; of more hosts, the first: the filter chooses rows, and a host's page has all its links."""
+"""Columns of a matrix, of hosts that links were measured to; a host's page has all its links."""
 OLD_S = 7 * 86_400.0
 """Older figures are marked: cables and neighbours change."""
 MARKED, UNMARKED = "◆", " "
 RANKS: tuple[tuple[str, Tone], ...] = (("█", "ok"), ("▓", "plain"), ("▒", "warn"), ("░", "fault"))
-"""Quarters of all links of one matrix, best first."""
+"""From the best to the worst link of one matrix, by its place among them."""
 
 
 class Links(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +61,8 @@ class MatrixRows:
         self._marked = marked
         self._snapshot = snapshot
         self.keys: Sequence[str] = tuple(host.name for host in snapshot.hosts)
-        targets = self.keys[:MAX_TARGETS]
+        reached = {target for _, target in links.by_pair}
+        targets = [name for name in self.keys if name in reached][:MAX_TARGETS]
         self.columns = (
             Column(id="mark", title="", width=1),
             Column(id="from", title="FROM \\ TO", width=10, grow_to=16),
@@ -122,9 +123,11 @@ class MatrixRows:
         return link.latency_s if self._figure == "latency" else link.bytes_per_s
 
     def _rank(self, number: float) -> tuple[str, Tone]:
-        """By the place among all links; links that are equal are of one rank, and all of one are best."""
+        """By the place among all links; equal ones are of one rank, and where all are equal, all are best."""
         better = sum(other < number if self._figure == "latency" else other > number for other in self._ordered)
-        return RANKS[min(len(RANKS) - 1, better * len(RANKS) // max(1, len(self._ordered)))]
+        last = self._ordered[-1] if self._figure == "latency" else self._ordered[0]
+        most = len(self._ordered) - self._ordered.count(last)
+        return RANKS[round(better / most * (len(RANKS) - 1)) if most else 0]
 
     def _age_s(self, name: str) -> float | None:
         times = [link.measured_at_s for (source, _), link in self._links.items() if source == name]
@@ -302,9 +305,9 @@ def probes_summary(snapshot: FleetSnapshot, links: Links, view: str, *, marked: 
         spans.append(Span(f"   {MARKED} {len(marked)} marked", "key"))
     lines = [tuple(spans)]
     if view != "devices":
-        legend = [Span(f" {view}, from row to column, quarters: ", "dim")]
-        for (glyph, tone), word in zip(RANKS, ("best", "second", "third", "last"), strict=True):
-            legend += [Span(f"{glyph} {word}  ", tone)]
+        legend = [Span(f" {'bandwidth' if view == 'rate' else view}, from row to column: best ", "dim")]
+        legend += [Span(glyph, tone) for glyph, tone in RANKS]
+        legend.append(Span(" worst of these links  ", "dim"))
         if len(snapshot.hosts) > MAX_TARGETS:
             legend.append(Span(f"columns: the first {MAX_TARGETS} hosts", "dim"))
         lines.append(tuple(legend))

@@ -30,7 +30,7 @@ from odctl.tui.screens.table import TableScreen
 class LearningScreen(TableScreen):
     mode = "learning"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("v", "toggle_history", "Choices", id="learning.history"),
+        Binding("v", "toggle_history", "Strategies/choices", id="learning.history"),
         Binding("r", "refresh_learning", "Ask again", id="learning.refresh"),
     ]
 
