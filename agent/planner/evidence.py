@@ -17,6 +17,7 @@ from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
 from agent.facts.run import MeasuredRun
 from agent.planner.calibration import (
+    AT,
     FORMERLY,
     LINK,
     PRIOR,
@@ -39,7 +40,7 @@ CHANGE = math.log(1.6)
 """From here on, runs of one plan differ by more than their noise and their machines' usual load."""
 CHANGED_RUNS = 2
 """So many in a row, all off to the same side: one alone may have met a busy machine."""
-NOTICED_LINK = math.log(1.25)
+NOTICED_LINK = CHANGE
 """A link that differs by less is like the others: a plan does not move for the noise of its own runs."""
 GATEWAY_PART = "gateway messages"
 """A step's way from the gateway to the first stage and back from the last."""
@@ -67,7 +68,8 @@ def calibrate(facts: ClusterFacts) -> Calibration:
         return PRIOR
     told = _told(facts)
     begins = _begins(facts.runs[-MAX_RUNS:], told)
-    fitted = fit_calibration([time for at, each in enumerate(told) for time in _still_true(each, begins, at)])
+    times = [time for at, each in enumerate(told) for time in _still_true(each, begins, at)]
+    fitted = fit_calibration(times if _tells_links_apart(times) else [_of_any_link(time) for time in times])
     kept = {
         name: value
         for name, value in fitted.corrections.items()
@@ -112,6 +114,20 @@ def _still_true(told: Told, begins: Mapping[str, int], index: int) -> list[Measu
         )
         for time in told.times
     ]
+
+
+def _tells_links_apart(times: Sequence[MeasuredTime]) -> bool:
+    """Whether there are two links, or one before and after a change.
+
+    What runs over a single link show may be its carrier's, or the model's: it says nothing against that link.
+    """
+    return len({part.partition(AT)[2] for time in times for part in time.parts if AT in part}) > 1
+
+
+def _of_any_link(time: MeasuredTime) -> MeasuredTime:
+    return msgspec.structs.replace(
+        time, parts=sum_parts(*({part.partition(AT)[0]: seconds} for part, seconds in time.parts.items()))
+    )
 
 
 def _begins(runs: Sequence[MeasuredRun], told: Sequence[Told]) -> dict[str, int]:

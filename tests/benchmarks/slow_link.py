@@ -126,12 +126,11 @@ def tell_story(rate: str) -> Story:
         say("probing hosts and links, once")
         probed = odctl(lab, "probe", "--quick", allowed=(0, PARTIAL))
         assert probed["num_links_measured"] == 6, f"every direction of three links is needed: {probed['troubles']}"
-        first = plan_for(lab, model)
-        pair = tuple(sorted(set(_layout(first))))
-        assert len(pair) == 2, f"the first plan is on {pair}, not on two hosts"
-        link = ShapedLink(*(addresses[host] for host in pair))
         for _ in range(FAST_RUNS):
             runs.append(take_run(lab, model, UNSHAPED, runs[-1] if runs else None))
+        pair = tuple(sorted(set(runs[-1].layout)))
+        assert len(pair) == 2, f"the plan is on {pair}, not on two hosts"
+        link = ShapedLink(*(addresses[host] for host in pair))
         say(f"the link {' - '.join(pair)} is {rate} from now on")
         link.set_rate(rate)
         after = 0

@@ -11,11 +11,12 @@ from agent.facts.probe import DeviceProbe, GemmProbe, HostProbe, LinkProbe
 from odctl.fleet import FleetSnapshot
 from odctl.tui.model.table import Banner, Column, Value
 from odctl.tui.model.text import Line, Span, Tone, line
-from odctl.tui.model.units import age_text, plural, rate_text, seconds_text
+from odctl.tui.model.units import age_text, bytes_text, plural, rate_text, seconds_text
 
 Figure = Literal["latency", "rate"]
 MAX_TARGETS = 40
 """Columns of a matrix, of hosts that links were measured to; a host's page has all its links."""
+MAX_GROUPS = 4
 OLD_S = 7 * 86_400.0
 """Older figures are marked: cables and neighbours change."""
 MARKED, UNMARKED = "◆", " "
@@ -268,27 +269,49 @@ def probed_page(snapshot: FleetSnapshot, key: str, *, width: int) -> tuple[Line,
 
 
 def link_page(snapshot: FleetSnapshot, links: Links, key: str) -> tuple[Line, ...]:
-    """The links of the host under the cursor at their best and worst, both ways."""
+    """Of the host under the cursor, the links at their best and worst, both ways, and sums of its groups."""
     mine = [link for pair, link in links.by_pair.items() if key in pair]
     if not mine:
         return (line(Span(f" no link of {key} was measured: mark two hosts with space, then p measures", "dim")),)
     by_latency = sorted(mine, key=lambda link: link.latency_s)
     by_rate = sorted(mine, key=lambda link: -link.bytes_per_s)
     now_s = snapshot.taken_at_s
-    return tuple(
+    ends = (
+        ("quickest", by_latency[0]),
+        ("slowest", by_latency[-1]),
+        ("widest", by_rate[0]),
+        ("tightest", by_rate[-1]),
+    )
+    lines = [
         line(
             Span(f" {title:<8}", "dim"),
             f" {link.source} → {link.target}  {seconds_text(link.latency_s)}  {rate_text(link.bytes_per_s)}  "
             f"{link.source_device} to {link.target_device} by {link.carrier}",
             Span(f"  {age_text(max(0.0, now_s - link.measured_at_s))} ago", "dim"),
         )
-        for title, link in (
-            ("quickest", by_latency[0]),
-            ("slowest", by_latency[-1]),
-            ("widest", by_rate[0]),
-            ("tightest", by_rate[-1]),
+        for title, link in ends
+    ]
+    return (*lines, *_group_lines(snapshot, links.carrier, key))
+
+
+def _group_lines(snapshot: FleetSnapshot, carrier: str, key: str) -> list[Line]:
+    """All-reduces of the candidate groups that a host is in, by their size; the largest groups are left out."""
+    found = [
+        group
+        for host in snapshot.hosts
+        if host.probes is not None
+        for group in host.probes.groups
+        if group.carrier == carrier and key in {member.partition("/")[0] for member in group.members}
+    ]
+    found.sort(key=lambda group: (len(group.members), group.members))
+    return [
+        line(
+            Span(" sum     ", "dim"),
+            f" {' + '.join(group.members)}  ",
+            "  ".join(f"{bytes_text(each.num_bytes)} {seconds_text(each.seconds)}" for each in group.sums),
         )
-    )
+        for group in found[:MAX_GROUPS]
+    ]
 
 
 def probes_summary(snapshot: FleetSnapshot, links: Links, view: str, *, marked: frozenset[str]) -> tuple[Line, ...]:

@@ -107,6 +107,17 @@ def test_a_plan_that_was_made_anew_is_held_against_what_its_devices_did_before()
     assert predict_plan(FIRST, SMALL, facts) == predict_plan(FIRST, SMALL, with_runs(*fast, *slow))
 
 
+@pytest.mark.parametrize("factor", [0.3, 5.0])
+def test_what_runs_over_one_link_alone_show_is_not_laid_on_that_link(factor: float) -> None:
+    """A cost model that is wrong from the start is wrong everywhere: another link would be no better."""
+    runs = [
+        msgspec.structs.replace(run, ttft_s=run.ttft_s * factor, time_per_token_s=run.time_per_token_s * factor)
+        for run in story(0)
+    ]
+    assert not link_factors(calibrate(with_runs(*runs)))
+    assert hosts(plan_for(SMALL, with_runs(*runs), **ASKED)) == PAIR
+
+
 def test_after_a_change_the_next_plan_goes_over_other_links() -> None:
     facts = with_runs(*story(CHANGED_RUNS))
     again = predict_plan(FIRST, SMALL, facts)

@@ -17,7 +17,7 @@ from agent.planner.learning.workload import Context
 from odctl.fleet import Fleet, FleetSnapshot
 from odctl.inventory import Learning
 from odctl.learning import Change, LearningReport
-from tests.agent.facts.probes import device_probe, record_of
+from tests.agent.facts.probes import device_probe, group_probe, record_of
 from tests.odctl.tui import frozen_fleet as frozen
 
 T = TypeVar("T")
@@ -114,7 +114,12 @@ def snapshot(*, carriers: Sequence[str] = ("tls",)) -> FleetSnapshot:
         links = tuple(
             _link(pair, host.name, carrier) for carrier in carriers for pair in LATENCY_S if host.name in pair
         )
-        record = record_of(host.facts, device_probe(measured_at_s=frozen.NOW_S - 300), links=links)
+        groups = tuple(
+            group_probe(host.facts, other.facts, small_s=4e-4, large_s=2e-3)
+            for other in base.hosts
+            if other.facts is not None and other.name > host.name and other.name != "cpu03"
+        )
+        record = record_of(host.facts, device_probe(measured_at_s=frozen.NOW_S - 300), links=links, groups=groups)
         hosts.append(msgspec.structs.replace(host, probes=record))
     return msgspec.structs.replace(base, hosts=tuple(hosts))
 

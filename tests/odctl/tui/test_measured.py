@@ -173,6 +173,7 @@ async def test_the_matrix_shows_both_ways_by_rank(size: tuple[int, int]) -> None
         assert "Latency" in text
         assert "60 µs █" in text
         assert "6 of 30 directions by tls" in text
+        assert "cpu01/cpu + cpu02/cpu" in text, "sums of the groups that it is in"
         await pilot.press("v")
         await settle(pilot)
         text = screen_text(app)
