@@ -17,6 +17,7 @@ from agent.planner.cost import Estimate, estimate_layout
 from agent.planner.evidence import calibrate
 from agent.planner.layout import Layout, Place
 from agent.planner.learning.records import Lesson
+from agent.planner.lessons import current_lessons
 from agent.planner.memory import StageSizes
 from agent.planner.plan import Healing, ModelRef, Objective, Serving
 from agent.planner.predict import DEFAULT_PROMPT_TOKENS
@@ -89,6 +90,7 @@ class Problem:
         is_probe: bool = False,
         searches: dict[Hashable, tuple[int, ...]] | None = None,
         calibration: Calibration = PRIOR,
+        lessons: tuple[Lesson, ...] | None = None,
     ) -> None:
         self.request = request
         self.is_probe = is_probe
@@ -96,6 +98,8 @@ class Problem:
         self.serving = serving
         self.memory_scale = memory_scale
         self.calibration = calibration
+        self.lessons = request.lessons if lessons is None else lessons
+        """The request's, held against what the calibration predicts now."""
         self.plain_links = LinkTable(request.facts, is_network_trusted=serving.trusted_network)
         """As they are known: what estimates are made with, whose parts are corrected afterwards."""
         self.link_facts, self.links = request.facts.links, self.plain_links
@@ -161,6 +165,7 @@ class Problem:
             is_probe=self.is_probe if is_probe is None else is_probe,
             searches=self.searches,
             calibration=self.calibration,
+            lessons=self.lessons,
         )
 
 
@@ -246,7 +251,9 @@ def make_problem(request: PlanRequest) -> Problem:
             "must be at least 1",
         )
     _check_constraints(request, num_places=len(places), num_hosts=len({place.host for place in places}))
-    return Problem(request, places, serving, calibration=calibrate(request.facts))
+    calibration = calibrate(request.facts)
+    lessons = current_lessons(request.lessons, request.facts, calibration)
+    return Problem(request, places, serving, calibration=calibration, lessons=lessons)
 
 
 def _check_draft(request: PlanRequest) -> None:

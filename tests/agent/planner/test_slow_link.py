@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from agent.facts.cluster import ClusterFacts
 from agent.facts.run import MeasuredRun
-from agent.planner.advise import current_lessons
 from agent.planner.calibration import (
     MeasuredTime,
     corrections_of,
@@ -190,7 +189,7 @@ def test_lessons_are_held_against_what_is_predicted_today_and_end_with_a_change(
     elsewhere = msgspec.structs.replace(lesson, plan_hash="another")
     later = msgspec.structs.replace(lesson, at_s=102.0)
     problem = make_problem(request(SMALL, facts, lessons=(lesson, elsewhere, later), **ASKED))
-    kept = current_lessons(problem)
+    kept = problem.lessons
     assert kept[0] == elsewhere, "of a plan whose runs nobody knows, the promise is all there is"
     (last,) = kept[1:]
     assert isinstance(last.what, PlanMeasured)
