@@ -36,7 +36,8 @@ class ProbesScreen(TableScreen):
         Binding("v", "next_view", "Devices/links", id="probes.view"),
         Binding("c", "next_carrier", "Carrier", id="probes.carrier", show=False),
         Binding("space", "mark", "Mark", id="probes.mark"),
-        Binding("p", "probe", "Probe…", id="probes.probe"),
+        Binding("p", "probe(False)", "Probe…", id="probes.probe"),
+        Binding("P", "probe(True)", "Probe quickly, with small sizes…", id="probes.quick", show=False),
     ]
 
     class Progressed(Message):
@@ -98,7 +99,7 @@ class ProbesScreen(TableScreen):
         self.redraw()
         self.table.action_move(1)
 
-    def action_probe(self) -> None:
+    def action_probe(self, is_quick: bool) -> None:
         """Ask, then measure the marked hosts, or the one under the cursor."""
         if self.odctl.is_read_only:
             self.notify("this session is read-only: ^x (or :unlock) allows changes for ten minutes", title="RO")
@@ -111,26 +112,28 @@ class ProbesScreen(TableScreen):
         if not hosts:
             return
         pairs = len(hosts) * (len(hosts) - 1) // 2
+        how_long = "some seconds a host, and rougher figures" if is_quick else "up to a minute a host"
+        what = f"Devices and {plural(pairs, 'link')}" if pairs else "Devices"
         lines = [
             ", ".join(hosts),
-            f"Devices{' and ' + plural(pairs, 'link') if pairs else ''} are measured again: up to a minute a host, "
-            "in which they are busy.",
+            f"{what} are measured again: {how_long}. They are busy meanwhile.",
             "A host that serves a deployment refuses, and says so.",
         ]
+        title = f"Probe {plural(len(hosts), 'host')}{' quickly' if is_quick else ''}?"
         self.app.push_screen(
-            ConfirmScreen(title=f"Probe {plural(len(hosts), 'host')}?", lines=lines, verb="Probe"),
-            lambda is_sure: self._begin(hosts) if is_sure else None,
+            ConfirmScreen(title=title, lines=lines, verb="Probe"),
+            lambda is_sure: self._begin(hosts, is_quick=is_quick) if is_sure else None,
         )
 
-    def _begin(self, hosts: list[str]) -> None:
+    def _begin(self, hosts: list[str], *, is_quick: bool) -> None:
         self.is_probing = True
         self._say(f"↻ measuring {', '.join(hosts[:6])} …", is_trouble=False)
-        self._probe(hosts)
+        self._probe(hosts, is_quick=is_quick)
 
     @work(group="probe")
-    async def _probe(self, hosts: list[str]) -> None:
+    async def _probe(self, hosts: list[str], *, is_quick: bool) -> None:
         try:
-            outcome = await self.odctl.prober.probe(self.odctl.feed, hosts, self._take_progress, is_quick=False)
+            outcome = await self.odctl.prober.probe(self.odctl.feed, hosts, self._take_progress, is_quick=is_quick)
         except FleetError as error:
             self._end(f"✗ {error}", is_trouble=True)
             return
