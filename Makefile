@@ -6,7 +6,7 @@ SECONDS ?= 3600
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-ssh test test-slow test-gguf check format screenshots bench soak bench-preview bench-links bench-faults bench-planner bench-learning bench-simulate bench-silicon debian clean
+.PHONY: help demo demo-ssh test test-slow test-gguf check format screenshots bench soak bench-preview bench-links bench-faults bench-planner bench-learning bench-simulate bench-slow-link bench-silicon debian clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -62,6 +62,9 @@ bench-planner: $(VENV)/.dev ## time planning up to 50,000 hosts, and plan a publ
 
 bench-learning: $(VENV)/.dev ## regret of learning to choose, replayed on public measured runs; writes docs/benchmarks.md
 	$(BIN)/python -m tests.benchmarks.learning
+
+bench-slow-link: $(VENV)/.dev ## a link becomes slow, and the plan leaves it (root: a namespace); writes docs/benchmarks.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.slow_link
 
 bench-silicon: $(VENV)/.dev ## the calibrated cost model against public measured deployments; writes docs/benchmarks.md
 	$(BIN)/python -m tests.benchmarks.silicon_fit

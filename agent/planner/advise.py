@@ -9,17 +9,13 @@ from typing import Literal
 
 import msgspec
 
-from agent.errors import FleetError
 from agent.planner.cost import Estimate
-from agent.planner.evidence import MAX_RUNS, changes
-from agent.planner.file import plan_from_toml
 from agent.planner.layout import Layout
 from agent.planner.learning.bandit import ResidualBandit
 from agent.planner.learning.choose import Candidate, Choice, choose
-from agent.planner.learning.records import Figures, Lesson, PlanChosen, PlanMeasured, arm_of
+from agent.planner.learning.records import Lesson, PlanChosen, PlanMeasured, arm_of
 from agent.planner.learning.workload import NUM_FEATURES, Context, features_of, link_class
 from agent.planner.plan import ObjectiveKind
-from agent.planner.predict import predict_plan
 from agent.planner.problem import Problem, choose_estimated, objective_value
 from agent.planner.shards import weight_bytes
 
@@ -57,13 +53,30 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.runs.values())
 
 
+class DriftAlarm(msgspec.Struct, frozen=True, kw_only=True):
+    """A measurement with which one strategy's had left what was learnt: what came before then fades fast."""
+
+    at_s: float
+    deployment: str
+    arm: str
+    ratio: float
+    """Measured by predicted, of its time per token."""
+
+
+def drift_alarms(lessons: Sequence[Lesson]) -> tuple[DriftAlarm, ...]:
+    """Alarms of the bandit that learns times per token, oldest first."""
+    found: list[DriftAlarm] = []
+    _learn(lessons[-TRAINED_LESSONS:], "time_per_token_s", found)
+    return tuple(found)
+
+
 def advise(problem: Problem, layouts: Sequence[Layout]) -> Advice | None:
     """Choose among these; None where nothing was measured that the objective could learn from."""
     request = problem.request
     figure = FIGURES.get(request.objective.kind)
     if figure is None or request.objective.strategy != "adaptive" or not request.lessons or problem.is_probe:
         return None
-    bandit = _train(current_lessons(problem)[-TRAINED_LESSONS:], figure)
+    bandit = _train(problem.lessons[-TRAINED_LESSONS:], figure)
     by_arm: dict[str, list[Layout]] = {}
     for layout in layouts:
         by_arm.setdefault(arm_of(layout.tensor_parallel_sizes), []).append(layout)
@@ -79,50 +92,6 @@ def advise(problem: Problem, layouts: Sequence[Layout]) -> Advice | None:
     return Advice(
         layouts=tuple(found.values()), arms=tuple(found), choice=choice, runs=bandit.runs, alarms=bandit.alarms
     )
-
-
-def current_lessons(problem: Problem) -> tuple[Lesson, ...]:
-    """Lessons as they are to be learnt from now: what was measured, against what would be predicted today.
-
-    Runs have corrected the cost model since a plan was made; against its old promise the same error would count
-    twice, and for plans that have nothing to do with it. Left out is what was measured before a change that runs of
-    the plan's own links or devices show.
-    """
-    facts = problem.request.facts
-    if not facts.runs:
-        return problem.request.lessons
-    since, promised = changes(facts), _promised(problem)
-    out = []
-    for lesson in problem.request.lessons:
-        measured = lesson.what
-        if isinstance(measured, PlanMeasured):
-            if lesson.at_s < since.get(lesson.plan_hash, -math.inf):
-                continue
-            measured = msgspec.structs.replace(
-                measured, predicted=promised.get(lesson.plan_hash, measured.predicted)
-            )
-        out.append(msgspec.structs.replace(lesson, what=measured))
-    return tuple(out)
-
-
-def _promised(problem: Problem) -> dict[str, Figures]:
-    """What today's facts and constants predict for the plans that runs are known of, by hash."""
-    facts = problem.request.facts
-    found: dict[str, Figures] = {}
-    for run in reversed(facts.runs[-MAX_RUNS:]):
-        if run.plan_hash in found:
-            continue
-        plan = plan_from_toml(run.plan_toml, file=f"plan {run.plan_hash[:12]}")
-        try:
-            predicted = predict_plan(plan, run.spec, facts, calibration=problem.calibration)
-        except FleetError:
-            continue  # its devices are gone: what it promised then is all there is
-        found[run.plan_hash] = Figures(
-            time_per_token_s=predicted.time_per_token_s,
-            ttft_s=predicted.ttft_s,
-            tokens_per_s=predicted.tokens_per_s,
-        )
-    return found
 
 
 def choose_layout(problem: Problem, layouts: Sequence[Layout]) -> tuple[Layout, Estimate] | None:
@@ -158,6 +127,11 @@ def _active_bytes(problem: Problem) -> float:
 @lru_cache(maxsize=4)
 def _train(lessons: tuple[Lesson, ...], figure: FigureName) -> ResidualBandit:
     """A bandit that has seen them in order. A choice changes nothing in it but makes room for new arms."""
+    return _learn(lessons, figure, [])
+
+
+def _learn(lessons: Sequence[Lesson], figure: FigureName, alarms: list[DriftAlarm]) -> ResidualBandit:
+    """The same; `alarms` gets each that was raised."""
     bandit = ResidualBandit(NUM_FEATURES)
     for lesson in lessons:
         measured = lesson.what
@@ -167,7 +141,15 @@ def _train(lessons: tuple[Lesson, ...], figure: FigureName) -> ResidualBandit:
         predicted = measured.predicted.time_per_token_s
         if residual is not None and predicted:
             features = features_of(measured.context, predicted)
-            bandit.observe(measured.arm, features, residual, model=measured.model)
+            if bandit.observe(measured.arm, features, residual, model=measured.model):
+                alarms.append(
+                    DriftAlarm(
+                        at_s=lesson.at_s,
+                        deployment=lesson.deployment,
+                        arm=measured.arm,
+                        ratio=math.exp(residual),
+                    )
+                )
     return bandit
 
 

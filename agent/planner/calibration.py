@@ -6,7 +6,8 @@ correction c for each part, and one b for what all runs of a model have in commo
     t = exp(b) * sum_k s_k * exp(c_k).
 
 What goes over a link between two hosts is a part of its own, `tls messages @ a+b`, and has two corrections added
-up: that of the carrier, which all its links have in common, and that of the link.
+up: that of the carrier, which all its links have in common, and that of the link, which has one for what a message
+waits and one for its bytes: a port that fell back to 100 Mbit/s waits no longer than before.
 
 Before anything was measured corrections are 0 up to their prior's deviation; a measured run tells log t up to
 `RUN_NOISE`. Corrections are the mode of what is known then: least squares of the logarithms with a ridge towards
@@ -41,6 +42,7 @@ PRIOR_DEVIATION = {
     "reduces": 0.35,
     "reduced_bytes": 0.35,
     "messages": 0.5,
+    "message_bytes": 0.5,
     "step": 0.6,
 }
 """Deviation of the logarithm of each constant, by the last word of a part's name.
@@ -66,6 +68,7 @@ COVERAGE_DEVIATIONS = 1.2816
 """The normal distribution's deviations for it, two-sided."""
 AT, LINK = " @ ", "link "
 """Of the names of parts that go over a link, and of its correction."""
+WAIT, RATE = "latency ", "rate "
 FORMERLY = ", formerly"
 """Ends both where the link was another one than it is now."""
 MAX_ITERATIONS = 60
@@ -163,17 +166,19 @@ def over_links(name: str, seconds: float, links: Sequence[HostPair]) -> dict[str
 def corrections_of(part: str) -> tuple[str, ...]:
     """What corrects a part: its own constant, and where it goes over a link between hosts, the link's."""
     name, is_linked, link = part.partition(AT)
-    return (name, f"{LINK}{link}") if is_linked else (name,)
+    kind = RATE if name.endswith("bytes") else WAIT
+    return (name, f"{LINK}{kind}{link}") if is_linked else (name,)
 
 
-def link_factors(calibration: Calibration) -> dict[HostPair, float]:
-    """By what runs found a link slower than its carrier's others (below 1: faster), of those that were used."""
-    found = {}
+def link_factors(calibration: Calibration) -> dict[HostPair, tuple[float, float]]:
+    """By what runs found a link's latency longer, and its bytes slower, than known; of the links that were used."""
+    found: dict[HostPair, dict[str, float]] = {}
     for name, value in calibration.corrections.items():
         if name.startswith(LINK) and not name.endswith(FORMERLY):
-            one, _, other = name.removeprefix(LINK).partition("+")
-            found[one, other] = math.exp(value)
-    return found
+            kind = RATE if name.startswith(f"{LINK}{RATE}") else WAIT
+            one, _, other = name.removeprefix(f"{LINK}{kind}").partition("+")
+            found.setdefault((one, other), {})[kind] = math.exp(value)
+    return {pair: (each.get(WAIT, 1.0), each.get(RATE, 1.0)) for pair, each in found.items()}
 
 
 def predict_rate_interval(amount: float, parts: Parts, calibration: Calibration, *, model: str = "") -> Interval:

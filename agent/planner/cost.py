@@ -96,6 +96,8 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
     carrier: str = "tls"
     crossed: tuple[HostPair, ...] = ()
     """The links between hosts that its group's sums go over."""
+    bytes_share: float = 0.0
+    """Of these sums' time, what goes with their size; sums within a host have one constant for all of it."""
     flops_part: str = "decode_flops"
 
     def parts(self, num_layers: int, *, first: bool, last: bool) -> dict[str, float]:
@@ -113,7 +115,8 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
             "step": last * (self.last_s - self.head_s - self.gather_s),
         }
         sums_s = num_layers * self.layer_reduce_s + first * reduce_s + last * self.gather_s
-        spent |= over_links(f"{self.carrier} reduces", sums_s, self.crossed)
+        spent |= over_links(f"{self.carrier} reduces", sums_s * (1 - self.bytes_share), self.crossed)
+        spent |= over_links(f"{self.carrier} reduced_bytes", sums_s * self.bytes_share, self.crossed)
         return {name: seconds for name, seconds in spent.items() if seconds > 0}
 
     def stage_s(self, num_layers: int, *, first: bool, last: bool) -> float:
@@ -409,6 +412,8 @@ def stage_cost(
     link = group_link(places, links)
     carrier = carrier_between(places, links)
     reduce_s = all_reduce_s(link, step.rows * spec.hidden_size * element, p, carrier=carrier)
+    crossed = crossed_links(itertools.combinations(places, 2))
+    waits_s = all_reduce_s(link, 0, p, carrier=carrier)
     overheads = layer_overheads(spec, step)
     reads_s = flops_s = compute_s = head_s = embed_s = experts_s = 0.0
     slowest = ""
@@ -448,7 +453,8 @@ def stage_cost(
         gather_s=gather_s,
         device=slowest,
         carrier=carrier,
-        crossed=crossed_links(itertools.combinations(places, 2)),
+        crossed=crossed,
+        bytes_share=max(0.0, 1 - waits_s / reduce_s) if crossed and reduce_s > 0 else 0.0,
         flops_part="prefill_flops" if step.is_prefill else "decode_flops",
     )
 
@@ -546,16 +552,24 @@ def pipeline_times(
     pairs = list(zip(layout.stages, layout.stages[1:], strict=False))
     between = [hop_link(a, b, links) for a, b in pairs]
     hops = tuple(hop_s(a, b, hop_bytes, links) for a, b in pairs)
-    carriers = [carrier_between((a.places[0], b.places[0]), links) for a, b in pairs]
     return PipelineTimes(
         stages=stages,
         hops=hops,
         sends=(*(hop_bytes / link.bytes_per_s for link in between), 0.0),
         stage_parts=tuple(cost.parts(layers, first=first, last=end) for cost, layers, first, end in ends),
-        hop_parts=tuple(
-            over_links(f"{carrier} messages", hop, crossed_links(hop_pairs(a, b)))
-            for carrier, hop, (a, b) in zip(carriers, hops, pairs, strict=True)
-        ),
+        hop_parts=tuple(_hop_parts(a, b, hop, links) for hop, (a, b) in zip(hops, pairs, strict=True)),
+    )
+
+
+def _hop_parts(sender: StageLayout, receiver: StageLayout, seconds: float, links: LinkTable) -> dict[str, float]:
+    """Of a hop, what a message takes whatever its size, and what its bytes do; within a host, one for both."""
+    carrier = carrier_between((sender.places[0], receiver.places[0]), links)
+    crossed = crossed_links(hop_pairs(sender, receiver))
+    if not crossed:
+        return {f"{carrier} messages": seconds}
+    waits_s = min(seconds, hop_s(sender, receiver, 0, links))
+    return over_links(f"{carrier} messages", waits_s, crossed) | over_links(
+        f"{carrier} message_bytes", seconds - waits_s, crossed
     )
 
 

@@ -17,6 +17,7 @@ from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
 from agent.facts.run import MeasuredRun
 from agent.planner.calibration import (
+    AT,
     FORMERLY,
     LINK,
     PRIOR,
@@ -39,6 +40,8 @@ CHANGE = math.log(1.6)
 """From here on, runs of one plan differ by more than their noise and their machines' usual load."""
 CHANGED_RUNS = 2
 """So many in a row, all off to the same side: one alone may have met a busy machine."""
+NOTICED_LINK = CHANGE
+"""A link that differs by less is like the others: a plan does not move for the noise of its own runs."""
 GATEWAY_PART = "gateway messages"
 """A step's way from the gateway to the first stage and back from the last."""
 
@@ -49,6 +52,9 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     times: tuple[MeasuredTime, ...] = ()
     touched: frozenset[str] = frozenset()
     """Links between hosts that it went over, by their corrections' names; without any, its devices."""
+    series: tuple[str, ...] = ()
+    """What it may be held against: runs of the same model on the same devices in the same roles, however the plan's
+    file has changed since."""
 
 
 def calibrate(facts: ClusterFacts) -> Calibration:
@@ -62,7 +68,14 @@ def calibrate(facts: ClusterFacts) -> Calibration:
         return PRIOR
     told = _told(facts)
     begins = _begins(facts.runs[-MAX_RUNS:], told)
-    return fit_calibration([time for at, each in enumerate(told) for time in _still_true(each, begins, at)])
+    times = [time for at, each in enumerate(told) for time in _still_true(each, begins, at)]
+    fitted = fit_calibration(times if _tells_links_apart(times) else [_of_any_link(time) for time in times])
+    kept = {
+        name: value
+        for name, value in fitted.corrections.items()
+        if not name.startswith(LINK) or abs(value) >= NOTICED_LINK
+    }
+    return msgspec.structs.replace(fitted, corrections=kept)
 
 
 def changes(facts: ClusterFacts) -> dict[str, float]:
@@ -103,21 +116,35 @@ def _still_true(told: Told, begins: Mapping[str, int], index: int) -> list[Measu
     ]
 
 
+def _tells_links_apart(times: Sequence[MeasuredTime]) -> bool:
+    """Whether there are two links, or one before and after a change.
+
+    What runs over a single link show may be its carrier's, or the model's: it says nothing against that link.
+    """
+    return len({part.partition(AT)[2] for time in times for part in time.parts if AT in part}) > 1
+
+
+def _of_any_link(time: MeasuredTime) -> MeasuredTime:
+    return msgspec.structs.replace(
+        time, parts=sum_parts(*({part.partition(AT)[0]: seconds} for part, seconds in time.parts.items()))
+    )
+
+
 def _begins(runs: Sequence[MeasuredRun], told: Sequence[Told]) -> dict[str, int]:
     """Of each link, or device, that changed, the index of the first run since.
 
-    A change is found in one plan's runs, held against each other. It may be any of its links', and so ends what
-    other plans' runs told of them before.
+    A change is found in runs of one layout, held against each other. It may be any of its links', and so ends what
+    other layouts' runs told of them before.
     """
-    series: dict[tuple[str, int], list[int]] = {}
+    series: dict[tuple[tuple[str, ...], int, bool], list[tuple[int, float]]] = {}
     for index, run in enumerate(runs):
-        if told[index].times and run.time_per_token_s > 0:
-            series.setdefault((run.plan_hash, run.streams), []).append(index)
+        for number, time in enumerate(told[index].times):
+            is_ttft = number > 0 or run.time_per_token_s <= 0
+            series.setdefault((told[index].series, run.streams, is_ttft), []).append((index, _log_off(time)))
     begins: dict[str, int] = {}
-    for indices in series.values():
-        off = [_log_off(told[index].times[0]) for index in indices]
-        begin = indices[regime_start(off)]
-        if begin > indices[0]:
+    for of_one_plan in series.values():
+        begin = of_one_plan[regime_start([off for _, off in of_one_plan])][0]
+        if begin > of_one_plan[0][0]:
             for name in told[begin].touched:
                 begins[name] = max(begins.get(name, 0), begin)
     return begins
@@ -187,7 +214,11 @@ def _told_by(run: MeasuredRun, facts: ClusterFacts) -> Told:
     estimate, layout = max(estimated, key=lambda pair: pair[0].time_per_token_s)
     times = _against(run, plan, estimate, way_s=gateway_way_s(layout, links, gateway=plan.gateway_host))
     crossed = {name for time in times for part in time.parts for name in corrections_of(part)[1:]}
-    return Told(times=tuple(times), touched=frozenset(crossed or {place.name for place in layout.places}))
+    return Told(
+        times=tuple(times),
+        touched=frozenset(crossed or {place.name for place in layout.places}),
+        series=(model_key(run.spec, serving), *(stage.name for stage in layout.stages)),
+    )
 
 
 def _against(run: MeasuredRun, plan: Plan, estimate: Estimate, *, way_s: float) -> list[MeasuredTime]:

@@ -17,6 +17,7 @@ from agent.planner.cost import Estimate, estimate_layout
 from agent.planner.evidence import calibrate
 from agent.planner.layout import Layout, Place
 from agent.planner.learning.records import Lesson
+from agent.planner.lessons import current_lessons
 from agent.planner.memory import StageSizes
 from agent.planner.plan import Healing, ModelRef, Objective, Serving
 from agent.planner.rates import LinkTable, corrected_links
@@ -93,6 +94,7 @@ class Problem:
         is_probe: bool = False,
         searches: dict[Hashable, tuple[int, ...]] | None = None,
         calibration: Calibration = PRIOR,
+        lessons: tuple[Lesson, ...] | None = None,
     ) -> None:
         self.request = request
         self.is_probe = is_probe
@@ -100,6 +102,8 @@ class Problem:
         self.serving = serving
         self.memory_scale = memory_scale
         self.calibration = calibration
+        self.lessons = request.lessons if lessons is None else lessons
+        """The request's, held against what the calibration predicts now."""
         self.plain_links = LinkTable(request.facts, is_network_trusted=serving.trusted_network)
         """As they are known: what estimates are made with, whose parts are corrected afterwards."""
         self.link_facts, self.links = request.facts.links, self.plain_links
@@ -173,6 +177,7 @@ class Problem:
             is_probe=self.is_probe if is_probe is None else is_probe,
             searches=self.searches,
             calibration=self.calibration,
+            lessons=self.lessons,
         )
 
 
@@ -268,7 +273,9 @@ def make_problem(request: PlanRequest, *, calibration: Calibration | None = None
             hint=f"ask for --context {asked}, or for predictions of less",
         )
     _check_constraints(request, num_places=len(places), num_hosts=len({place.host for place in places}))
-    return Problem(request, places, serving, calibration=calibration or calibrate(request.facts))
+    calibration = calibration or calibrate(request.facts)
+    lessons = current_lessons(request.lessons, request.facts, calibration)
+    return Problem(request, places, serving, calibration=calibration, lessons=lessons)
 
 
 def _check_draft(request: PlanRequest) -> None:

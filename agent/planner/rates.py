@@ -224,8 +224,10 @@ def nominal_of(device: DeviceFacts) -> Nominal:
     return GPUS[max(known, key=len)] if known else UNKNOWN_GPU
 
 
-def corrected_links(facts: ClusterFacts, factors: Mapping[tuple[str, str], float]) -> tuple[LinkFacts, ...]:
-    """The links of a cluster, each slower by its factor, in both directions; a default's where none was known."""
+def corrected_links(
+    facts: ClusterFacts, factors: Mapping[tuple[str, str], tuple[float, float]]
+) -> tuple[LinkFacts, ...]:
+    """The links of a cluster, latency and bytes of each slower by its factors; a default where none was known."""
     known = {(link.source, link.target) for link in facts.links}
     there = {host.name for host in facts.hosts}
     unknown = [
@@ -234,21 +236,21 @@ def corrected_links(facts: ClusterFacts, factors: Mapping[tuple[str, str], float
         if {one, other} <= there and (one, other) not in known and (other, one) not in known
     ]
     return tuple(
-        _slowed(link, factors.get((min(link.source, link.target), max(link.source, link.target)), 1.0))
+        _slowed(link, *factors.get((min(link.source, link.target), max(link.source, link.target)), (1.0, 1.0)))
         for link in (*facts.links, *unknown)
     )
 
 
-def _slowed(link: LinkFacts, factor: float) -> LinkFacts:
-    if factor == 1.0:
+def _slowed(link: LinkFacts, longer: float, slower: float) -> LinkFacts:
+    if longer == slower == 1.0:
         return link
     sums = (link.reduce_latency_s, link.reduce_bytes_per_s)
     return msgspec.structs.replace(
         link,
-        latency_s=link.latency_s * factor,
-        bytes_per_s=link.bytes_per_s / factor,
-        reduce_latency_s=None if sums[0] is None else sums[0] * factor,
-        reduce_bytes_per_s=None if sums[1] is None else sums[1] / factor,
+        latency_s=link.latency_s * longer,
+        bytes_per_s=link.bytes_per_s / slower,
+        reduce_latency_s=None if sums[0] is None else sums[0] * longer,
+        reduce_bytes_per_s=None if sums[1] is None else sums[1] / slower,
     )
 
 

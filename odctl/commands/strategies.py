@@ -12,6 +12,7 @@ from odctl.result import ExitCode, Result, run_command
 if TYPE_CHECKING:
     from agent.planner.learning.state import Selection
     from agent.planner.learning.summary import StrategyRow
+    from odctl.learning import LearningReport
 
 SHOWN_SELECTIONS = 40
 
@@ -33,39 +34,47 @@ def strategies(inventory_path: str, *, with_history: bool) -> Result:
     import msgspec
 
     from agent.errors import FleetError
-    from agent.planner.learning.state import replay
-    from agent.planner.learning.summary import summarise
     from odctl.fleet import Fleet
     from odctl.inventory import Inventory
-    from odctl.learning import read_lessons
+    from odctl.learning import read_learning
     from odctl.session import visit_fleet, warn_unreachable
 
     async def look(fleet: Fleet, inventory: Inventory) -> Result:
-        lessons, missing = await read_lessons(fleet)
-        warn_unreachable(missing)
-        if len(missing) == len(fleet.hosts):
-            raise next(iter(missing.values()), FleetError("E105", "the inventory has no host"))
-        state = replay(lessons)
-        rows = summarise(state)
-        settings = inventory.learning
-        lines = [_weights_line(msgspec.structs.asdict(state.weights))]
-        if not settings.enabled:
-            lines.append("learning is switched off in the inventory: plans are neither recorded nor advised")
-        lines += _table(rows)
+        report = await read_learning(fleet, inventory.learning)
+        warn_unreachable({host: FleetError.from_detail(why, host=host) for host, why in report.missing.items()})
+        lines = [_weights_line(msgspec.structs.asdict(report.weights)), *_state_lines(report)]
+        lines += _table(report.strategies)
         if with_history:
-            lines += ["", *(_selection_line(selection) for selection in state.selections[-SHOWN_SELECTIONS:])]
-            if len(state.selections) > SHOWN_SELECTIONS:
-                lines.append(f"and {len(state.selections) - SHOWN_SELECTIONS} earlier ones (--json has them all)")
-        data = {
-            "settings": msgspec.to_builtins(settings),
-            "weights": msgspec.to_builtins(state.weights),
-            "strategies": msgspec.to_builtins(rows),
-            "history": msgspec.to_builtins(state.selections),
-        }
-        code = ExitCode.UNREACHABLE if missing else ExitCode.OK
-        return Result(kind="strategies", data=data, prose="\n".join(lines), exit_code=code)
+            lines += ["", *(_selection_line(selection) for selection in report.history[-SHOWN_SELECTIONS:])]
+            if len(report.history) > SHOWN_SELECTIONS:
+                lines.append(f"and {len(report.history) - SHOWN_SELECTIONS} earlier ones (--json has them all)")
+        code = ExitCode.UNREACHABLE if report.missing else ExitCode.OK
+        return Result(kind="strategies", data=msgspec.to_builtins(report), prose="\n".join(lines), exit_code=code)
 
     return visit_fleet(inventory_path, look)
+
+
+def _state_lines(report: LearningReport) -> list[str]:
+    """What holds for all strategies: whether anything is learnt, and what changed under it."""
+    lines = []
+    if not report.settings.enabled:
+        lines.append("learning is switched off in the inventory: plans are neither recorded nor advised")
+    if report.regret is not None:
+        lines.append(f"regret so far: a token took {report.regret:.1%} longer than with the best strategy measured")
+    for alarm in report.alarms:
+        lines.append(
+            f"drift alarm {_when(alarm.at_s)}: {alarm.arm} of {alarm.deployment} took {alarm.ratio:.2f} times what "
+            "was predicted; what was learnt before fades"
+        )
+    for change in report.changes:
+        lines.append(
+            f"plan {change.plan_hash[:12]} changed {_when(change.since_s)}: runs before it say nothing of its links"
+        )
+    return lines
+
+
+def _when(at_s: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_s))
 
 
 def _weights_line(weights: dict[str, float]) -> str:
@@ -114,7 +123,7 @@ def _selection_line(selection: Selection) -> str:
     from agent.planner.words import seconds_words
 
     chosen = selection.chosen
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(selection.at_s))
+    when = _when(selection.at_s)
     promised = chosen.predicted.time_per_token_s
     line = (
         f"{when}  {selection.deployment} generation {selection.generation}  plan {selection.plan_hash[:12]}  "

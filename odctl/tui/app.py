@@ -31,6 +31,7 @@ from odctl.tui.model.commands import COMMANDS, Call, CommandError, parse_command
 from odctl.tui.model.frame import MODES as TABS
 from odctl.tui.model.plan_editor import open_editor
 from odctl.tui.model.plans import PlanChoice, preview_of
+from odctl.tui.probing import FleetProber, Prober
 from odctl.tui.screens.apply import ApplyScreen
 from odctl.tui.screens.chat import ChatScreen
 from odctl.tui.screens.confirm import ConfirmScreen
@@ -41,9 +42,11 @@ from odctl.tui.screens.fleet import FleetScreen
 from odctl.tui.screens.frame import FrameScreen
 from odctl.tui.screens.help import HelpScreen
 from odctl.tui.screens.host import HostScreen
+from odctl.tui.screens.learning import LearningScreen
 from odctl.tui.screens.models import ModelsScreen
 from odctl.tui.screens.plan_editor import PlanEditorScreen
 from odctl.tui.screens.plans import PlansScreen
+from odctl.tui.screens.probes import ProbesScreen
 from odctl.tui.screens.table import TableScreen
 
 UNLOCKED_S = 600.0
@@ -76,6 +79,8 @@ class OdctlApp(App[None]):
         "chat": ChatScreen,
         "models": ModelsScreen,
         "events": EventsScreen,
+        "learning": LearningScreen,
+        "probes": ProbesScreen,
     }
     DEFAULT_MODE = "fleet"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -90,7 +95,13 @@ class OdctlApp(App[None]):
     ]
 
     def __init__(
-        self, feed: Feed, *, clock: Clock, applier: Applier | None = None, basis_reader: BasisReader | None = None
+        self,
+        feed: Feed,
+        *,
+        clock: Clock,
+        applier: Applier | None = None,
+        basis_reader: BasisReader | None = None,
+        prober: Prober | None = None,
     ) -> None:
         # Only native ANSI colours can be dropped: Textual greys others, and then default text turns black on black.
         has_no_color = os.environ.get("NO_COLOR") is not None
@@ -103,6 +114,7 @@ class OdctlApp(App[None]):
         self.is_read_only = True
         self._applier: Applier = applier or FleetApplier()
         self._basis_reader: BasisReader = basis_reader or FleetBasisReader()
+        self.prober: Prober = prober or FleetProber()
         self._relock: Timer | None = None
         self._last_mode = ""
         self._failure: BaseException | None = None
@@ -306,7 +318,7 @@ class OdctlApp(App[None]):
             case "events" if argument:
                 self.action_mode("events")
                 self.call_after_refresh(self._with_screen, EventsScreen, lambda screen: screen.choose(argument))
-            case "plans" | "deployments" | "chat" | "faults" | "models" | "events":
+            case "plans" | "deployments" | "chat" | "faults" | "models" | "events" | "learning" | "probes":
                 self.action_mode(call.command)
             case "sort":
                 self._sort(argument)

@@ -13,7 +13,7 @@ import msgspec
 from agent.errors import FleetError
 from odctl.fleet import Fleet, FleetSnapshot, open_fleet, watch_fleet
 from odctl.fleet.clock import Clock
-from odctl.inventory import Inventory
+from odctl.inventory import Inventory, Learning
 
 T = TypeVar("T")
 STREAM_BUFFER = 256
@@ -30,6 +30,11 @@ class Feed(Protocol):
 
     @property
     def cluster(self) -> str: ...
+
+    @property
+    def learning(self) -> Learning:
+        """What the inventory says of learning."""
+        ...
 
     def start(
         self, on_snapshot: Callable[[FleetSnapshot], None], on_failure: Callable[[BaseException], None]
@@ -53,6 +58,7 @@ class FleetFeed:
 
     def __init__(self, inventory: Inventory, clock: Clock) -> None:
         self.cluster = inventory.cluster
+        self.learning = inventory.learning
         self._inventory = inventory
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -20,6 +20,7 @@ from odctl.result import exit_code_of, render_error
 from odctl.tui.app import OdctlApp
 from odctl.tui.feed import FleetFeed
 from odctl.tui.screens.chat import ChatScreen
+from odctl.tui.screens.learning import LearningScreen
 from odctl.tui.screens.models import ModelsScreen
 from odctl.tui.screens.plan_editor import PlanEditorScreen
 
@@ -63,6 +64,9 @@ def _steps(plan: Path | None, question: str) -> list[Step]:
         ("faults", _keys("4")),
         ("models", _models),
         ("events", _keys("7")),
+        ("learning", _learning),
+        ("probes", _keys("9")),
+        ("links", _keys("v")),
         ("chat", _chat(question)),
         ("help", _keys("1", "question_mark")),
     ]
@@ -102,6 +106,12 @@ async def _editor(pilot: Pilot[None], app: OdctlApp) -> None:
 async def _models(pilot: Pilot[None], app: OdctlApp) -> None:
     await pilot.press("6")
     await _until(lambda: isinstance(app.screen, ModelsScreen) and app.screen.has_answers, LIVE_TIMEOUT_S)
+    await pilot.pause(SETTLE_S)
+
+
+async def _learning(pilot: Pilot[None], app: OdctlApp) -> None:
+    await pilot.press("8")
+    await _until(lambda: isinstance(app.screen, LearningScreen) and app.screen.report is not None, LIVE_TIMEOUT_S)
     await pilot.pause(SETTLE_S)
 
 

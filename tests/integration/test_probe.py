@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from agent.planner.file import plan_from_toml
 from agent.planner.plan import Plan
+from odctl.fleet.clock import SystemClock
+from odctl.inventory import load_inventory
+from odctl.tui.app import OdctlApp
+from odctl.tui.feed import FleetFeed
+from odctl.tui.screens.probes import ProbesScreen
 from tests.integration.cluster import Cluster, free_listen, open_cluster, until
+from tests.odctl.tui.reading import screen_text
 
 NAMES = ("h1", "h2", "h3")
 
@@ -88,6 +95,42 @@ def test_what_is_measured_is_kept_shown_and_planned_with(
     assert prose.exit_code == 0, prose
     for part in ("h3/cpu", "GB/s", "links by tls, from row to column", "h1/cpu + h2/cpu + h3/cpu", " ago, quick"):
         assert part in prose.stdout, prose.stdout
+
+
+async def test_marked_hosts_are_measured_from_the_ui(cluster: Cluster) -> None:
+    """1. a host is probed quickly from its row 2. the screen shows the new figures 3. learning has no data"""
+    clock = SystemClock()
+    app = OdctlApp(FleetFeed(load_inventory(cluster.lab.inventory_path), clock), clock=clock)
+    app.animation_level = "none"
+    began_s = clock.now_s()
+    async with app.run_test(size=(140, 40)) as pilot:
+        await wait(lambda: app.snapshot is not None and all(host.state == "live" for host in app.snapshot.hosts))
+        await pilot.press("9", "ctrl+x")
+        await pilot.pause()
+        screen = app.screen
+        assert isinstance(screen, ProbesScreen)
+        screen.draw(app.snapshot)
+        screen.table.move_to("h2/cpu" if "h2/cpu" in screen.table.shown_keys else "h2")
+        await pilot.press("P")
+        await pilot.pause()
+        await pilot.press("right", "enter")
+        await wait(lambda: not screen.is_probing and "measured" in screen_text(app))
+
+        def measured_at_s() -> float:
+            host = app.snapshot.host("h2") if app.snapshot is not None else None
+            probe = host.probes.probe if host is not None and host.probes is not None else None
+            return probe.measured_at_s if probe is not None else 0.0
+
+        await wait(lambda: measured_at_s() >= began_s)
+        assert "1 host and 0 directions measured" in screen_text(app)
+        await pilot.press("8")
+        await wait(lambda: "nothing was measured yet" in screen_text(app))
+
+
+async def wait(condition: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - the app has no event for what its agents do
+            await asyncio.sleep(0.05)
 
 
 def test_a_killed_measurement_is_named_and_leaves_nothing_running(cluster: Cluster) -> None:

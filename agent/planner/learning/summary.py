@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 
 import msgspec
@@ -40,6 +41,16 @@ def summarise(state: LearningState) -> tuple[StrategyRow, ...]:
         for _, group in groupby(state.performances, key=lambda each: each.bucket)
         for row in _bucket_rows(list(group), state.weights)
     )
+
+
+def regret_so_far(rows: Sequence[StrategyRow]) -> float | None:
+    """How much longer a token took than with the best strategy measured for its workload: the mean over requests.
+
+    None before anything was measured.
+    """
+    known = [(row.regret, row.executions) for row in rows if row.regret is not None and row.executions]
+    requests = sum(count for _, count in known)
+    return sum(regret * count for regret, count in known) / requests if requests else None
 
 
 def _bucket_rows(performances: list[Performance], weights: ObjectiveWeights) -> list[StrategyRow]:

@@ -28,6 +28,27 @@ def strip(values: Sequence[float | None], width: int, *, top: float | None = Non
     return "".join(NO_DATA if value is None else _step(value, height) for value in buckets)
 
 
+def error_bar(value: float, *, deviation: float, mark: float | None, top: float, width: int) -> str:
+    """`··├──●───┤··▾··`: a value with its deviation on an axis from 0 to `top`, and a mark to hold it against.
+
+    Where the mark falls on the value, `◉` stands for both.
+    """
+
+    def cell(at: float) -> int:
+        return min(width - 1, max(0, round(at / top * (width - 1))))
+
+    cells = [FREE] * width
+    low, high = cell(value - deviation), cell(value + deviation)
+    for index in range(low, high + 1):
+        cells[index] = "─"
+    if high > low:
+        cells[low], cells[high] = "├", "┤"
+    cells[cell(value)] = "●"
+    if mark is not None:
+        cells[cell(mark)] = "◉" if cell(mark) == cell(value) else "▾"
+    return "".join(cells)
+
+
 def time_strip(
     points: Sequence[tuple[float, float | None]],
     width: int,

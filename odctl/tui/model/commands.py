@@ -40,6 +40,8 @@ COMMANDS: tuple[Command, ...] = (
     Command(name="faults", argument="", help="open and healed faults"),
     Command(name="models", argument="", help="models that the hosts hold"),
     Command(name="events", argument="HOST", help="journal of an agent", is_optional=True, aliases=("logs",)),
+    Command(name="learning", argument="", help="what measured runs taught", aliases=("strategies",)),
+    Command(name="probes", argument="", help="measured devices and links", aliases=("links", "probe")),
     Command(name="sort", argument="COLUMN", help="sort the table; again turns it round"),
     Command(name="unlock", argument="", help="allow changes for ten minutes"),
     Command(name="lock", argument="", help="back to read-only"),

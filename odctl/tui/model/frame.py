@@ -21,6 +21,8 @@ MODES: tuple[tuple[str, str], ...] = (
     ("chat", "Chat"),
     ("models", "Models"),
     ("events", "Events"),
+    ("learning", "Learn"),
+    ("probes", "Probes"),
 )
 """Mode names in the order of their keys, with their titles."""
 FRESH_S = 3.0
@@ -38,14 +40,15 @@ def title_line(
 
 
 def tabs_line(current: str, *, width: int) -> Line:
-    """` [1 Fleet]  2 Plans …`; without numbers' spacing where the terminal is narrow."""
-    gap = "  " if width >= 90 else " "
-    spans: list[Span] = [Span(" ")]
+    """` [1 Fleet]  2 Plans …`; closer together where the terminal is narrow."""
+    gap = "  " if width >= 110 else " " if width >= 95 else ""
+    after = " " if width >= 95 else ""
+    spans: list[Span] = [Span(" " if gap else "")]
     for number, (mode, title) in enumerate(MODES, start=1):
         if mode == current:
             spans.append(Span(f"[{number} {title}]", "key"))
         else:
-            spans.append(Span(f" {number} {title} ", "dim"))
+            spans.append(Span(f" {number} {title}{after}", "dim"))
         spans.append(Span(gap if number < len(MODES) else ""))
     return tuple(spans)
 

@@ -12,6 +12,7 @@ from odctl.apply import ApplyPreview
 from odctl.tui.app import OdctlApp
 from odctl.tui.applying import Applier, OnEvent
 from odctl.tui.feed import Feed
+from odctl.tui.probing import Prober
 from tests.odctl.tui.frozen_fleet import FrozenClock
 
 
@@ -34,7 +35,7 @@ class RefusingApplier:
         raise AssertionError("nothing may be aborted here")
 
 
-def make_app(feed: Feed, *, applier: Applier | None = None) -> OdctlApp:
-    app = OdctlApp(feed, clock=FrozenClock(), applier=applier or RefusingApplier())
+def make_app(feed: Feed, *, applier: Applier | None = None, prober: Prober | None = None) -> OdctlApp:
+    app = OdctlApp(feed, clock=FrozenClock(), applier=applier or RefusingApplier(), prober=prober)
     app.animation_level = "none"
     return app

@@ -41,6 +41,7 @@ from agent.wire.rank import RankStatus
 from odctl.fleet import Fleet, FleetSnapshot, HostView
 from odctl.fleet.history import DeploymentRow, History, HostRow, host_row
 from odctl.fleet.snapshot import DeploymentView
+from odctl.inventory import Learning
 from tests.odctl.fleet import values
 from tests.odctl.fleet.values import EPOCH_S, GIB
 
@@ -61,6 +62,7 @@ class FrozenFeed:
 
     def __init__(self, snapshot: FleetSnapshot | None) -> None:
         self.cluster = "lab"
+        self.learning = Learning()
         self._snapshot = snapshot
         self._on_snapshot: Callable[[FleetSnapshot], None] | None = None
         self.pieces: list[object] = []

@@ -49,6 +49,7 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True):
     step_timeout_s: float = STEP_TIMEOUT_S
     meet_limit_s: float = MEET_LIMIT_S
     device: str = "cpu"
+    address: str = "127.0.0.1"
 
 
 def store_of(seat: Seat) -> AgentStore:
@@ -67,7 +68,7 @@ def meeting_of(seat: Seat) -> Meeting:
         index=seat.index,
         size=seat.size,
         kind=seat.kind,
-        address="127.0.0.1",
+        address=seat.address,
         cluster=seat.cluster,
         host=seat.host,
         tls=seat.tls,

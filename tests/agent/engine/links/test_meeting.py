@@ -120,6 +120,23 @@ def test_hosts_of_one_cluster_link(seat: Callable[..., Seat], authority: Authori
     second.close()
 
 
+def test_both_ends_of_a_link_have_their_hosts_own_addresses(seat: Callable[..., Seat]) -> None:
+    """A host with several networks sends over the one that the inventory names, as it listens there."""
+    seats = [
+        msgspec.structs.replace(seat(index), address=address)
+        for index, address in enumerate(("127.0.0.2", "127.0.0.3"))
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda each: meeting_of(each).meet(), seats)
+    for connection in (*second.incoming.values(), *second.outgoing.values()):
+        assert (connection.getsockname()[0], connection.getpeername()[0]) == ("127.0.0.3", "127.0.0.2")
+    for connection in (*first.incoming.values(), *first.outgoing.values()):
+        assert connection.getpeername()[0] == "127.0.0.3"
+        connection.close()
+    for connection in (*second.incoming.values(), *second.outgoing.values()):
+        connection.close()
+
+
 @pytest.mark.parametrize("kind", ["tls", "tcp", "unix"])
 def test_a_connection_of_another_generation_is_refused_and_the_right_one_still_comes(
     seat: Callable[..., Seat], store: RendezvousServer, kind: CarrierKind

@@ -5,10 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from agent.planner.advise import drift_alarms
 from agent.planner.file import plan_from_toml, plan_to_toml
 from agent.planner.learning.records import Figures, Lesson, PlanChosen, PlanMeasured, arm_of, in_order
 from agent.planner.learning.state import KEPT_SELECTIONS, replay
-from agent.planner.learning.summary import summarise
+from agent.planner.learning.summary import regret_so_far, summarise
 from agent.planner.learning.workload import NUM_FEATURES, Context, bucket_of, features_of, link_class
 from agent.planner.make import make_plan
 from agent.planner.plan import Learning, Objective, Plan
@@ -62,6 +63,24 @@ def test_a_strategy_is_judged_on_each_kind_of_workload_by_itself() -> None:
     assert pipeline.regret == pytest.approx(0.020 / tensor.time_per_token_s - 1)
     assert tensor.weight > pipeline.weight
     assert tensor.weight + pipeline.weight == pytest.approx(1)
+
+
+def test_regret_so_far_weighs_each_strategy_by_its_requests() -> None:
+    assert regret_so_far(()) is None
+    rows = summarise(replay([measured("tensor 2", 0.010), measured("pipeline 2", 0.020)]))
+    assert regret_so_far(rows) == pytest.approx(0.5), "half of the requests took twice as long"
+    rows = summarise(replay([*[measured("tensor 2", 0.010)] * 3, measured("pipeline 2", 0.020)]))
+    assert regret_so_far(rows) == pytest.approx(0.25)
+
+
+def test_an_alarm_names_the_measurement_that_raised_it() -> None:
+    calm = [measured("tensor 2", 0.010, at_s=float(index)) for index in range(8)]
+    assert drift_alarms(calm) == ()
+    slow = [measured("tensor 2", 0.060, at_s=100.0 + index) for index in range(8)]
+    first, *_ = drift_alarms([*calm, *slow])
+    assert (first.arm, first.deployment) == ("tensor 2", "chat")
+    assert 100 < first.at_s < 106
+    assert first.ratio == pytest.approx(6.0)
 
 
 def test_a_choice_gets_the_outcome_of_its_plan() -> None:
