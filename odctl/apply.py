@@ -33,6 +33,7 @@ from agent.wire.agent import (
     ModelManifest,
     RunReport,
 )
+from agent.wire.history import Cause
 from odctl.deployments import DeploymentSight, FleetDeployments, read_deployments
 from odctl.fleet import Fleet
 from odctl.model_source import check_model, push_model
@@ -134,6 +135,8 @@ async def apply_plan(
     on_event: OnEvent,
     holder: str,
     stop_after: ApplyPhase | None = None,
+    cause: Cause = "apply",
+    reason: str = "",
 ) -> ApplyEvent:
     """Hand the plan to its controller and follow to the end. Raises what the controller raised."""
     plan = preview.plan
@@ -165,6 +168,8 @@ async def apply_plan(
         expected_generation=preview.running_generation,
         holder=holder,
         stop_after=stop_after,
+        cause=cause,
+        reason=reason,
     )
     return await _follow(fleet, controller, "/v1/apply", request, on_event)
 
@@ -213,10 +218,12 @@ def _address(host: HostFacts) -> HostAddress:
 
 
 def _difference(plan: Plan, sight: DeploymentSight | None) -> list[str]:
-    """One line a rank: added, kept, moved or removed."""
+    """One line a rank (added, kept, moved or removed), then one for each setting that changes."""
     old: dict[tuple[str, str], str] = {}
+    running: Plan | None = None
     if sight is not None and sight.status is not None:
-        old = _holdings(plan_from_toml(sight.status.plan_toml, file="running plan"))
+        running = plan_from_toml(sight.status.plan_toml, file="running plan")
+        old = _holdings(running)
     new = _holdings(plan)
     lines = []
     for place in sorted(old.keys() | new.keys()):
@@ -229,7 +236,30 @@ def _difference(plan: Plan, sight: DeploymentSight | None) -> list[str]:
             lines.append(f"~ {name}: {old[place]} -> {new[place]}")
         else:
             lines.append(f"  {name}: {new[place]}")
-    return lines
+    return lines + (_settings_difference(running, plan) if running is not None else [])
+
+
+def _settings_difference(old: Plan, new: Plan) -> list[str]:
+    """What is served otherwise on the same ranks, by the names that the plan file has for it."""
+    before, after = _settings(old), _settings(new)
+    return [
+        f"~ {name}: {_setting(before.get(name))} -> {_setting(after.get(name))}"
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _settings(plan: Plan) -> dict[str, object]:
+    tables = {"serving": plan.serving, "healing": plan.healing}
+    found: dict[str, object] = {"model": f"{plan.model.name} {plan.model.digest[:12]}".rstrip()}
+    for table, values in tables.items():
+        found |= {f"{table}.{name}": getattr(values, name) for name in values.__struct_fields__}
+    return found | {"controllers": ", ".join(plan.controllers)}
+
+
+def _setting(value: object) -> str:
+    """As the plan file writes it."""
+    return str(value).lower() if isinstance(value, bool) else '""' if value in ("", None) else str(value)
 
 
 def _holdings(plan: Plan) -> dict[tuple[str, str], str]:

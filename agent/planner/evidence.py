@@ -28,7 +28,7 @@ from agent.planner.calibration import (
     fit_calibration,
     sum_parts,
 )
-from agent.planner.cost import Estimate, count_chunks, estimate_layout
+from agent.planner.cost import Estimate, estimate_layout
 from agent.planner.file import plan_from_toml
 from agent.planner.layout import Layout, layouts_of_plan
 from agent.planner.plan import Plan, Serving
@@ -178,9 +178,9 @@ def gateway_way_s(layout: Layout, links: LinkTable, *, gateway: str) -> float:
     return there + links.between(last.host, gateway, "cpu").latency_s
 
 
-def ttft_parts(estimate: Estimate, serving: Serving, *, way_s: float) -> Parts:
-    """Of a first token, the gateway's way with each chunk included."""
-    return sum_parts(estimate.ttft_parts, {GATEWAY_PART: count_chunks(serving, estimate.prompt_tokens) * way_s})
+def ttft_parts(estimate: Estimate, *, way_s: float) -> Parts:
+    """Of a first token, the gateway's way included: chunks follow each other without waiting for it."""
+    return sum_parts(estimate.ttft_parts, {GATEWAY_PART: way_s})
 
 
 def time_per_token_parts(estimate: Estimate, *, way_s: float) -> Parts:
@@ -198,7 +198,17 @@ def _told_by(run: MeasuredRun, facts: ClusterFacts) -> Told:
     serving = msgspec.structs.replace(plan.serving, batch=streams)
     links = LinkTable(facts, is_network_trusted=serving.trusted_network)
     estimated = [
-        (estimate_layout(run.spec, layout, serving, prompt_tokens=run.prompt_tokens, links=links), layout)
+        (
+            estimate_layout(
+                run.spec,
+                layout,
+                serving,
+                prompt_tokens=run.prompt_tokens,
+                answer_tokens=run.answer_tokens,
+                links=links,
+            ),
+            layout,
+        )
         for layout in layouts
     ]
     estimate, layout = max(estimated, key=lambda pair: pair[0].time_per_token_s)
@@ -214,12 +224,20 @@ def _told_by(run: MeasuredRun, facts: ClusterFacts) -> Told:
 def _against(run: MeasuredRun, plan: Plan, estimate: Estimate, *, way_s: float) -> list[MeasuredTime]:
     model = model_key(run.spec, plan.serving)
     times = []
-    if run.time_per_token_s > 0:
-        alone = time_per_token_parts(estimate, way_s=way_s)
-        parts = alone if run.streams == 1 else estimate.cycle_parts
+    if run.streams == 1 and run.time_per_token_s > 0:
+        parts = time_per_token_parts(estimate, way_s=way_s)
+        times.append(MeasuredTime(parts=parts, measured_s=run.time_per_token_s, model=model))
+    elif run.tokens_per_s > 0 and run.answer_tokens:
+        # One replica's part of what all gave together; a round of it is that many tokens.
+        rate = run.tokens_per_s / len(plan.replicas)
+        measured_s = estimate.round_tokens / rate
+        times.append(MeasuredTime(parts=estimate.round_parts, measured_s=measured_s, model=model))
+    elif run.time_per_token_s > 0:
+        # An earlier release said no more: as if answers had been long, and prompts rare between them.
+        parts = estimate.round_parts
         times.append(MeasuredTime(parts=parts, measured_s=run.time_per_token_s, model=model))
     if run.ttft_s > 0 and run.streams == 1:
         # Beside other streams a first token waits for its turn, which no constant of the cost model explains.
-        parts = ttft_parts(estimate, plan.serving, way_s=way_s)
+        parts = ttft_parts(estimate, way_s=way_s)
         times.append(MeasuredTime(parts=parts, measured_s=run.ttft_s, model=model))
     return times

@@ -12,6 +12,7 @@ from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
 from agent.planner.adaptive import STRATEGIES
 from agent.planner.advise import advise, choose_layout
+from agent.planner.calibration import Calibration
 from agent.planner.cost import Estimate, estimate_layout
 from agent.planner.hybrid import HybridStrategy
 from agent.planner.layout import Layout, Place, StageLayout, cut_shares, layouts_of_plan
@@ -66,6 +67,23 @@ def refresh_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts, *, draft: Mod
 
     Raises FleetError E106 when a device of the plan is not in the cluster.
     """
+    return lay_out_plan(plan, layouts_of_plan(plan, facts), spec, facts, draft=draft)
+
+
+def lay_out_plan(
+    plan: Plan,
+    layouts: list[Layout],
+    spec: ModelSpec,
+    facts: ClusterFacts,
+    *,
+    draft: ModelSpec | None = None,
+    calibration: Calibration | None = None,
+) -> Plan:
+    """The plan with these layouts for its own; bytes, predictions and digest are computed as for any plan.
+
+    Nothing is held against memory here: `check_plan` does that. `calibration` is that of the facts, where the
+    caller has it. Raises FleetError E106 and E107 for serving settings that contradict the model.
+    """
     request = PlanRequest(
         name=plan.name,
         model=plan.model,
@@ -76,18 +94,13 @@ def refresh_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts, *, draft: Mod
         healing=plan.healing,
         controllers=plan.controllers,
         prompt_tokens=plan.predicted.prompt_tokens,
+        answer_tokens=plan.predicted.answer_tokens or None,
         draft=plan.draft,
         draft_spec=draft,
-        devices=tuple(
-            f"{shard.host}/{shard.device}"
-            for replica in plan.replicas
-            for stage in replica.stages
-            for shard in stage.shards
-        ),
+        devices=tuple(place.name for layout in layouts for place in layout.places),
     )
-    problem = make_problem(request)
-    layouts = layouts_of_plan(plan, facts)
-    return _build_plan(problem, layouts, why=plan.why)
+    problem = make_problem(request, calibration=calibration)
+    return msgspec.structs.replace(_build_plan(problem, layouts, why=plan.why), learning=plan.learning)
 
 
 def propose_layouts(problem: Problem) -> list[Layout]:
@@ -274,6 +287,7 @@ def _build_plan(problem: Problem, layouts: list[Layout], *, why: tuple[str, ...]
             problem.calibration,
             gateway=problem.serving.gateway or controllers[0],
             prompt_tokens=problem.prompt_tokens,
+            answer_tokens=problem.answer_tokens,
         ),
         healing=request.healing,
         draft=_draft(problem, layouts),

@@ -11,7 +11,6 @@ from agent.planner.layout import Layout, layouts_of_plan
 from agent.planner.plan import Plan, Predicted, Serving
 from agent.planner.rates import LinkTable
 
-DEFAULT_PROMPT_TOKENS = 512
 SIGNIFICANT_DIGITS = 6
 
 
@@ -31,6 +30,7 @@ def predict_plan(
         calibrate(facts) if calibration is None else calibration,
         gateway=plan.gateway_host,
         prompt_tokens=plan.predicted.prompt_tokens,
+        answer_tokens=plan.predicted.answer_tokens,
     )
 
 
@@ -42,15 +42,23 @@ def predict_layouts(
     calibration: Calibration,
     *,
     gateway: str,
-    prompt_tokens: int | None,
+    prompt_tokens: int,
+    answer_tokens: int,
 ) -> Predicted:
     """Estimates of all replicas as one: latencies of the slowest, throughput of all together.
 
     Each step also crosses from the gateway to the first stage and back from the last, as a message without weight.
     """
-    tokens = prompt_tokens or max(1, min(DEFAULT_PROMPT_TOKENS, serving.context // 2))
     estimates = [
-        estimate_layout(spec, layout, serving, prompt_tokens=tokens, links=links, calibration=calibration)
+        estimate_layout(
+            spec,
+            layout,
+            serving,
+            prompt_tokens=prompt_tokens,
+            answer_tokens=answer_tokens,
+            links=links,
+            calibration=calibration,
+        )
         for layout in layouts
     ]
     ways = [gateway_way_s(layout, links, gateway=gateway) for layout in layouts]
@@ -59,17 +67,18 @@ def predict_layouts(
     stage = layouts[slowest].stages[estimate.bottleneck]
     model = model_key(spec, serving)
     firsts = [
-        predict_interval(ttft_parts(e, serving, way_s=way), calibration, model=model)
+        predict_interval(ttft_parts(e, way_s=way), calibration, model=model)
         for e, way in zip(estimates, ways, strict=True)
     ]
     nexts = [
         predict_interval(time_per_token_parts(e, way_s=way), calibration, model=model)
         for e, way in zip(estimates, ways, strict=True)
     ]
-    rates = [predict_rate_interval(serving.batch, e.cycle_parts, calibration, model=model) for e in estimates]
+    rates = [predict_rate_interval(e.round_tokens, e.round_parts, calibration, model=model) for e in estimates]
     first, following = (max(each, key=lambda interval: interval.expected) for each in (firsts, nexts))
     return Predicted(
-        prompt_tokens=tokens,
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
         ttft_s=rounded(first.expected),
         time_per_token_s=rounded(following.expected),
         tokens_per_s=rounded(sum(rate.expected for rate in rates)),

@@ -20,8 +20,10 @@ from agent.planner.learning.records import Lesson
 from agent.planner.lessons import current_lessons
 from agent.planner.memory import StageSizes
 from agent.planner.plan import Healing, ModelRef, Objective, Serving
-from agent.planner.predict import DEFAULT_PROMPT_TOKENS
 from agent.planner.rates import LinkTable, corrected_links
+
+DEFAULT_PROMPT_TOKENS = 512
+DEFAULT_ANSWER_TOKENS = 128
 
 
 class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +63,8 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     """SLOs: what a layout is estimated to take at `prompt_tokens` of prompt; a plan above them is refused."""
     prompt_tokens: int | None = None
     """Prompt that predictions and choices are made for; None: 512, or half the context where that is less."""
+    answer_tokens: int | None = None
+    """Answer likewise; None: 128, or what the context has left of it."""
     draft: ModelRef | None = None
     draft_spec: ModelSpec | None = None
     """Of the draft model; both are there where `serving.speculation` is `draft_model`, and nowhere else."""
@@ -126,6 +130,13 @@ class Problem:
         return wanted if wanted is not None else max(1, min(DEFAULT_PROMPT_TOKENS, self.serving.context // 2))
 
     @cached_property
+    def answer_tokens(self) -> int:
+        wanted = self.request.answer_tokens
+        if wanted is not None:
+            return wanted
+        return max(1, min(DEFAULT_ANSWER_TOKENS, self.serving.context - self.prompt_tokens))
+
+    @cached_property
     def is_forced(self) -> bool:
         """A strategy that splits is asked for by name, and there is something to split over."""
         return self.request.objective.strategy in {"pipeline", "tensor", "hybrid"} and len(self.places) > 1
@@ -143,6 +154,7 @@ class Problem:
             layout,
             self.serving,
             prompt_tokens=self.prompt_tokens,
+            answer_tokens=self.answer_tokens,
             links=self.plain_links,
             calibration=self.calibration,
         )
@@ -218,8 +230,11 @@ def choose_estimated(problem: Problem, layouts: list[Layout]) -> tuple[Layout, E
     return None if best is None else (best[1], best[2])
 
 
-def make_problem(request: PlanRequest) -> Problem:
-    """Check a request against its facts and select devices. Raises FleetError E105 to E109 for what cannot be."""
+def make_problem(request: PlanRequest, *, calibration: Calibration | None = None) -> Problem:
+    """Check a request against its facts and select devices. Raises FleetError E105 to E109 for what cannot be.
+
+    `calibration` is that of the request's facts, for a caller that has fitted it before.
+    """
     spec = request.spec
     known = {host.name for host in request.facts.hosts}
     for kind, names in (("host", request.hosts), ("controller", request.controllers), ("host", request.pinned)):
@@ -250,8 +265,15 @@ def make_problem(request: PlanRequest) -> Problem:
             f"context {serving.context}, batch {serving.batch} and prefill chunk {serving.prefill_chunk} "
             "must be at least 1",
         )
+    asked = (request.prompt_tokens or 0) + (request.answer_tokens or 0)
+    if asked > serving.context and request.objective.kind != "context":
+        raise FleetError(
+            "E106",
+            f"predictions for {asked} tokens of prompt and answer, in a context of {serving.context}",
+            hint=f"ask for --context {asked}, or for predictions of less",
+        )
     _check_constraints(request, num_places=len(places), num_hosts=len({place.host for place in places}))
-    calibration = calibrate(request.facts)
+    calibration = calibration or calibrate(request.facts)
     lessons = current_lessons(request.lessons, request.facts, calibration)
     return Problem(request, places, serving, calibration=calibration, lessons=lessons)
 

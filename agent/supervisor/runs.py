@@ -63,6 +63,17 @@ class RunBook:
         return tuple(runs)
 
 
+class WindowFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backend did in one window; a time of 0 would mislead, as `LoadWindow.take` says."""
+
+    prompt_tokens: int
+    answer_tokens: int
+    streams: int
+    ttft_s: float
+    time_per_token_s: float
+    tokens_per_s: float
+
+
 class LoadWindow:
     """Requests of one backend since a moment: how many decoded together, and their means."""
 
@@ -71,8 +82,8 @@ class LoadWindow:
         self._opened = opened
         self._running: list[int] = []
 
-    def take(self, backend: BackendStatus) -> tuple[int, int, float, float] | None:
-        """(prompt tokens, streams, TTFT, seconds per token) when the window is full; the next one then begins.
+    def take(self, backend: BackendStatus) -> WindowFigures | None:
+        """The window's figures when it is full; the next one then begins.
 
         A time is 0 where it would mislead: TTFT beside other streams or with prompts that were known already.
         """
@@ -87,14 +98,21 @@ class LoadWindow:
             return None
         streams = max(1, round(sum(self._running) / len(self._running)))
         prompt_tokens = round((backend.prompt_tokens - opened.prompt_tokens) / ended)
+        generated, busy_s = backend.generated_tokens - opened.generated_tokens, backend.busy_s - opened.busy_s
         decoded = backend.decoded_tokens - opened.decoded_tokens
         answered = backend.num_first_tokens - opened.num_first_tokens
         is_plain = streams == 1 and backend.prefix_hit_tokens == opened.prefix_hit_tokens
         self._opened, self._running = backend, []
         if prompt_tokens < 1 or decoded < 1 or answered < 1:
             return None
-        ttft_s = (backend.ttft_s_sum - opened.ttft_s_sum) / answered if is_plain else 0.0
-        return prompt_tokens, streams, ttft_s, (backend.decode_s_sum - opened.decode_s_sum) / decoded
+        return WindowFigures(
+            prompt_tokens=prompt_tokens,
+            answer_tokens=round(generated / ended),
+            streams=streams,
+            ttft_s=(backend.ttft_s_sum - opened.ttft_s_sum) / answered if is_plain else 0.0,
+            time_per_token_s=(backend.decode_s_sum - opened.decode_s_sum) / decoded,
+            tokens_per_s=generated / busy_s if busy_s > 0 else 0.0,
+        )
 
 
 def without_tensors(spec: ModelSpec) -> ModelSpec:

@@ -139,6 +139,12 @@ class Fleet:
             self._clients[key] = self._open_client(self._host(host).transport, socket_path)
         return self._clients[key]
 
+    @asynccontextmanager
+    async def own_client_of(self, host: str, socket_path: str) -> AsyncIterator[httpx.AsyncClient]:
+        """One that ends with the block. A kept one may hold connections to what listened there before."""
+        async with self._open_client(self._host(host).transport, socket_path) as client:
+            yield client
+
     async def close(self) -> None:
         """Close clients, then transports, each within a limit."""
         closers = [client.aclose for client in self._clients.values()]
@@ -203,7 +209,7 @@ class Fleet:
         if method == "GET":
             yield await self.client_of(host, path)
             return
-        async with self._open_client(self._host(host).transport, path) as client:
+        async with self.own_client_of(host, path) as client:
             yield client
 
 
