@@ -522,6 +522,16 @@ class PipelineTimes(msgspec.Struct, frozen=True, kw_only=True):
         return self.stages[self.slowest] + self.sends[self.slowest]
 
     @property
+    def overlap(self) -> float:
+        """Of the way through all stages, what a further step takes behind another, before any correction.
+
+        As a share of all parts, not as those of the slowest stage: a correction that makes another stage the
+        slowest, or a link, then changes little about what runs tell of it.
+        """
+        slowest = self.parts_of(self.slowest_by_parts)
+        return sum(slowest.values()) / sum(self.parts.values())
+
+    @property
     def slowest_by_parts(self) -> int:
         """The same before any correction: runs are held against parts that no correction rearranges."""
         busy = [sum(self.parts_of(index).values()) for index in range(len(self.stages))]
@@ -749,7 +759,7 @@ def estimate_layout(
         bubble=work.bubble,
         bottleneck=bottleneck,
         limit=cost.limit,
-        ttft_parts=sum_parts(scale_parts(earlier.parts_of(earlier.slowest_by_parts), chunks - 1), prefill.parts),
+        ttft_parts=sum_parts(scale_parts(earlier.parts, (chunks - 1) * earlier.overlap), prefill.parts),
         time_per_token_parts=single.parts,
         round_parts=work.parts,
         round_tokens=work.tokens,
