@@ -10,24 +10,23 @@ import msgspec
 from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
-from agent.planner.adaptive import STRATEGIES
-from agent.planner.advise import advise, choose_layout
+from agent.planner.advise import advise
 from agent.planner.calibration import Calibration, predict_interval, predict_rate_interval
-from agent.planner.cost import Estimate, estimate_layout
+from agent.planner.cost import estimate_layout
 from agent.planner.evidence import calibrate, gateway_way_s, model_key, time_per_token_parts, ttft_parts
-from agent.planner.hybrid import HybridStrategy
-from agent.planner.layout import Layout, Place, StageLayout, cut_shares, layouts_of_plan
+from agent.planner.layout import Layout, StageLayout, cut_shares, layouts_of_plan
 from agent.planner.memory import stage_bytes
-from agent.planner.plan import DraftRef, Learning, ObjectiveKind, Plan, Predicted, Replica, Serving, Shard, Stage
+from agent.planner.plan import DraftRef, Learning, Plan, Predicted, Replica, Serving, Shard, Stage
 from agent.planner.problem import (
     DEFAULT_PROMPT_TOKENS,
     PlanRequest,
     Problem,
-    Strategy,
     allowed_places,
     make_problem,
 )
+from agent.planner.propose import propose_layouts
 from agent.planner.rates import LinkTable
+from agent.planner.replicas import choose_replicas
 from agent.planner.shards import shard_weight_bytes, whole_extent
 from agent.planner.shortage import does_not_fit
 from agent.planner.staleness import facts_digest
@@ -107,81 +106,6 @@ def predict_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts) -> Predicted:
     )
 
 
-def propose_layouts(problem: Problem) -> list[Layout]:
-    """Feasible layouts of the request's strategy, deduplicated."""
-    layouts = [layout for strategy in _strategies(problem) for layout in strategy.propose(problem)]
-    kind, request = problem.request.objective.strategy, problem.request
-    if kind == "tensor" and problem.is_forced:
-        layouts = [layout for layout in layouts if min(layout.tensor_parallel_sizes) > 1]
-    num_stages = len(request.tensor_parallel_sizes) or request.stages
-    if num_stages is not None:
-        layouts = [layout for layout in layouts if len(layout.stages) == num_stages]
-    return list(dict.fromkeys(layouts))
-
-
-def choose_replicas(problem: Problem) -> list[tuple[Layout, Estimate]] | None:
-    """A layout per replica on devices of its own; None when they do not fit.
-
-    Replicas take the best that is left one after another; when that starves a later one, devices are dealt out by
-    memory first.
-    """
-    count = problem.request.replicas
-    if problem.request.spread:
-        return _choose_each([problem.varied(places=places) for places in _deal_domains(problem, count)])
-    left, chosen = problem, []
-    for _ in range(count):
-        best = choose_layout(left, _candidates(left))
-        if best is None:
-            break
-        chosen.append(best)
-        used = set(best[0].places)
-        left = left.varied(places=tuple(place for place in left.places if place not in used))
-    if len(chosen) == count:
-        return chosen
-    if count == 1:
-        return None
-    return _choose_each([problem.varied(places=places) for places in _deal_places(problem, count)])
-
-
-def _choose_each(dealt: list[Problem]) -> list[tuple[Layout, Estimate]] | None:
-    found = [choose_layout(share, _candidates(share)) for share in dealt if share.places]
-    best = [each for each in found if each is not None]
-    return best if len(best) == len(dealt) else None
-
-
-def _candidates(problem: Problem) -> list[Layout]:
-    """Layouts for the objective; for each SLO also those of the objective that it is about, and with pinned hosts.
-
-    Pinned hosts are all used where they alone are planned with; others join them, largest first, until it fits.
-    """
-    request = problem.request
-    layouts = propose_layouts(problem)
-    slos: list[tuple[float | None, ObjectiveKind]] = [
-        (request.max_ttft_s, "ttft"),
-        (request.max_time_per_token_s, "latency"),
-    ]
-    for bound, kind in slos:
-        if bound is not None:
-            objective = msgspec.structs.replace(request.objective, kind=kind)
-            layouts += propose_layouts(
-                problem.varied(request=msgspec.structs.replace(request, objective=objective))
-            )
-    if request.pinned:
-        memory: dict[str, int] = {}
-        for place in problem.places:
-            memory[place.host] = memory.get(place.host, 0) + place.device.usable_bytes
-        others = sorted(set(memory) - set(request.pinned), key=lambda host: (-memory[host], host))
-        for count in range(len(others) + 1):
-            hosts = {*request.pinned, *others[:count]}
-            all_of_them = msgspec.structs.replace(request, min_hosts=len(hosts))
-            places = tuple(place for place in problem.places if place.host in hosts)
-            found = propose_layouts(problem.varied(request=all_of_them, places=places))
-            layouts += found
-            if found or len(hosts) >= (request.max_hosts or len(memory)):
-                break
-    return list(dict.fromkeys(layouts))
-
-
 def _what_binds(problem: Problem) -> FleetError | None:
     """E602 that names the constraints without which there is a plan; None when memory is what lacks."""
     request = problem.request
@@ -218,39 +142,6 @@ def _what_binds(problem: Problem) -> FleetError | None:
         f"no layout of {problem.spec.name} on {len(problem.places)} devices keeps " + "; nor ".join(binding),
         hint="relax what is named, or add faster hosts",
     )
-
-
-def _strategies(problem: Problem) -> tuple[Strategy, ...]:
-    request = problem.request
-    kind = request.objective.strategy
-    if kind == "manual":
-        raise FleetError("E106", "a manual plan is written by hand, not planned", hint="choose another --strategy")
-    if kind == "tensor" and max(request.stages or 1, len(request.tensor_parallel_sizes)) > 1:
-        return (HybridStrategy(),)
-    return (STRATEGIES[kind](),)
-
-
-def _deal_places(problem: Problem, count: int) -> list[tuple[Place, ...]]:
-    """Hosts' devices dealt into `count` hands, largest first to the hand with the least memory."""
-    hands: list[list[Place]] = [[] for _ in range(count)]
-    for place in sorted(problem.places, key=lambda place: (-place.device.usable_bytes, place.name)):
-        min(hands, key=lambda hand: sum(other.device.usable_bytes for other in hand)).append(place)
-    return [tuple(place for place in problem.places if place in hand) for hand in hands]
-
-
-def _deal_domains(problem: Problem, count: int) -> list[tuple[Place, ...]]:
-    """Whole fault domains dealt into `count` hands, largest first to the hand with the least memory."""
-    label = problem.request.spread
-    domain = {host.name: host.labels.get(label, "") for host in problem.request.facts.hosts}
-    by_domain: dict[str, list[Place]] = {}
-    for place in problem.places:
-        if domain[place.host]:
-            by_domain.setdefault(domain[place.host], []).append(place)
-    memory = {name: sum(place.device.usable_bytes for place in places) for name, places in by_domain.items()}
-    hands: list[list[str]] = [[] for _ in range(count)]
-    for name in sorted(by_domain, key=lambda name: (-memory[name], name)):
-        min(hands, key=lambda hand: sum(memory[other] for other in hand)).append(name)
-    return [tuple(place for place in problem.places if domain[place.host] in hand) for hand in hands]
 
 
 def _with_longest_context(problem: Problem) -> Problem:

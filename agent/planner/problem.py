@@ -22,6 +22,9 @@ from agent.planner.plan import Healing, ModelRef, Objective, Serving
 from agent.planner.rates import LinkTable
 
 DEFAULT_PROMPT_TOKENS = 512
+MAX_NEAREST = 3
+MAX_LISTED = 12
+"""Names that a hint lists."""
 
 
 class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,9 +52,9 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     replicas: int = 1
     controllers: tuple[str, ...] = ()
     pinned: tuple[str, ...] = ()
-    """Hosts that must have a rank."""
+    """Hosts, or `host/device` names, that must have a rank."""
     excluded: tuple[str, ...] = ()
-    """`host/device` names that must have none."""
+    """Hosts, or `host/device` names, that must have none."""
     reserved_bytes: dict[str, int] = {}
     """Memory left alone, by `host/device`."""
     spread: str = ""
@@ -71,6 +74,8 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Whether what the plan will be measured to do is kept to learn from."""
     may_explore: bool = False
     """Whether it may take a plan that is expected to be a little worse, to learn more."""
+    plugins: tuple[Strategy, ...] = ()
+    """Strategies beside ours: asked for by name, or competing where the strategy is `adaptive`."""
 
 
 class Problem:
@@ -182,7 +187,7 @@ def objective_value(problem: Problem, estimate: Estimate) -> float:
 def is_allowed(request: PlanRequest, layout: Layout, estimate: Estimate) -> bool:
     """True when a layout has the pinned hosts and is estimated to keep the SLOs."""
     return (
-        set(request.pinned) <= set(layout.hosts)
+        set(request.pinned) <= {*layout.hosts, *(place.name for place in layout.places)}
         and (request.max_ttft_s is None or estimate.ttft_s <= request.max_ttft_s)
         and (request.max_time_per_token_s is None or estimate.time_per_token_s <= request.max_time_per_token_s)
     )
@@ -211,18 +216,12 @@ def make_problem(request: PlanRequest) -> Problem:
     """Check a request against its facts and select devices. Raises FleetError E105 to E109 for what cannot be."""
     spec = request.spec
     known = {host.name for host in request.facts.hosts}
-    for kind, names in (("host", request.hosts), ("controller", request.controllers), ("host", request.pinned)):
+    for kind, names in (("host", request.hosts), ("controller", request.controllers)):
         for name in names:
             if name not in known:
-                raise FleetError("E106", f"no {kind} `{name}` in the cluster", hint=_near(name, known))
+                raise FleetError("E106", f"no {kind} `{name}` in the cluster", hint=near(name, known))
     places = _selected_places(request)
-    for name in request.pinned:
-        if name not in {place.host for place in places}:
-            raise FleetError(
-                "E107",
-                f"host `{name}` is pinned, but none of its devices may be used",
-                hint="drop --pin or select it",
-            )
+    _check_pinned(request, places)
     if not places:
         raise FleetError("E602", "no device is left to plan with", hint="select more hosts, or run `odctl status`")
     serving = request.serving
@@ -241,6 +240,31 @@ def make_problem(request: PlanRequest) -> Problem:
         )
     _check_constraints(request, num_places=len(places), num_hosts=len({place.host for place in places}))
     return Problem(request, places, serving, calibration=calibrate(request.facts))
+
+
+def pinned_hosts(request: PlanRequest) -> frozenset[str]:
+    """Hosts that must have a rank, or of which a device must."""
+    return frozenset(name.partition("/")[0] for name in request.pinned)
+
+
+def _check_pinned(request: PlanRequest, places: tuple[Place, ...]) -> None:
+    hosts = {host.name for host in request.facts.hosts}
+    devices = {f"{host.name}/{device.id}" for host in request.facts.hosts for device in host.devices}
+    for name in request.pinned:
+        if name in hosts:
+            if name not in {place.host for place in places}:
+                raise FleetError(
+                    "E107",
+                    f"host `{name}` is pinned, but none of its devices may be used",
+                    hint="drop --pin or select it",
+                )
+        elif name not in devices:
+            kind, known = ("device", devices) if "/" in name else ("host", hosts)
+            raise FleetError("E106", f"no {kind} `{name}` in the cluster to pin", hint=near(name, known))
+        elif name not in {place.name for place in places}:
+            raise FleetError(
+                "E107", f"device `{name}` is pinned, but may not be used", hint="drop --pin or select it"
+            )
 
 
 def _check_draft(request: PlanRequest) -> None:
@@ -269,16 +293,21 @@ def allowed_places(request: PlanRequest) -> tuple[Place, ...]:
         for device in sorted(host.devices, key=lambda device: _natural(device.id))
         if not request.hosts or host.name in request.hosts
     }
-    for name in (*request.excluded, *request.reserved_bytes):
+    hosts = {place.host for place in places.values()}
+    for name in request.excluded:
+        if name not in places and name not in hosts:
+            kind, known = ("device", set(places)) if "/" in name else ("host", hosts)
+            raise FleetError("E106", f"no {kind} `{name}` in the cluster to exclude", hint=near(name, known))
+    for name in request.reserved_bytes:
         if name not in places:
-            raise FleetError("E106", f"no device `{name}` in the cluster", hint=_near(name, set(places)))
+            raise FleetError("E106", f"no device `{name}` in the cluster", hint=near(name, set(places)))
     for name, num_bytes in request.reserved_bytes.items():
         usable = places[name].device.usable_bytes
         if not 0 <= num_bytes <= usable:
             raise FleetError("E106", f"{num_bytes} bytes of {name} are reserved, of {usable} usable ones")
         device = msgspec.structs.replace(places[name].device, usable_bytes=usable - num_bytes)
         places[name] = Place(host=places[name].host, device=device)
-    return tuple(place for name, place in places.items() if name not in request.excluded)
+    return tuple(place for name, place in places.items() if not {name, place.host} & set(request.excluded))
 
 
 def _selected_places(request: PlanRequest) -> tuple[Place, ...]:
@@ -287,7 +316,7 @@ def _selected_places(request: PlanRequest) -> tuple[Place, ...]:
         known = {place.name for place in places}
         for name in request.devices:
             if name not in known:
-                raise FleetError("E106", f"no device `{name}` in the cluster", hint=_near(name, known))
+                raise FleetError("E106", f"no device `{name}` in the cluster", hint=near(name, known))
         return tuple(place for place in places if place.name in request.devices)
     with_gpu = {place.host for place in places if place.device.kind == "cuda"}
     # A host's CPU beside its own GPU slows a pipeline by its memory bandwidth; it is used when asked for by name.
@@ -331,8 +360,9 @@ def _check_constraints(request: PlanRequest, *, num_places: int, num_hosts: int)
                 f"`{request.spread}`",
                 hint="ask for fewer replicas, or label more hosts in the inventory",
             )
-    if len(request.pinned) > (request.max_hosts or len(request.pinned)):
-        raise FleetError("E107", f"{len(request.pinned)} hosts are pinned, at most {request.max_hosts} asked for")
+    num_pinned = len(pinned_hosts(request))
+    if num_pinned > (request.max_hosts or num_pinned):
+        raise FleetError("E107", f"{num_pinned} hosts are pinned, at most {request.max_hosts} asked for")
     if request.pinned and request.replicas > 1:
         raise FleetError("E107", "pinned hosts are for one replica", hint="drop --pin, or plan one replica")
     if request.min_hosts > num_hosts:
@@ -347,6 +377,10 @@ def _natural(device_id: str) -> tuple[str, int]:
     return kind, int(index) if index.isdigit() else 0
 
 
-def _near(name: str, known: set[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known)[:12])}"
+def near(name: str, known: set[str]) -> str:
+    """A hint for a name that is not known: the nearest ones, else what there is."""
+    found = difflib.get_close_matches(name, sorted(known), n=MAX_NEAREST)
+    if found:
+        return f"did you mean {' or '.join(f'`{each}`' for each in found)}?"
+    more = f" and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""
+    return f"known: {', '.join(sorted(known)[:MAX_LISTED])}{more}"

@@ -53,7 +53,14 @@ def does_not_fit(problem: Problem, propose: Propose) -> FleetError:
             hint="ask for fewer stages or hosts, a smaller tensor-parallel size, or another strategy",
         )
     short = sorted((rank for rank in ranks if rank.missing_bytes > 0), key=lambda rank: -rank.missing_bytes)
-    assert short, "a layout that fits was not proposed"
+    if not short:
+        # A plugin's strategy may propose nothing here and something on larger devices, whatever it needs of them.
+        return FleetError(
+            "E602",
+            f"strategy `{problem.request.objective.strategy}` proposes no layout of {problem.spec.name} on these "
+            f"{len(problem.places)} devices, though memory suffices",
+            hint="choose another --strategy",
+        )
     worst = short[0]
     lines = [
         f"{problem.spec.name} does not fit: {worst.place.name} is {bytes_words(worst.missing_bytes)} short in the "

@@ -37,6 +37,7 @@ def explain(
     lines += _bound(problem, chosen)
     lines += _rule(problem, layout)
     lines += _drafting(problem, [layout for layout, _ in chosen])
+    lines += _plugged(problem, layout)
     lines += _learnt(problem, advice)
     lines += _quantised(problem)
     lines += _kind_of_model(problem)
@@ -269,6 +270,15 @@ def _rule(problem: Problem, layout: Layout) -> list[str]:
         "the rule of thumb (tensor parallelism above 2,048 prompt tokens, pipeline above 20 layers, hybrid above "
         f"both{link}) says {rule}; the estimate with these devices and links says {shape}"
     ]
+
+
+def _plugged(problem: Problem, layout: Layout) -> list[str]:
+    """Which plugin's it is, where ours did not propose the same."""
+    plugins = problem.request.plugins
+    if not plugins or layout in AdaptiveStrategy().propose(problem):
+        return []
+    names = [f"`{plugin.name}`" for plugin in plugins if layout in plugin.propose(problem)]
+    return [f"this layout was proposed by the plugin strategy {list_words(names)}"] if names else []
 
 
 def _learnt(problem: Problem, advice: Advice | None) -> list[str]:

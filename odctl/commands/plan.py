@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from odctl.plugins import StrategyParameter, load_strategies
 from odctl.result import ExitCode, Result, run_command
 
 if TYPE_CHECKING:
     from agent.planner.problem import PlanRequest
+    from odctl.inventory import Inventory
 
 
 @click.command("plan")
@@ -31,7 +34,8 @@ if TYPE_CHECKING:
     "--strategy",
     default="adaptive",
     show_default=True,
-    type=click.Choice(["adaptive", "pipeline", "tensor", "hybrid"]),
+    type=StrategyParameter(),
+    help="Ours, or a plugin's; adaptive lets all of them compete.",
 )
 @click.option(
     "--hosts",
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Hosts that may be used: names, group:NAME, label=value.",
 )
-@click.option("--exclude", default="", help="Hosts that must not be used.")
+@click.option("--exclude", default="", help="Not to be used: hosts as in --hosts, or HOST/DEVICE.")
 @click.option("--context", type=int, default=2048, show_default=True, help="Tokens a sequence may have.")
 @click.option("--batch", type=int, default=8, show_default=True, help="Sequences that decode together.")
 @click.option(
@@ -89,7 +93,7 @@ if TYPE_CHECKING:
 @click.option("--min-hosts", type=int, default=1, show_default=True)
 @click.option("--max-hosts", type=int, default=None)
 @click.option("--replicas", type=int, default=1, show_default=True)
-@click.option("--pin", default="", help="Hosts that must have a part of it.")
+@click.option("--pin", default="", help="Must have a part of it: hosts as in --hosts, or HOST/DEVICE.")
 @click.option("--exclude-device", "excluded_devices", multiple=True, help="HOST/DEVICE not to use; repeat.")
 @click.option("--reserve", "reserved", multiple=True, help="Memory to leave alone: HOST/DEVICE=GB; repeat.")
 @click.option("--spread", default="", help="Label of hosts: no two replicas share one of its values.")
@@ -150,7 +154,8 @@ def plan(
     check: bool = False,
 ) -> Result:
     """Raises E601 when nothing fits, E701 when a model is nowhere, E711 when the draft model has other tokens, E113
-    for options that contradict each other, E2xx when no host answers."""
+    for options that contradict each other, E119 for a strategy plugin that does not work, E2xx when
+    no host answers."""
     import msgspec
 
     from agent.errors import FleetError
@@ -162,7 +167,7 @@ def plan(
     from agent.planner.problem import PlanRequest
     from odctl.apply import add_runs, read_facts
     from odctl.fleet import Fleet
-    from odctl.inventory import Inventory, select
+    from odctl.inventory import select
     from odctl.learning import read_lessons
     from odctl.model_source import check_same_tokens, find_model
     from odctl.probing import measured_line
@@ -177,8 +182,10 @@ def plan(
             hint="leave --speculation out" if draft else "name a small model with --draft MODEL",
         )
 
+    plugins = load_strategies(strategy)
+
     def chosen_hosts(inventory: Inventory) -> list[str]:
-        excluded = {host.name for host in select(inventory, exclude)} if exclude else set()
+        excluded, _ = hosts_and_devices(inventory, exclude)
         return [host.name for host in select(inventory, selector) if host.name not in excluded]
 
     async def lessons_for(fleet: Fleet, inventory: Inventory) -> tuple[Lesson, ...]:
@@ -226,8 +233,8 @@ def plan(
             min_hosts=min_hosts,
             max_hosts=max_hosts,
             replicas=replicas,
-            pinned=tuple(host.name for host in select(inventory, pin)) if pin else (),
-            excluded=excluded_devices,
+            pinned=tuple(itertools.chain(*hosts_and_devices(inventory, pin))),
+            excluded=(*excluded_devices, *hosts_and_devices(inventory, exclude)[1]),
             reserved_bytes=dict(_reserved(text) for text in reserved),
             spread=spread,
             max_ttft_s=max_ttft_s,
@@ -239,6 +246,7 @@ def plan(
             lessons=await lessons_for(fleet, inventory),
             is_recorded=inventory.learning.enabled,
             may_explore=inventory.learning.explore and (name or found.ref.name) not in inventory.learning.protected,
+            plugins=plugins,
         )
 
     request = visit_fleet(inventory_path, ask, hosts=chosen_hosts)
@@ -286,6 +294,18 @@ def _pareto(request: PlanRequest) -> Result:
     lines.append("--objective takes the one that is best at it; --max-ttft and --max-time-per-token narrow them")
     data = {"choices": [msgspec.to_builtins(choice) for choice in choices]}
     return Result(kind="pareto", data=data, prose="\n".join(lines))
+
+
+def hosts_and_devices(inventory: Inventory, text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Hosts that the selectors of a list mean, and its HOST/DEVICE names. Raises FleetError E108."""
+    from odctl.inventory import select
+
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    devices = tuple(part for part in parts if "/" in part and "=" not in part)
+    for name in devices:
+        inventory.host(name.partition("/")[0])
+    selectors = ",".join(part for part in parts if part not in devices)
+    return tuple(host.name for host in select(inventory, selectors)) if selectors else (), devices
 
 
 def _reserved(text: str) -> tuple[str, int]:

@@ -15,11 +15,12 @@ import pytest
 from agent.facts.cluster import ClusterFacts, HostFacts
 from agent.planner.file import plan_to_toml
 from agent.planner.layout import Layout
-from agent.planner.make import make_plan, propose_layouts
+from agent.planner.make import make_plan
 from agent.planner.order import STALE_GENERATIONS, nearest_neighbours, reordered, search_order
 from agent.planner.pipeline import StageOption, propose_chains
 from agent.planner.plan import Objective, Serving
 from agent.planner.problem import Problem, choose_estimated, make_problem
+from agent.planner.propose import propose_layouts
 from agent.planner.split import Floats, Minimise, OptionTable, split_layers
 from tests.agent.planner.clusters import LLAMA_70B, cluster, gpu, host, link, request
 
