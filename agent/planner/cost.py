@@ -7,11 +7,11 @@ all-reduce after Thakur, Rabenseifner and Gropp (2005); pipeline terms as in GPi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import msgspec
 
-from agent.facts.cluster import LinkFacts
+from agent.facts.cluster import DeviceFacts, LinkFacts
 from agent.facts.model import DTYPE_BYTES, Dtype, ModelSpec, Quantisation
 from agent.planner.calibration import PRIOR, Calibration, Parts, correction, scale_parts, sum_parts
 from agent.planner.carriers import DIRECT_SUM_BYTES, CarrierKind, carrier_of
@@ -391,6 +391,41 @@ def prefill_step(serving: Serving, prompt_tokens: int, *, is_last: bool = True) 
     return StepShape(rows=rows, sequences=1, context=max(1, prompt_tokens // 2), sampled=int(is_last))
 
 
+class StageCosts:
+    """`stage_cost` for one model and precision, remembered: a device costs what any of its kind costs."""
+
+    def __init__(self, spec: ModelSpec, serving: Serving, links: LinkTable) -> None:
+        self._spec = spec
+        self._serving = serving
+        self._links = links
+        self._known: dict[Hashable, StageCost] = {}
+        self._kinds: dict[DeviceFacts, int] = {}
+        self._kind_of: dict[DeviceFacts, int] = {}
+
+    def of(self, stage: StageLayout, step: StepShape) -> StageCost:
+        """Of a stage of these devices and shares, whatever its layers."""
+        hosts = () if len(stage.places) == 1 else tuple(place.host for place in stage.places)
+        key = (tuple(self.kind(place.device) for place in stage.places), hosts, stage.units, step)
+        if key not in self._known:
+            self._known[key] = stage_cost(
+                self._spec,
+                stage.places,
+                stage.units,
+                step=step,
+                dtype=self._serving.dtype,
+                links=self._links,
+                quantisation=self._serving.quantisation,
+            )
+        return self._known[key]
+
+    def kind(self, device: DeviceFacts) -> int:
+        """A number for devices that differ in nothing but their id."""
+        if device not in self._kind_of:
+            nameless = msgspec.structs.replace(device, id="")
+            self._kind_of[device] = self._kinds.setdefault(nameless, len(self._kinds))
+        return self._kind_of[device]
+
+
 # --- a whole replica ----------------------------------------------------------------------------------
 
 
@@ -439,11 +474,14 @@ def pipeline_times(
     dtype: Dtype,
     links: LinkTable,
     quantisation: Quantisation = "none",
+    known: StageCosts | None = None,
 ) -> PipelineTimes:
-    """Stage and hop times of one step of this shape."""
+    """Stage and hop times of one step of this shape; `known` remembers stages' costs from other layouts."""
     last = len(layout.stages) - 1
     costs = [
         stage_cost(spec, stage.places, stage.units, step=step, dtype=dtype, links=links, quantisation=quantisation)
+        if known is None
+        else known.of(stage, step)
         for stage in layout.stages
     ]
     ends = [
@@ -489,16 +527,24 @@ def estimate_layout(
     prompt_tokens: int,
     links: LinkTable,
     calibration: Calibration = PRIOR,
+    known: StageCosts | None = None,
 ) -> Estimate:
     """Latency, throughput and energy of one replica, with the constants that `calibration` corrects.
 
     A full batch runs as `min(stages, batch)` micro-batches in flight. The interleaving of other requests' prefills
-    is left out: `tokens_per_s` is what decoding alone reaches.
+    is left out: `tokens_per_s` is what decoding alone reaches. `known` remembers stages' costs from other layouts.
     """
+    costs = StageCosts(spec, serving, links) if known is None else known
 
     def times(step: StepShape) -> PipelineTimes:
         return pipeline_times(
-            spec, layout, step=step, dtype=serving.dtype, links=links, quantisation=serving.quantisation
+            spec,
+            layout,
+            step=step,
+            dtype=serving.dtype,
+            links=links,
+            quantisation=serving.quantisation,
+            known=costs,
         ).corrected(calibration)
 
     single = times(decode_step(1, prompt_tokens))
@@ -511,15 +557,7 @@ def estimate_layout(
     cycle = cycle_s(full, micro_batches)
     bottleneck = max(range(len(single.stages)), key=lambda index: single.stages[index])
     slowest = layout.stages[bottleneck]
-    cost = stage_cost(
-        spec,
-        slowest.places,
-        slowest.units,
-        step=decode_step(1, prompt_tokens),
-        dtype=serving.dtype,
-        links=links,
-        quantisation=serving.quantisation,
-    )
+    cost = costs.of(slowest, decode_step(1, prompt_tokens))
     return Estimate(
         prompt_tokens=prompt_tokens,
         ttft_s=time_to_first_token_s(earlier, prefill, num_chunks=chunks),

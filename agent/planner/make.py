@@ -5,6 +5,8 @@ Deterministic: no clock, no environment, no randomness beyond the request; equal
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+
 import msgspec
 
 from agent.errors import FleetError
@@ -13,12 +15,13 @@ from agent.facts.model import ModelSpec
 from agent.planner.advise import advise
 from agent.planner.calibration import Calibration, predict_interval, predict_rate_interval
 from agent.planner.cost import estimate_layout
+from agent.planner.estimates import Estimates
 from agent.planner.evidence import calibrate, gateway_way_s, model_key, time_per_token_parts, ttft_parts
+from agent.planner.interval import Interval
 from agent.planner.layout import Layout, StageLayout, cut_shares, layouts_of_plan
 from agent.planner.memory import stage_bytes
-from agent.planner.plan import DraftRef, Learning, Plan, Predicted, Replica, Serving, Shard, Stage
+from agent.planner.plan import DraftRef, Learning, Plan, Predicted, Replica, Serving, Shard, ShardBytes, Stage
 from agent.planner.problem import (
-    DEFAULT_PROMPT_TOKENS,
     PlanRequest,
     Problem,
     allowed_places,
@@ -26,7 +29,7 @@ from agent.planner.problem import (
 )
 from agent.planner.propose import propose_layouts
 from agent.planner.rates import LinkTable
-from agent.planner.replicas import choose_replicas
+from agent.planner.replicas import choose_replicas, is_large
 from agent.planner.shards import shard_weight_bytes, whole_extent
 from agent.planner.shortage import does_not_fit
 from agent.planner.staleness import facts_digest
@@ -54,7 +57,8 @@ def make_plan(request: PlanRequest) -> Plan:
     if chosen is None:
         raise _what_binds(problem) or does_not_fit(problem, propose_layouts)
     layouts = [layout for layout, _ in chosen]
-    advice = advise(problem, propose_layouts(problem)) if request.lessons else None
+    is_advised = bool(request.lessons) and not is_large(problem)
+    advice = advise(problem, propose_layouts(problem)) if is_advised else None
     plan = _build_plan(problem, layouts, why=explain(problem, chosen, propose_layouts, advice=advice))
     if request.is_recorded and (advice is None or advice.choice.propensity == 1):
         return plan
@@ -95,14 +99,20 @@ def refresh_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts, *, draft: Mod
 
 def predict_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts) -> Predicted:
     """What a plan is expected to do on these facts: `recorded` figures go stale when devices are measured anew."""
+    links = LinkTable(facts, is_network_trusted=plan.serving.trusted_network)
+    calibration = calibrate(facts)
+    estimates = Estimates(
+        spec, plan.serving, prompt_tokens=plan.predicted.prompt_tokens, links=links, calibration=calibration
+    )
+    layouts = layouts_of_plan(plan, facts)
     return _predict(
         spec,
-        layouts_of_plan(plan, facts),
+        layouts,
         plan.serving,
-        LinkTable(facts, is_network_trusted=plan.serving.trusted_network),
-        calibrate(facts),
+        links=links,
+        calibration=calibration,
+        known=estimates,
         gateway=plan.gateway_host,
-        prompt_tokens=plan.predicted.prompt_tokens,
     )
 
 
@@ -171,17 +181,17 @@ def _build_plan(problem: Problem, layouts: list[Layout], *, why: tuple[str, ...]
         name=request.name,
         model=request.model,
         objective=request.objective,
-        replicas=tuple(_replica(problem, layout) for layout in layouts),
+        replicas=_replicas(problem, layouts),
         serving=problem.serving,
         controllers=controllers,
         predicted=_predict(
             spec,
             layouts,
             problem.serving,
-            problem.links,
-            problem.calibration,
+            links=problem.links,
+            calibration=problem.calibration,
+            known=problem.estimates,
             gateway=problem.serving.gateway or controllers[0],
-            prompt_tokens=problem.prompt_tokens,
         ),
         healing=request.healing,
         draft=_draft(problem, layouts),
@@ -229,11 +239,27 @@ def _draft(problem: Problem, layouts: list[Layout]) -> DraftRef | None:
     )
 
 
-def _replica(problem: Problem, layout: Layout) -> Replica:
-    spec, serving = problem.spec, problem.serving
+def _replicas(problem: Problem, layouts: list[Layout]) -> tuple[Replica, ...]:
+    """Every byte counted, of stages that hold the same kinds of layers on the same kinds of devices once."""
+    spec = problem.spec
+    known: dict[Hashable, tuple[ShardBytes, ...]] = {}
+
+    def bytes_of(stage: StageLayout) -> tuple[ShardBytes, ...]:
+        first, end = stage.layers
+        num_sparse = sum(map(spec.is_sparse, range(first, end)))
+        kinds = tuple(place.device.kind for place in stage.places)
+        key = (end - first, num_sparse, first == 0, end == spec.num_layers, stage.units, kinds)
+        if key not in known:
+            known[key] = stage_bytes(spec, stage, problem.serving, problem.draft)
+        return known[key]
+
+    return tuple(_replica(spec, layout, bytes_of) for layout in layouts)
+
+
+def _replica(spec: ModelSpec, layout: Layout, bytes_of: Callable[[StageLayout], tuple[ShardBytes, ...]]) -> Replica:
     stages = []
     for stage in layout.stages:
-        held_bytes = stage_bytes(spec, stage, serving, problem.draft)
+        held_bytes = bytes_of(stage)
         ranks = zip(stage.places, cut_shares(spec, stage.units), held_bytes, strict=True)
         shards = tuple(
             Shard(
@@ -255,38 +281,35 @@ def _predict(
     spec: ModelSpec,
     layouts: list[Layout],
     serving: Serving,
+    *,
     links: LinkTable,
     calibration: Calibration,
-    *,
+    known: Estimates,
     gateway: str,
-    prompt_tokens: int | None,
 ) -> Predicted:
     """Estimates of all replicas as one: latencies of the slowest, throughput of all together.
 
     Each step also crosses from the gateway to the first stage and back from the last, as a message without weight.
     """
-    tokens = prompt_tokens or max(1, min(DEFAULT_PROMPT_TOKENS, serving.context // 2))
-    estimates = [
-        estimate_layout(spec, layout, serving, prompt_tokens=tokens, links=links, calibration=calibration)
-        for layout in layouts
-    ]
+    estimates = [known.of(layout) for layout in layouts]
     ways = [gateway_way_s(layout, links, gateway=gateway) for layout in layouts]
     slowest = max(range(len(layouts)), key=lambda index: estimates[index].time_per_token_s)
     estimate = estimates[slowest]
     stage = layouts[slowest].stages[estimate.bottleneck]
     model = model_key(spec, serving)
-    firsts = [
-        predict_interval(ttft_parts(e, serving, way_s=way), calibration, model=model)
-        for e, way in zip(estimates, ways, strict=True)
-    ]
-    nexts = [
-        predict_interval(time_per_token_parts(e, way_s=way), calibration, model=model)
-        for e, way in zip(estimates, ways, strict=True)
-    ]
-    rates = [predict_rate_interval(serving.batch, e.cycle_parts, calibration, model=model) for e in estimates]
+    intervals: dict[tuple[int, float], tuple[Interval, Interval, Interval]] = {}
+    for each, way in zip(estimates, ways, strict=True):
+        if (id(each), way) not in intervals:
+            intervals[id(each), way] = (
+                predict_interval(ttft_parts(each, serving, way_s=way), calibration, model=model),
+                predict_interval(time_per_token_parts(each, way_s=way), calibration, model=model),
+                predict_rate_interval(serving.batch, each.cycle_parts, calibration, model=model),
+            )
+    found = [intervals[id(each), way] for each, way in zip(estimates, ways, strict=True)]
+    firsts, nexts, rates = zip(*found, strict=True)
     first, following = (max(each, key=lambda interval: interval.expected) for each in (firsts, nexts))
     return Predicted(
-        prompt_tokens=tokens,
+        prompt_tokens=estimate.prompt_tokens,
         ttft_s=_rounded(first.expected),
         time_per_token_s=_rounded(following.expected),
         tokens_per_s=_rounded(sum(rate.expected for rate in rates)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Hashable
 from functools import cached_property
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -13,7 +13,8 @@ from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
 from agent.planner.calibration import PRIOR, Calibration
-from agent.planner.cost import Estimate, estimate_layout
+from agent.planner.cost import Estimate
+from agent.planner.estimates import Estimates
 from agent.planner.evidence import calibrate
 from agent.planner.layout import Layout, Place
 from agent.planner.learning.records import Lesson
@@ -49,7 +50,8 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     tensor_parallel_sizes: tuple[int, ...] = ()
     min_hosts: int = 1
     max_hosts: int | None = None
-    replicas: int = 1
+    replicas: int | Literal["max"] = 1
+    """Copies of the model; `max`: as many as fit, or for throughput as many as serve the most tokens per second."""
     controllers: tuple[str, ...] = ()
     pinned: tuple[str, ...] = ()
     """Hosts, or `host/device` names, that must have a rank."""
@@ -59,6 +61,8 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Memory left alone, by `host/device`."""
     spread: str = ""
     """Label of hosts: no two replicas stand on hosts of the same value, a fault domain."""
+    domain: str = ""
+    """Label of hosts: no replica stands on hosts of two values, and none on hosts without it."""
     max_ttft_s: float | None = None
     max_time_per_token_s: float | None = None
     """SLOs: what a layout is estimated to take at `prompt_tokens` of prompt; a plan above them is refused."""
@@ -121,6 +125,16 @@ class Problem:
         return wanted if wanted is not None else max(1, min(DEFAULT_PROMPT_TOKENS, self.serving.context // 2))
 
     @cached_property
+    def estimates(self) -> Estimates:
+        return Estimates(
+            self.spec,
+            self.serving,
+            prompt_tokens=self.prompt_tokens,
+            links=self.links,
+            calibration=self.calibration,
+        )
+
+    @cached_property
     def is_forced(self) -> bool:
         """A strategy that splits is asked for by name, and there is something to split over."""
         return self.request.objective.strategy in {"pipeline", "tensor", "hybrid"} and len(self.places) > 1
@@ -133,14 +147,7 @@ class Problem:
         return self.sizes.layout_fits(layout, usable)
 
     def estimate(self, layout: Layout) -> Estimate:
-        return estimate_layout(
-            self.spec,
-            layout,
-            self.serving,
-            prompt_tokens=self.prompt_tokens,
-            links=self.links,
-            calibration=self.calibration,
-        )
+        return self.estimates.of(layout)
 
     def varied(
         self,
@@ -152,7 +159,7 @@ class Problem:
         is_probe: bool | None = None,
     ) -> Problem:
         """The same problem but for what is given."""
-        return Problem(
+        varied = Problem(
             request or self.request,
             self.places if places is None else places,
             serving or self.serving,
@@ -161,6 +168,15 @@ class Problem:
             searches=self.searches,
             calibration=self.calibration,
         )
+        before = self.request
+        if serving is None and (request is None or _is_estimated_alike(request, before)):
+            varied.estimates = self.estimates
+        return varied
+
+
+def _is_estimated_alike(one: PlanRequest, other: PlanRequest) -> bool:
+    """Whether layouts of two requests have the same estimates."""
+    return (one.spec, one.prompt_tokens) == (other.spec, other.prompt_tokens) and one.facts is other.facts
 
 
 class Strategy(Protocol):
@@ -344,26 +360,33 @@ def _check_constraints(request: PlanRequest, *, num_places: int, num_hosts: int)
                 f"tensor-parallel size {size} cannot share the {spec.num_kv_heads} KV heads of {spec.name}",
                 hint=f"ask for 1 to {spec.num_kv_heads}",
             )
-    needed = request.replicas * (sum(sizes) if sizes else (request.stages or 1) * (request.tensor or 1))
-    if request.replicas < 1 or needed > num_places:
+    replicas = 1 if request.replicas == "max" else request.replicas
+    needed = replicas * (sum(sizes) if sizes else (request.stages or 1) * (request.tensor or 1))
+    if replicas < 1 or needed > num_places:
         raise FleetError(
             "E602",
-            f"{needed} devices are needed ({request.replicas} replicas), {num_places} are there",
+            f"{needed} devices are needed ({replicas} replicas), {num_places} are there",
             hint="ask for fewer stages or replicas, or add hosts",
+        )
+    if request.domain and not any(host.labels.get(request.domain) for host in request.facts.hosts):
+        known = {label for host in request.facts.hosts for label in host.labels}
+        raise FleetError(
+            "E602",
+            f"no host has the label `{request.domain}`, whose values replicas are to stand within",
+            hint=near(request.domain, known) if known else "label hosts in the inventory",
         )
     if request.spread:
         values = {host.labels.get(request.spread, "") for host in request.facts.hosts} - {""}
-        if len(values) < request.replicas:
+        if len(values) < replicas:
             raise FleetError(
                 "E602",
-                f"{request.replicas} replicas cannot be spread over {len(values)} values of the label "
-                f"`{request.spread}`",
+                f"{replicas} replicas cannot be spread over {len(values)} values of the label `{request.spread}`",
                 hint="ask for fewer replicas, or label more hosts in the inventory",
             )
     num_pinned = len(pinned_hosts(request))
     if num_pinned > (request.max_hosts or num_pinned):
         raise FleetError("E107", f"{num_pinned} hosts are pinned, at most {request.max_hosts} asked for")
-    if request.pinned and request.replicas > 1:
+    if request.pinned and request.replicas != 1:
         raise FleetError("E107", "pinned hosts are for one replica", hint="drop --pin, or plan one replica")
     if request.min_hosts > num_hosts:
         raise FleetError("E602", f"at least {request.min_hosts} hosts are asked for, {num_hosts} are there")

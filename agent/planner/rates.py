@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import msgspec
 
 from agent.facts.cluster import ClusterFacts, DeviceFacts, DeviceKind, LinkFacts
@@ -161,8 +163,13 @@ def nominal_of(device: DeviceFacts) -> Nominal:
             flops_per_s=CPU_CORE_FLOPS_PER_S * cores,
             watts=CPU_CORE_WATTS * cores,
         )
-    words = device.name.lower().replace("-", " ")
-    known = [name for name in GPUS if name.lower().replace("-", " ") in words]
+    return _gpu_of(device.name)
+
+
+@lru_cache(maxsize=256)
+def _gpu_of(name: str) -> Nominal:
+    words = name.lower().replace("-", " ")
+    known = [each for each in GPUS if each.lower().replace("-", " ") in words]
     return GPUS[max(known, key=len)] if known else UNKNOWN_GPU
 
 
@@ -171,6 +178,8 @@ class LinkTable:
 
     def __init__(self, facts: ClusterFacts, *, is_network_trusted: bool = False) -> None:
         self.is_network_trusted = is_network_trusted
+        self.are_equal = not facts.links
+        """No fact tells one pair of hosts from another."""
         self._links: dict[tuple[str, str], dict[CarrierKind | None, LinkFacts]] = {}
         for link in facts.links:
             self._links.setdefault((link.source, link.target), {})[link.carrier] = link

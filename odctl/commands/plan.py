@@ -6,7 +6,7 @@ import itertools
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -92,11 +92,18 @@ if TYPE_CHECKING:
 @click.option("--tensor", "tensor_sizes", default="", help="Tensor-parallel size of each stage: 2, or 1,2.")
 @click.option("--min-hosts", type=int, default=1, show_default=True)
 @click.option("--max-hosts", type=int, default=None)
-@click.option("--replicas", type=int, default=1, show_default=True)
+@click.option(
+    "--replicas",
+    default="1",
+    show_default=True,
+    metavar="N|max",
+    help="Copies of the model; max: as many as fit, or for throughput as many as serve the most.",
+)
 @click.option("--pin", default="", help="Must have a part of it: hosts as in --hosts, or HOST/DEVICE.")
 @click.option("--exclude-device", "excluded_devices", multiple=True, help="HOST/DEVICE not to use; repeat.")
 @click.option("--reserve", "reserved", multiple=True, help="Memory to leave alone: HOST/DEVICE=GB; repeat.")
 @click.option("--spread", default="", help="Label of hosts: no two replicas share one of its values.")
+@click.option("--domain", default="", help="Label of hosts: each replica stands within one of its values.")
 @click.option("--max-ttft", "max_ttft_s", type=float, default=None, help="Most seconds to the first token.")
 @click.option(
     "--max-time-per-token",
@@ -140,11 +147,12 @@ def plan(
     tensor_sizes: str = "",
     min_hosts: int = 1,
     max_hosts: int | None = None,
-    replicas: int = 1,
+    replicas: str = "1",
     pin: str = "",
     excluded_devices: tuple[str, ...] = (),
     reserved: tuple[str, ...] = (),
     spread: str = "",
+    domain: str = "",
     max_ttft_s: float | None = None,
     max_time_per_token_s: float | None = None,
     pareto: bool = False,
@@ -232,11 +240,12 @@ def plan(
             tensor_parallel_sizes=_sizes(tensor_sizes) if "," in tensor_sizes else (),
             min_hosts=min_hosts,
             max_hosts=max_hosts,
-            replicas=replicas,
+            replicas=_count(replicas),
             pinned=tuple(itertools.chain(*hosts_and_devices(inventory, pin))),
             excluded=(*excluded_devices, *hosts_and_devices(inventory, exclude)[1]),
             reserved_bytes=dict(_reserved(text) for text in reserved),
             spread=spread,
+            domain=domain,
             max_ttft_s=max_ttft_s,
             max_time_per_token_s=max_time_per_token_s,
             controllers=controllers,
@@ -318,6 +327,16 @@ def _reserved(text: str) -> tuple[str, int]:
         raise FleetError(
             "E113", f"--reserve {text!r} is not HOST/DEVICE=GB", hint="write --reserve gpu01/cuda:0=8"
         ) from None
+
+
+def _count(text: str) -> int | Literal["max"]:
+    from agent.errors import FleetError
+
+    if text == "max":
+        return "max"
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise FleetError("E113", f"--replicas {text!r} is neither a number above 0 nor max", hint="write --replicas 2")
 
 
 def _sizes(text: str) -> tuple[int, ...]:
