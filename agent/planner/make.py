@@ -12,13 +12,15 @@ import msgspec
 from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
+from agent.planner.adaptive import STRATEGIES
 from agent.planner.advise import advise
 from agent.planner.calibration import Calibration, predict_interval, predict_rate_interval
 from agent.planner.cost import estimate_layout
 from agent.planner.estimates import Estimates
 from agent.planner.evidence import calibrate, gateway_way_s, model_key, time_per_token_parts, ttft_parts
+from agent.planner.explain import Section, explain_plan
 from agent.planner.interval import Interval
-from agent.planner.layout import Layout, StageLayout, cut_shares, layouts_of_plan
+from agent.planner.layout import Layout, Place, StageLayout, cut_shares, layouts_of_plan
 from agent.planner.memory import stage_bytes
 from agent.planner.plan import DraftRef, Learning, Plan, Predicted, Replica, Serving, Shard, ShardBytes, Stage
 from agent.planner.problem import (
@@ -95,6 +97,55 @@ def refresh_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts, *, draft: Mod
     problem = make_problem(request)
     layouts = layouts_of_plan(plan, facts)
     return _build_plan(problem, layouts, why=plan.why)
+
+
+def explain_made(
+    plan: Plan,
+    request: PlanRequest,
+    *,
+    now_s: float | None = None,
+) -> tuple[Section, ...]:
+    """A plan at length, against the request that it answers. Raises FleetError E106 when a device of it is gone."""
+    problem = make_problem(msgspec.structs.replace(request, serving=plan.serving))
+    layouts = layouts_of_plan(plan, request.facts)
+    allowed = {place.name: place for place in problem.places}
+    missing = tuple(
+        place
+        for place in dict.fromkeys(place for layout in layouts for place in layout.places)
+        if place.name not in allowed
+    )
+    if missing:
+        problem = problem.varied(places=(*problem.places, *missing))
+    reserved = [_with_places(layout, allowed) for layout in layouts]
+    return explain_plan(problem, reserved, now_s=now_s)
+
+
+def request_of(plan: Plan, spec: ModelSpec, facts: ClusterFacts, *, draft: ModelSpec | None = None) -> PlanRequest:
+    """What a plan file tells of the request that it answered; its constraints are not in it."""
+    strategy = plan.objective.strategy if plan.objective.strategy in STRATEGIES else "adaptive"
+    return PlanRequest(
+        name=plan.name,
+        model=plan.model,
+        spec=spec,
+        facts=facts,
+        objective=msgspec.structs.replace(plan.objective, strategy=strategy),
+        serving=plan.serving,
+        healing=plan.healing,
+        replicas=len(plan.replicas),
+        controllers=plan.controllers,
+        prompt_tokens=plan.predicted.prompt_tokens,
+        draft=plan.draft,
+        draft_spec=draft,
+    )
+
+
+def _with_places(layout: Layout, places: dict[str, Place]) -> Layout:
+    """The same with devices as the request leaves them, what is reserved taken off."""
+    stages = tuple(
+        msgspec.structs.replace(stage, places=tuple(places.get(place.name, place) for place in stage.places))
+        for stage in layout.stages
+    )
+    return Layout(stages=stages)
 
 
 def predict_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts) -> Predicted:

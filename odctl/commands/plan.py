@@ -112,6 +112,7 @@ if TYPE_CHECKING:
     default=None,
     help="Most seconds per later token.",
 )
+@click.option("--explain", is_flag=True, help="Also say at length what bounds the plan and what would help it.")
 @click.option("--pareto", is_flag=True, help="Write nothing; show every layout that is best at something.")
 @click.option("--listen", default="127.0.0.1:11434", show_default=True, help="Address of the HTTP API.")
 @click.option("--controller", "controllers", multiple=True, help="Host that decides; repeat for standbys.")
@@ -155,6 +156,7 @@ def plan(
     domain: str = "",
     max_ttft_s: float | None = None,
     max_time_per_token_s: float | None = None,
+    explain: bool = False,
     pareto: bool = False,
     listen: str = "127.0.0.1:11434",
     controllers: tuple[str, ...] = (),
@@ -168,9 +170,9 @@ def plan(
 
     from agent.errors import FleetError
     from agent.planner.file import plan_hash, plan_to_toml
-    from agent.planner.layout_text import preview_lines
+    from agent.planner.layout_text import preview_lines, section_lines
     from agent.planner.learning.records import Lesson
-    from agent.planner.make import make_plan
+    from agent.planner.make import explain_made, make_plan
     from agent.planner.plan import Objective, Serving
     from agent.planner.problem import PlanRequest
     from odctl.apply import add_runs, read_facts
@@ -263,9 +265,14 @@ def plan(
         return _pareto(request)
     made = make_plan(request)
     text = plan_to_toml(made)
-    data = {"plan": msgspec.to_builtins(made), "hash": plan_hash(made), "file": output}
-    lines = preview_lines(made, width=shutil.get_terminal_size((100, 24)).columns)
-    preview = "\n".join([*lines, measured_line(request.facts, made.hosts, now_s=time.time())])
+    data: dict[str, Any] = {"plan": msgspec.to_builtins(made), "hash": plan_hash(made), "file": output}
+    width = shutil.get_terminal_size((100, 24)).columns
+    lines = [*preview_lines(made, width=width), measured_line(request.facts, made.hosts, now_s=time.time())]
+    if explain:
+        sections = explain_made(made, request, now_s=time.time())
+        data["explanation"] = msgspec.to_builtins(sections)
+        lines += ["", *section_lines(sections, width=width), ""]
+    preview = "\n".join(lines)
     if check:
         path = Path(output)
         differs = not path.exists() or path.read_text() != text
