@@ -21,25 +21,8 @@ from agent.planner.plan import Objective, Serving
 from odctl.cli import main
 from odctl.plugins import load_strategies, strategy_names
 from tests.agent.planner.clusters import LLAMA_1B, LLAMA_70B, THREE_CPUS, cluster, gpu, host, link, request
+from tests.odctl.plugins import HALVES, write_distribution
 
-HALVES = """
-from agent.planner.layout import Layout, StageLayout
-
-class Halves:
-    '''Half of the layers on the last device, half on the first.'''
-
-    name = "halves"
-
-    def propose(self, problem):
-        count, units = problem.spec.num_layers, (problem.spec.num_kv_heads,)
-        if len(problem.places) < 2:
-            return []
-        first, last = problem.places[-1], problem.places[0]
-        return [Layout(stages=(
-            StageLayout(layers=(0, count // 2), places=(first,), units=units),
-            StageLayout(layers=(count // 2, count), places=(last,), units=units),
-        ))]
-"""
 WIDE = """
 from agent.planner.layout import Layout, StageLayout
 
@@ -66,12 +49,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     def put(
         source: str, *, name: str = "halves", distribution: str = "odctl-halves", target: str = "Halves"
     ) -> None:
-        module = distribution.replace("-", "_") + "_" + tmp_path.name.replace("-", "_")
-        (tmp_path / f"{module}.py").write_text(source)
-        metadata = tmp_path / f"{distribution.replace('-', '_')}-1.2.dist-info"
-        metadata.mkdir(exist_ok=True)
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n")
-        (metadata / "entry_points.txt").write_text(f"[odctl.strategies]\n{name} = {module}:{target}\n")
+        write_distribution(tmp_path, source, name=name, distribution=distribution, target=target)
         importlib.invalidate_caches()
 
     return put
