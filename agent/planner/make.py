@@ -181,6 +181,8 @@ def _what_binds(problem: Problem) -> FleetError | None:
         ways.append((f"{list_words(request.pinned)} pinned", replace(request, pinned=())))
     if request.spread:
         ways.append((f"replicas spread over `{request.spread}`", replace(request, spread="")))
+    if request.domain:
+        ways.append((f"replicas within values of `{request.domain}`", replace(request, domain="")))
     if request.max_hosts is not None:
         ways.append((f"at most {request.max_hosts} hosts", replace(request, max_hosts=None)))
     binding = []
@@ -193,7 +195,9 @@ def _what_binds(problem: Problem) -> FleetError | None:
                 f"{seconds_words(estimate.time_per_token_s)} per token, {len(chosen[0][0].hosts)} hosts)"
             )
     if not binding and len(ways) > 1:
-        free = replace(request, max_ttft_s=None, max_time_per_token_s=None, pinned=(), spread="", max_hosts=None)
+        free = replace(
+            request, max_ttft_s=None, max_time_per_token_s=None, pinned=(), spread="", domain="", max_hosts=None
+        )
         if choose_replicas(problem.varied(request=free)) is not None:
             binding.append("together " + ", ".join(words for words, _ in ways))
     if not binding:

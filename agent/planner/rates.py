@@ -186,7 +186,9 @@ class LinkTable:
 
     def between(self, source: str, target: str, kind: DeviceKind) -> LinkFacts:
         """The link from one host to another, or within one. A fact of the way back serves where ours is missing."""
-        known = self.known(source, target, kind) or self.known(target, source, kind)
+        known = None
+        if not self.are_equal:
+            known = self.known(source, target, kind) or self.known(target, source, kind)
         if known is not None:
             return known
         if source != target:
