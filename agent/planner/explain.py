@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -53,13 +53,19 @@ class Lever(msgspec.Struct, frozen=True, kw_only=True):
     words: str
 
 
-def explain_plan(problem: Problem, layouts: list[Layout], *, now_s: float | None = None) -> tuple[Section, ...]:
-    """Every section for replicas with these layouts. `now_s` (seconds since the epoch) makes ages of moments."""
+def explain_plan(
+    problem: Problem, layouts: list[Layout], *, now_s: float | None = None, absent: Mapping[str, str] | None = None
+) -> tuple[Section, ...]:
+    """Every section for replicas with these layouts.
+
+    `now_s` (seconds since the epoch) makes ages of moments; `absent` says of hosts that the facts lack, why.
+    """
     chosen = [(layout, problem.estimate(layout)) for layout in layouts]
     sections = (
         ("bottleneck", _bottleneck(problem, chosen)),
-        ("devices left out", _left_out(problem, chosen)),
+        ("devices left out", [*_absent(absent or {}), *_left_out(problem, chosen)]),
         ("one more stage or host", _wider(problem, chosen)),
+        ("planned anew", _anew(problem, chosen)),
         ("what would help most", _levers(problem, chosen)),
         ("counting bound", _bound(problem, chosen)),
         ("rule of thumb", _rule(problem, chosen)),
@@ -96,6 +102,13 @@ def _bottleneck(problem: Problem, chosen: Chosen) -> list[str]:
 
 
 # --- what was left alone ------------------------------------------------------------------------------
+
+
+def _absent(hosts: Mapping[str, str]) -> list[str]:
+    by_reason: dict[str, list[str]] = {}
+    for host in sorted(hosts):
+        by_reason.setdefault(hosts[host], []).append(host)
+    return [f"{list_words(names)}: {reason}" for reason, names in by_reason.items()]
 
 
 def _left_out(problem: Problem, chosen: Chosen) -> list[str]:
@@ -159,7 +172,9 @@ def _idle_lines(problem: Problem, chosen: Chosen, idle: list[Place]) -> list[str
             lines.append(f"{names}: no layout with {one} fits or keeps what is asked for")
             continue
         loss = objective_value(problem, best[1]) / objective_value(problem, estimate) - 1
-        verdict = f"{loss:.1%} worse" if loss > LEAST_GAIN else "no better"
+        verdict = "no better"
+        if abs(loss) > LEAST_GAIN:
+            verdict = f"{abs(loss):.1%} {'worse' if loss > 0 else 'better'}"
         lines.append(f"{names}: with {one} it would be {verdict}, {value_words(problem, best[1])}")
     return lines
 
@@ -205,6 +220,20 @@ def _wider(problem: Problem, chosen: Chosen) -> list[str]:
             f"ms), {rate_words(best[1].tokens_per_s)} instead of {rate_words(estimate.tokens_per_s)}"
         )
     return lines
+
+
+def _anew(problem: Problem, chosen: Chosen) -> list[str]:
+    """Whether the same request has a better plan than this one, as for a file that was edited or has aged."""
+    free = None if is_large(problem) else choose_replicas(problem)
+    if free is None:
+        return []
+    gain = 1 - _value(problem, free) / _value(problem, chosen)
+    if gain <= LEAST_GAIN:
+        return []
+    sizes = ", ".join(shape_of(layout) for layout, _ in free[:4])
+    return [
+        f"a plan made now would reach {_words(problem, free)}, {gain:.1%} better ({sizes}): odctl plan makes it"
+    ]
 
 
 def _best(problem: Problem) -> tuple[Layout, Estimate] | None:

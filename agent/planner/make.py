@@ -5,7 +5,7 @@ Deterministic: no clock, no environment, no randomness beyond the request; equal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 
 import msgspec
 
@@ -104,8 +104,12 @@ def explain_made(
     request: PlanRequest,
     *,
     now_s: float | None = None,
+    absent: Mapping[str, str] | None = None,
 ) -> tuple[Section, ...]:
-    """A plan at length, against the request that it answers. Raises FleetError E106 when a device of it is gone."""
+    """A plan at length, against the request that it answers; `absent` says why hosts are not in its facts.
+
+    Raises FleetError E106 when a device of the plan is gone.
+    """
     problem = make_problem(msgspec.structs.replace(request, serving=plan.serving))
     layouts = layouts_of_plan(plan, request.facts)
     allowed = {place.name: place for place in problem.places}
@@ -117,7 +121,7 @@ def explain_made(
     if missing:
         problem = problem.varied(places=(*problem.places, *missing))
     reserved = [_with_places(layout, allowed) for layout in layouts]
-    return explain_plan(problem, reserved, now_s=now_s)
+    return explain_plan(problem, reserved, now_s=now_s, absent=absent)
 
 
 def request_of(plan: Plan, spec: ModelSpec, facts: ClusterFacts, *, draft: ModelSpec | None = None) -> PlanRequest:

@@ -193,10 +193,15 @@ def plan(
         )
 
     plugins = load_strategies(strategy)
+    absent: dict[str, str] = {}
 
     def chosen_hosts(inventory: Inventory) -> list[str]:
         excluded, _ = hosts_and_devices(inventory, exclude)
-        return [host.name for host in select(inventory, selector) if host.name not in excluded]
+        selected = {host.name for host in select(inventory, selector)}
+        for host in inventory.hosts:
+            if host.name in excluded or host.name not in selected:
+                absent[host.name] = "excluded" if host.name in excluded else f"not selected by --hosts {selector}"
+        return sorted(selected - set(excluded))
 
     async def lessons_for(fleet: Fleet, inventory: Inventory) -> tuple[Lesson, ...]:
         """None where the strategy is named, or learning is switched off."""
@@ -209,6 +214,7 @@ def plan(
         facts, missing = await read_facts(fleet, inventory.cluster)
         facts = await add_runs(fleet, facts)
         warn_unreachable(missing)
+        absent.update(dict.fromkeys(missing, "did not answer"))
         if not facts.hosts:
             raise next(iter(missing.values()), FleetError("E105", "no host is left to plan with"))
         found = await find_model(fleet, model)
@@ -269,7 +275,7 @@ def plan(
     width = shutil.get_terminal_size((100, 24)).columns
     lines = [*preview_lines(made, width=width), measured_line(request.facts, made.hosts, now_s=time.time())]
     if explain:
-        sections = explain_made(made, request, now_s=time.time())
+        sections = explain_made(made, request, now_s=time.time(), absent=absent)
         data["explanation"] = msgspec.to_builtins(sections)
         lines += ["", *section_lines(sections, width=width), ""]
     preview = "\n".join(lines)

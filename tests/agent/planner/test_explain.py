@@ -164,6 +164,22 @@ def test_a_plan_of_a_plugin_or_by_hand_is_explained_too() -> None:
         assert "bottleneck" in by_title(sections)
 
 
+def test_hosts_that_the_facts_lack_are_told_with_their_reason() -> None:
+    asked = request(LLAMA_1B, THREE_CPUS, stages=3)
+    sections = by_title(explain_made(make_plan(asked), asked, absent={"y": "excluded", "x": "excluded"}))
+    assert sections["devices left out"] == ("x and y: excluded",)
+
+
+def test_a_worse_plan_than_could_be_made_now_is_told() -> None:
+    plan = plan_for(LLAMA_1B, THREE_CPUS, stages=3)
+    sections = by_title(explain_made(plan, request_of(plan, LLAMA_1B, THREE_CPUS)))
+    (line,) = sections["planned anew"]
+    assert line.startswith("a plan made now would reach ")
+    assert line.endswith(" better (single device): odctl plan makes it")
+    asked = request(LLAMA_1B, THREE_CPUS, stages=3)
+    assert "planned anew" not in by_title(explain_made(plan, asked)), "three stages were asked for"
+
+
 def test_reserved_memory_stays_reserved() -> None:
     asked = request(LLAMA_1B, THREE_CPUS, stages=3, reserved_bytes={"a/cpu": 6 * GB})
     sections = by_title(explain_made(make_plan(asked), asked))
