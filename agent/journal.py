@@ -106,12 +106,13 @@ class Journal:
         rows = self._db.execute("SELECT * FROM event ORDER BY event_id DESC LIMIT ?", (limit,)).fetchall()
         return [self._event(row) for row in reversed(rows)]
 
-    def read_kinds(self, kinds: Sequence[str], limit: int) -> list[Event]:
-        """The newest `limit` events of these kinds, oldest first."""
+    def read_kinds(self, kinds: Sequence[str], limit: int, *, deployment: str = "") -> list[Event]:
+        """The newest `limit` events of these kinds (of one deployment, if it is named), oldest first."""
         marks = ", ".join("?" * len(kinds))
         rows = self._db.execute(
-            f"SELECT * FROM event WHERE kind IN ({marks}) ORDER BY event_id DESC LIMIT ?",  # noqa: S608 - marks alone
-            (*kinds, limit),
+            f"SELECT * FROM event WHERE kind IN ({marks}) AND ? IN ('', deployment) "  # noqa: S608 - marks alone
+            "ORDER BY event_id DESC LIMIT ?",
+            (*kinds, deployment, limit),
         ).fetchall()
         return [self._event(row) for row in reversed(rows)]
 

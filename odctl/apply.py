@@ -33,6 +33,7 @@ from agent.wire.agent import (
     ModelManifest,
     RunReport,
 )
+from agent.wire.history import Cause
 from odctl.deployments import DeploymentSight, FleetDeployments, read_deployments
 from odctl.fleet import Fleet
 from odctl.model_source import check_model, push_model
@@ -134,6 +135,8 @@ async def apply_plan(
     on_event: OnEvent,
     holder: str,
     stop_after: ApplyPhase | None = None,
+    cause: Cause = "apply",
+    reason: str = "",
 ) -> ApplyEvent:
     """Hand the plan to its controller and follow to the end. Raises what the controller raised."""
     plan = preview.plan
@@ -165,6 +168,8 @@ async def apply_plan(
         expected_generation=preview.running_generation,
         holder=holder,
         stop_after=stop_after,
+        cause=cause,
+        reason=reason,
     )
     return await _follow(fleet, controller, "/v1/apply", request, on_event)
 

@@ -50,6 +50,7 @@ from agent.wire.agent import (
 )
 from agent.wire.framing import encode_frame
 from agent.wire.gateway import BackendReport
+from agent.wire.history import GenerationHistory
 from agent.wire.probe import LinkReport, ProbeDevices, ProbeLinks
 
 MSGPACK = "application/msgpack"
@@ -87,6 +88,7 @@ class Control(Protocol):
     def lessons(self) -> Lessons: ...
 
     def runs(self) -> RunReport: ...
+    def history(self) -> GenerationHistory: ...
     def apply(self, request: ApplyRequest) -> AsyncIterator[ApplyEvent]:
         """Progress. The apply itself goes on when its reader goes away."""
         ...
@@ -236,6 +238,9 @@ def _deployment_routes(control: Control) -> list[Route]:
     async def runs(request: Request) -> Response:
         return _encoded(request, control.runs())
 
+    async def generations(request: Request) -> Response:
+        return _encoded(request, control.history())
+
     async def apply(request: Request) -> Response:
         return await _progress(control.apply(await _body(request, ApplyRequest)))
 
@@ -251,6 +256,7 @@ def _deployment_routes(control: Control) -> list[Route]:
         Route("/v1/faults", faults),
         Route("/v1/learning", learning),
         Route("/v1/runs", runs),
+        Route("/v1/history", generations),
         Route("/v1/apply", apply, methods=["POST"]),
         Route("/v1/abort", abort, methods=["POST"]),
         Route("/v1/destroy", destroy, methods=["POST"]),

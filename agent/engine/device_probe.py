@@ -12,22 +12,47 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import count
 
+import msgspec
 import torch
 from torch import Tensor
 
 from agent.engine.attention import attend
 from agent.engine.batch import lay_out
+from agent.engine.decoder import Decoder
 from agent.engine.kv_cache import KvCache
 from agent.engine.linear import Linear
+from agent.engine.linear.choose import make_kernel
+from agent.engine.linear.kernel import Kernel
 from agent.engine.memory import check_memory
+from agent.engine.weights import ShardWeights
 from agent.errors import FleetError
-from agent.facts.model import Dtype, Quantisation
-from agent.facts.probe import AttentionProbe, DeviceProbe, GemmProbe
+from agent.facts.model import Dtype, FamilySpec, ModelSpec, Quantisation, RopeSpec
+from agent.facts.probe import AttentionProbe, DeviceProbe, GemmProbe, LayerProbe
 from agent.planner.plan import BLOCK_TOKENS
+from agent.planner.shards import whole_extent
 from agent.wire.probe import DeviceProbeConfig, DeviceReport, ProbeSizes
 from agent.wire.rank import SamplingParams, SequenceSlice, Step
 
 SKINNY_ROWS = (1, 8, 64)
+LAYER_SEQUENCES = (1, 8)
+THIN = ModelSpec(
+    name="thin",
+    family=FamilySpec(name="llama", architecture="LlamaForCausalLM"),
+    num_layers=16,
+    hidden_size=256,
+    intermediate_size=512,
+    num_heads=4,
+    num_kv_heads=2,
+    head_size=64,
+    vocab_size=256,
+    max_context=128,
+    rms_norm_eps=1e-5,
+    rope=RopeSpec(theta=1e4),
+    tie_word_embeddings=True,
+    dtype="bfloat16",
+    num_parameters=0,
+)
+"""A decoder whose layers take hardly longer than it takes to launch them."""
 MIN_REPEATS, MAX_REPEATS = 3, 1000
 HEADS, KV_HEADS, HEAD_SIZE = 32, 8, 128
 """Llama 3.1 8B's attention."""
@@ -50,6 +75,7 @@ def measure_device(config: DeviceProbeConfig) -> DeviceReport:
     sizes = config.sizes
     # the widest of a turn: float32 weights, the one they are copied from and what packing holds meanwhile
     _check_memory(config, device, sizes.weights_bytes + 3 * 4 * sizes.matrix_size**2 + sizes.copy_bytes)
+    kinds = _served_kinds(device)
     with torch.inference_mode():
         copy_s, read_s = _measure_memory(device, sizes)
         probe = DeviceProbe(
@@ -59,8 +85,9 @@ def measure_device(config: DeviceProbeConfig) -> DeviceReport:
             measured_at_s=time.time(),
             copy_bytes_per_s=2 * sizes.copy_bytes / copy_s,
             read_bytes_per_s=sizes.copy_bytes / read_s,
-            gemms=tuple(gemm for kind in _served_kinds(device) for gemm in _measure_gemms(device, sizes, *kind)),
+            gemms=tuple(gemm for kind in kinds for gemm in _measure_gemms(device, sizes, *kind)),
             attention=tuple(_measure_attention(device, sizes, context) for context in sizes.contexts),
+            layers=tuple(layer for kind in kinds for layer in _measure_layers(device, sizes, *kind)),
         )
     disk = _measure_disk(config.disk_dir, sizes.disk_bytes) if config.disk_dir else None
     return DeviceReport(device=probe, disk_read_bytes_per_s=disk)
@@ -155,6 +182,83 @@ def _measure_attention(device: torch.device, sizes: ProbeSizes, context: int) ->
         seconds=seconds,
         cache_bytes=layer_bytes,
     )
+
+
+def _measure_layers(
+    device: torch.device, sizes: ProbeSizes, dtype: Dtype, quantisation: Quantisation
+) -> Iterator[LayerProbe]:
+    """Thin layers, so that products take little of their time; enough of them that each finds its code cold."""
+    kind = _KINDS[dtype]
+    extent = msgspec.structs.replace(whole_extent(THIN), is_first_stage=False, is_last_stage=False)
+    kernels: dict[tuple[str, int | None], Kernel] = {}
+    tensors: dict[tuple[str, int | None], Tensor] = {}
+    heads = (THIN.num_heads + 2 * THIN.num_kv_heads) * THIN.head_size
+    matrices = {
+        "qkv": (heads, THIN.hidden_size),
+        "o_proj": (THIN.hidden_size, THIN.num_heads * THIN.head_size),
+        "gate_up": (2 * THIN.intermediate_size, THIN.hidden_size),
+        "down_proj": (THIN.hidden_size, THIN.intermediate_size),
+    }
+    for layer in range(THIN.num_layers):
+        for role, (outputs, inputs) in matrices.items():
+            weight_NK = torch.randn((outputs, inputs), device=device).mul_(inputs**-0.5).to(kind)
+            kernels[role, layer] = make_kernel(weight_NK, None, quantisation=quantisation)
+        for role in ("input_norm", "mlp_norm"):
+            tensors[role, layer] = torch.ones(THIN.hidden_size, dtype=kind, device=device)
+    decoder = Decoder(
+        THIN,
+        extent,
+        ShardWeights(kernels, tensors, is_exact=False),
+        context=THIN.max_context,
+        kind=kind,
+        device=device,
+        on_layer=lambda: None,
+    )
+    for sequences in LAYER_SEQUENCES:
+        yield LayerProbe(
+            dtype=dtype,
+            quantisation=quantisation,
+            sequences=sequences,
+            context=THIN.max_context,
+            seconds=_step_s(decoder, sequences, kind, device, sizes.span_s) / THIN.num_layers,
+            weight_elements=sum(outputs * inputs for outputs, inputs in matrices.values()),
+            cache_bytes=2 * THIN.max_context * THIN.num_kv_heads * THIN.head_size * kind.itemsize,
+        )
+
+
+def _step_s(decoder: Decoder, sequences: int, kind: torch.dtype, device: torch.device, span_s: float) -> float:
+    """Seconds of a step in which each sequence, at the end of its context, gets a token."""
+    blocks = -(-THIN.max_context // BLOCK_TOKENS)
+    cache = KvCache(
+        num_layers=THIN.num_layers,
+        batch=sequences,
+        context=THIN.max_context,
+        num_blocks=blocks * sequences,
+        num_kv_heads=THIN.num_kv_heads,
+        head_size=THIN.head_size,
+        kind=kind,
+        device=device,
+    )
+    first = [
+        SequenceSlice(
+            slot=slot,
+            start=THIN.max_context - 1,
+            tokens=[0],
+            samples=False,
+            params=SamplingParams(),
+            new_blocks=list(range(slot * blocks, (slot + 1) * blocks)),
+        )
+        for slot in range(sequences)
+    ]
+    cache.admit(first)
+    later = [msgspec.structs.replace(piece, params=None, new_blocks=[]) for piece in first]
+    hidden_TD = torch.randn((sequences, THIN.hidden_size), device=device).to(kind)
+
+    def act(number: int) -> None:
+        batch = lay_out(Step(step_id=number, slices=later), cache.tables, kind=kind, device=device)
+        decoder.run_layers(hidden_TD, batch, cache, lambda partial: partial)
+
+    return seconds_of(act, device, span_s)
 
 
 def seconds_of(act: Callable[[int], object], device: torch.device, span_s: float) -> float:

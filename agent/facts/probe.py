@@ -55,6 +55,22 @@ class AttentionProbe(msgspec.Struct, frozen=True, kw_only=True):
         return self.cache_bytes / self.seconds
 
 
+class LayerProbe(msgspec.Struct, frozen=True, kw_only=True):
+    """A decode step of `sequences` rows through thin layers of the engine's decoder: what launching them takes."""
+
+    dtype: Dtype
+    quantisation: Quantisation
+    sequences: int
+    context: int
+    """Positions that each row attends to."""
+    seconds: float
+    """Of one layer."""
+    weight_elements: int
+    """Of a layer's matrices."""
+    cache_bytes: int
+    """Keys and values that are read of one sequence."""
+
+
 class DeviceProbe(msgspec.Struct, frozen=True, kw_only=True):
     """One device as the engine's own kernels see it."""
 
@@ -68,6 +84,8 @@ class DeviceProbe(msgspec.Struct, frozen=True, kw_only=True):
     read_bytes_per_s: float
     gemms: tuple[GemmProbe, ...]
     attention: tuple[AttentionProbe, ...]
+    layers: tuple[LayerProbe, ...] = ()
+    """Earlier releases measured none."""
 
     def gemm(self, dtype: Dtype, quantisation: Quantisation, rows: int) -> GemmProbe | None:
         return next(

@@ -23,6 +23,10 @@ class MeasuredRun(msgspec.Struct, frozen=True, kw_only=True):
     ttft_s: float = 0.0
     time_per_token_s: float = 0.0
     """Seconds per token after the first (vLLM's TPOT)."""
+    answer_tokens: int = 0
+    """Of the requests measured, on average; 0 where an earlier release did not tell."""
+    tokens_per_s: float = 0.0
+    """Tokens of all answers, per second in which the deployment had any request."""
     measured_at_s: float = 0.0
     """Seconds since the epoch, by the controller's clock."""
 

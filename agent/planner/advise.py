@@ -9,18 +9,22 @@ from typing import Literal
 
 import msgspec
 
+from agent.errors import FleetError
 from agent.planner.cost import Estimate
+from agent.planner.evidence import MAX_RUNS, changes
+from agent.planner.file import plan_from_toml
 from agent.planner.layout import Layout
 from agent.planner.learning.bandit import ResidualBandit
 from agent.planner.learning.choose import Candidate, Choice, choose
-from agent.planner.learning.records import Lesson, PlanChosen, PlanMeasured, arm_of
+from agent.planner.learning.records import Figures, Lesson, PlanChosen, PlanMeasured, arm_of
 from agent.planner.learning.workload import NUM_FEATURES, Context, features_of, link_class
 from agent.planner.plan import ObjectiveKind
+from agent.planner.predict import predict_plan
 from agent.planner.problem import Problem, choose_estimated, objective_value
 from agent.planner.shards import weight_bytes
 
-Figure = Literal["time_per_token_s", "ttft_s", "tokens_per_s"]
-FIGURES: dict[ObjectiveKind, Figure] = {
+FigureName = Literal["time_per_token_s", "ttft_s", "tokens_per_s"]
+FIGURES: dict[ObjectiveKind, FigureName] = {
     "latency": "time_per_token_s",
     "context": "time_per_token_s",
     "ttft": "ttft_s",
@@ -59,7 +63,7 @@ def advise(problem: Problem, layouts: Sequence[Layout]) -> Advice | None:
     figure = FIGURES.get(request.objective.kind)
     if figure is None or request.objective.strategy != "adaptive" or not request.lessons or problem.is_probe:
         return None
-    bandit = _train(request.lessons[-TRAINED_LESSONS:], figure)
+    bandit = _train(current_lessons(problem)[-TRAINED_LESSONS:], figure)
     by_arm: dict[str, list[Layout]] = {}
     for layout in layouts:
         by_arm.setdefault(arm_of(layout.tensor_parallel_sizes), []).append(layout)
@@ -75,6 +79,50 @@ def advise(problem: Problem, layouts: Sequence[Layout]) -> Advice | None:
     return Advice(
         layouts=tuple(found.values()), arms=tuple(found), choice=choice, runs=bandit.runs, alarms=bandit.alarms
     )
+
+
+def current_lessons(problem: Problem) -> tuple[Lesson, ...]:
+    """Lessons as they are to be learnt from now: what was measured, against what would be predicted today.
+
+    Runs have corrected the cost model since a plan was made; against its old promise the same error would count
+    twice, and for plans that have nothing to do with it. Left out is what was measured before a change that runs of
+    the plan's own links or devices show.
+    """
+    facts = problem.request.facts
+    if not facts.runs:
+        return problem.request.lessons
+    since, promised = changes(facts), _promised(problem)
+    out = []
+    for lesson in problem.request.lessons:
+        measured = lesson.what
+        if isinstance(measured, PlanMeasured):
+            if lesson.at_s < since.get(lesson.plan_hash, -math.inf):
+                continue
+            measured = msgspec.structs.replace(
+                measured, predicted=promised.get(lesson.plan_hash, measured.predicted)
+            )
+        out.append(msgspec.structs.replace(lesson, what=measured))
+    return tuple(out)
+
+
+def _promised(problem: Problem) -> dict[str, Figures]:
+    """What today's facts and constants predict for the plans that runs are known of, by hash."""
+    facts = problem.request.facts
+    found: dict[str, Figures] = {}
+    for run in reversed(facts.runs[-MAX_RUNS:]):
+        if run.plan_hash in found:
+            continue
+        plan = plan_from_toml(run.plan_toml, file=f"plan {run.plan_hash[:12]}")
+        try:
+            predicted = predict_plan(plan, run.spec, facts, calibration=problem.calibration)
+        except FleetError:
+            continue  # its devices are gone: what it promised then is all there is
+        found[run.plan_hash] = Figures(
+            time_per_token_s=predicted.time_per_token_s,
+            ttft_s=predicted.ttft_s,
+            tokens_per_s=predicted.tokens_per_s,
+        )
+    return found
 
 
 def choose_layout(problem: Problem, layouts: Sequence[Layout]) -> tuple[Layout, Estimate] | None:
@@ -108,7 +156,7 @@ def _active_bytes(problem: Problem) -> float:
 
 
 @lru_cache(maxsize=4)
-def _train(lessons: tuple[Lesson, ...], figure: Figure) -> ResidualBandit:
+def _train(lessons: tuple[Lesson, ...], figure: FigureName) -> ResidualBandit:
     """A bandit that has seen them in order. A choice changes nothing in it but makes room for new arms."""
     bandit = ResidualBandit(NUM_FEATURES)
     for lesson in lessons:
@@ -123,7 +171,7 @@ def _train(lessons: tuple[Lesson, ...], figure: Figure) -> ResidualBandit:
     return bandit
 
 
-def _residual(measured: PlanMeasured, figure: Figure) -> float | None:
+def _residual(measured: PlanMeasured, figure: FigureName) -> float | None:
     """log(actual / predicted) of seconds, or of seconds per token where the figure is a rate."""
     promised, found = getattr(measured.predicted, figure), getattr(measured.measured, figure)
     if not promised or not found:

@@ -5,6 +5,9 @@ correction c for each part, and one b for what all runs of a model have in commo
 
     t = exp(b) * sum_k s_k * exp(c_k).
 
+What goes over a link between two hosts is a part of its own, `tls messages @ a+b`, and has two corrections added
+up: that of the carrier, which all its links have in common, and that of the link.
+
 Before anything was measured corrections are 0 up to their prior's deviation; a measured run tells log t up to
 `RUN_NOISE`. Corrections are the mode of what is known then: least squares of the logarithms with a ridge towards
 the start (Hoerl and Kennard, 1970), by Gauss-Newton.
@@ -25,7 +28,9 @@ from numpy.typing import NDArray
 from agent.planner.interval import Interval
 
 Parts = Mapping[str, float]
-"""Seconds by correction: `cuda reads`, `unprobed cpu reads`, `tls reduces`, `step` …"""
+"""Seconds by what they are spent on: `cuda reads`, `unprobed cpu reads`, `tls reduces @ a+b`, `step` …"""
+HostPair = tuple[str, str]
+"""A link between two hosts, whatever its direction: their names in order."""
 
 PRIOR_DEVIATION = {
     "reads": 0.15,
@@ -43,6 +48,10 @@ PRIOR_DEVIATION = {
 As the efficiencies of `planner.rates` scatter when they are fitted to one system of the public runs and used for
 another (`make bench-silicon`); carriers and the step as our own ranks scatter between quiet and shared machines.
 """
+LINK_DEVIATION = 0.5
+"""Of one link beside its carrier's others: another cable, a loaded switch, a port that fell back to 100 Mbit/s."""
+CHANGED_LINK_DEVIATION = 2.0
+"""Of one that is not what it formerly was: what it is now may be ten times as much as well as twice."""
 UNPROBED_CPU_DEVIATION = 0.5
 """Of a CPU's rates while they are the table's: cores of one name differ up to threefold in what they read."""
 MODEL_DEVIATION = 0.22
@@ -55,6 +64,10 @@ COVERAGE = 0.8
 """Share of measured runs that an interval should contain."""
 COVERAGE_DEVIATIONS = 1.2816
 """The normal distribution's deviations for it, two-sided."""
+AT, LINK = " @ ", "link "
+"""Of the names of parts that go over a link, and of its correction."""
+FORMERLY = ", formerly"
+"""Ends both where the link was another one than it is now."""
 MAX_ITERATIONS = 60
 MAX_STEP = 0.5
 TOLERANCE = 1e-9
@@ -93,20 +106,26 @@ def fit_calibration(runs: Sequence[MeasuredTime], *, start: Calibration = PRIOR)
     if not names:
         return Calibration(corrections=start.corrections)
     index = {name: position for position, name in enumerate(names)}
-    seconds = np.zeros((len(used), len(names)))
+    parts = sorted({name for run in used for name, part in run.parts.items() if part > 0})
+    seconds = np.zeros((len(used), len(parts)))
+    made_of = np.zeros((len(parts), len(names)))
     in_common = np.zeros((len(used), len(names)))
+    for column, part in enumerate(parts):
+        for name in corrections_of(part):
+            made_of[column, index[name]] = 1.0
     for row, run in enumerate(used):
-        for name, part in run.parts.items():
-            if part > 0:
-                seconds[row, index[name]] = part
+        seconds[row] = [run.parts.get(part, 0.0) for part in parts]
         if run.model:
             in_common[row, index[_model_name(run.model)]] = 1.0
     measured = np.log([run.measured_s for run in used])
     origin = np.array([start.corrections.get(name, 0.0) for name in names])
-    ridge = np.diag([(RUN_NOISE / prior_deviation(name)) ** 2 for name in names])
+    deviations = [
+        CHANGED_LINK_DEVIATION if f"{name}{FORMERLY}" in index else prior_deviation(name) for name in names
+    ]
+    ridge = np.diag([(RUN_NOISE / deviation) ** 2 for deviation in deviations])
     found = origin.copy()
     for _ in range(MAX_ITERATIONS):
-        predicted, slopes = _log_seconds(seconds, in_common, found)
+        predicted, slopes = _log_seconds(seconds, made_of, in_common, found)
         missed = measured - predicted
         weighted = slopes.T * np.minimum(1.0, OUTLIER / np.maximum(np.abs(missed), OUTLIER))
         gradient = weighted @ missed - ridge @ (found - origin)
@@ -114,7 +133,7 @@ def fit_calibration(runs: Sequence[MeasuredTime], *, start: Calibration = PRIOR)
         found += step
         if float(np.abs(step).max()) < TOLERANCE:
             break
-    _, slopes = _log_seconds(seconds, in_common, np.zeros(len(names)))
+    _, slopes = _log_seconds(seconds, made_of, in_common, np.zeros(len(names)))
     covariance = RUN_NOISE**2 * np.linalg.inv(slopes.T @ slopes + ridge)
     return Calibration(
         corrections=start.corrections | {name: float(value) for name, value in zip(names, found, strict=True)},
@@ -127,8 +146,34 @@ def fit_calibration(runs: Sequence[MeasuredTime], *, start: Calibration = PRIOR)
 def seconds_of(parts: Parts, calibration: Calibration, *, model: str = "") -> float:
     """Seconds that these parts take with the constants as corrected."""
     corrections = calibration.corrections
-    total = sum(seconds * math.exp(corrections.get(name, 0.0)) for name, seconds in parts.items())
+    total = sum(
+        seconds * math.exp(sum(corrections.get(name, 0.0) for name in corrections_of(part)))
+        for part, seconds in parts.items()
+    )
     return total * math.exp(corrections.get(_model_name(model), 0.0)) if model else total
+
+
+def over_links(name: str, seconds: float, links: Sequence[HostPair]) -> dict[str, float]:
+    """The seconds of a part as those of the links that it goes over, evenly; without links, as they are."""
+    if not links:
+        return {name: seconds}
+    return {f"{name}{AT}{'+'.join(pair)}": seconds / len(links) for pair in links}
+
+
+def corrections_of(part: str) -> tuple[str, ...]:
+    """What corrects a part: its own constant, and where it goes over a link between hosts, the link's."""
+    name, is_linked, link = part.partition(AT)
+    return (name, f"{LINK}{link}") if is_linked else (name,)
+
+
+def link_factors(calibration: Calibration) -> dict[HostPair, float]:
+    """By what runs found a link slower than its carrier's others (below 1: faster), of those that were used."""
+    found = {}
+    for name, value in calibration.corrections.items():
+        if name.startswith(LINK) and not name.endswith(FORMERLY):
+            one, _, other = name.removeprefix(LINK).partition("+")
+            found[one, other] = math.exp(value)
+    return found
 
 
 def predict_rate_interval(amount: float, parts: Parts, calibration: Calibration, *, model: str = "") -> Interval:
@@ -140,7 +185,7 @@ def predict_rate_interval(amount: float, parts: Parts, calibration: Calibration,
 def correction(parts: Parts, calibration: Calibration) -> float:
     """By what runs corrected the seconds of these parts; 1 before there was one."""
     total = sum(parts.values())
-    return seconds_of(parts, calibration) / total if total > 0 else 1.0
+    return seconds_of(parts, calibration) / total if total > 0 and calibration.corrections else 1.0
 
 
 def predict_interval(parts: Parts, calibration: Calibration, *, model: str = "") -> Interval:
@@ -157,14 +202,19 @@ def scale_parts(parts: Parts, factor: float) -> dict[str, float]:
 
 def sum_parts(*many: Parts) -> dict[str, float]:
     """All parts together, by name; in the order of the names, so that sums do not hang on who came first."""
-    names = sorted({name for parts in many for name in parts})
-    return {name: sum(parts.get(name, 0.0) for parts in many) for name in names}
+    totals: dict[str, float] = {}
+    for parts in many:
+        for name, seconds in parts.items():
+            totals[name] = totals.get(name, 0.0) + seconds
+    return dict(sorted(totals.items()))
 
 
 def prior_deviation(name: str) -> float:
     """How sure a constant is that nothing measured yet: deviation of its logarithm."""
     if name.startswith(_model_name("")):
         return MODEL_DEVIATION
+    if name.startswith(LINK):
+        return LINK_DEVIATION
     if name.startswith("unprobed cpu ") and name.endswith(("reads", "flops")):
         return UNPROBED_CPU_DEVIATION
     return PRIOR_DEVIATION[name.rpartition(" ")[2]]
@@ -172,7 +222,7 @@ def prior_deviation(name: str) -> float:
 
 def _names(parts: Parts, model: str) -> list[str]:
     """The corrections that a run tells something about."""
-    known = [name for name, seconds in parts.items() if seconds > 0]
+    known = [name for part, seconds in parts.items() if seconds > 0 for name in corrections_of(part)]
     return [*known, _model_name(model)] if model else known
 
 
@@ -181,18 +231,28 @@ def _model_name(model: str) -> str:
 
 
 def _log_seconds(
-    seconds: NDArray[np.float64], in_common: NDArray[np.float64], corrections: NDArray[np.float64]
+    seconds: NDArray[np.float64],
+    made_of: NDArray[np.float64],
+    in_common: NDArray[np.float64],
+    corrections: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Logarithms of the runs' seconds, and their slopes: each part's share of its run."""
-    corrected = seconds * np.exp(corrections)
+    """Logarithms of the runs' seconds, and their slopes: the share of each run that a correction is about.
+
+    `seconds` are [run, part]; `made_of` [part, correction] is 1 where that corrects the part; `in_common` likewise
+    [run, correction] of a whole run.
+    """
+    corrected = seconds * np.exp(made_of @ corrections)
     total = corrected.sum(axis=1)
-    return np.log(total) + in_common @ corrections, corrected / total[:, None] + in_common
+    return np.log(total) + in_common @ corrections, corrected / total[:, None] @ made_of + in_common
 
 
 def _variance(parts: Parts, calibration: Calibration, model: str) -> float:
     """Variance of the logarithm: shares at the uncorrected constants against their covariance."""
     total = sum(parts.values())
-    shares = {name: seconds / total for name, seconds in parts.items() if seconds > 0} if total > 0 else {}
+    shares: dict[str, float] = {}
+    for part, seconds in parts.items():
+        for name in corrections_of(part) if seconds > 0 else ():
+            shares[name] = shares.get(name, 0.0) + seconds / total
     if model:
         shares[_model_name(model)] = 1.0
     known = [(position, name) for position, name in enumerate(calibration.names) if name in shares]

@@ -11,9 +11,12 @@ from typing import assert_never
 import msgspec
 
 from agent.errors import FleetError
+from agent.facts.cluster import ClusterFacts
 from agent.planner.file import plan_hash
 from agent.planner.interval import Interval
 from agent.planner.plan import Plan, Range, Shard, rank_places
+from agent.planner.rates import LinkTable
+from agent.planner.risk import Risk, risk_of
 
 LEAST_PLANS, MOST_PLANS = 2, 4
 EQUAL_WITHIN = 0.01
@@ -59,6 +62,13 @@ class PlanChange(msgspec.Struct, frozen=True, kw_only=True):
     """Layers that another host holds, or the same one with another share of them."""
     bytes_to_move: int
     """Weights that hosts do not hold yet; they come from disk, or from the old holders."""
+    bytes_by_host: dict[str, int]
+    """Of those, what each host needs."""
+    fetch_s: float
+    """Seconds to bring them, if no host has any on disk: one host sends all, one after the other. Starting ranks
+    comes on top."""
+    is_link_measured: bool
+    """Whether every link on their way was measured; where not, the planner's figure for such a link is used."""
     hosts_added: tuple[str, ...]
     hosts_removed: tuple[str, ...]
 
@@ -73,12 +83,16 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     verdicts: tuple[Verdict, ...]
     hosts: tuple[HostMove, ...]
     changes: tuple[PlanChange, ...]
+    risks: tuple[Risk, ...]
     warnings: tuple[str, ...]
     """What makes them hard to compare: other models, prompts or serving settings."""
 
 
-def compare_plans(plans: Sequence[Plan], names: Sequence[str]) -> Comparison:
-    """Compare plans under the names given (file names, `A` …). Raises FleetError E106 for too few or too many."""
+def compare_plans(plans: Sequence[Plan], names: Sequence[str], *, facts: ClusterFacts | None = None) -> Comparison:
+    """Compare plans under the names given (file names, `A` …). Raises FleetError E106 for too few or too many.
+
+    Facts add what the files do not have: memory left, fault domains, measured links.
+    """
     if not LEAST_PLANS <= len(plans) <= MOST_PLANS:
         raise FleetError("E106", f"{len(plans)} plans given: compare takes {LEAST_PLANS} to {MOST_PLANS}")
     bare = [msgspec.structs.replace(plan, why=()) for plan in plans]
@@ -90,7 +104,10 @@ def compare_plans(plans: Sequence[Plan], names: Sequence[str]) -> Comparison:
         metrics=tuple(_metric(plans, *definition) for definition in _METRICS),
         verdicts=tuple(_verdict(plans, names, objective) for objective in _VERDICTS),
         hosts=_host_moves(plans),
-        changes=tuple(_change(plans[0], plan, index) for index, plan in enumerate(plans) if index > 0),
+        changes=tuple(
+            plan_change(plans[0], plan, facts, index=index) for index, plan in enumerate(plans) if index > 0
+        ),
+        risks=tuple(risk_of(plan, facts) for plan in plans),
         warnings=_warnings(plans, names),
     )
 
@@ -105,6 +122,28 @@ def shape_words(plan: Plan) -> str:
     return (
         f"{copies}{_count(len(stages), 'stage')}{grouped}, {_count(sum(sizes), 'device')} "
         f"on {_count(len(hosts), 'host')}"
+    )
+
+
+def plan_change(old: Plan, new: Plan, facts: ClusterFacts | None = None, *, index: int = 1) -> PlanChange:
+    """What becomes of the holders of layers from one plan to another, which is called `index`."""
+    before, after = _layer_holders(old), _layer_holders(new)
+    needed: dict[str, int] = {}
+    for key, num_bytes in after.items():
+        if key not in before:
+            needed[key[1]] = needed.get(key[1], 0) + num_bytes
+    source = new.model.source_host or new.controllers[0]
+    table = LinkTable(facts or ClusterFacts(cluster="", hosts=()), is_network_trusted=new.serving.trusted_network)
+    links = {host: table.between(source, host, "cpu") for host in needed if host != source}
+    return PlanChange(
+        plan=index,
+        layers_moved=tuple(sorted({layer for layer, *_ in before.keys() ^ after.keys()})),
+        bytes_to_move=sum(needed.values()),
+        bytes_by_host=dict(sorted(needed.items())),
+        fetch_s=sum(link.latency_s + needed[host] / link.bytes_per_s for host, link in links.items()),
+        is_link_measured=all(link.is_measured for link in links.values()),
+        hosts_added=tuple(sorted(_rank_hosts(new) - _rank_hosts(old))),
+        hosts_removed=tuple(sorted(_rank_hosts(old) - _rank_hosts(new))),
     )
 
 
@@ -130,7 +169,7 @@ def _rank_hosts(plan: Plan) -> set[str]:
 
 _METRICS: tuple[tuple[str, str, Callable[[Plan], float], int], ...] = (
     # name, unit, figure, +1 when more is better, -1 when less is, 0 when neither
-    ("decode throughput", "tokens/s", lambda plan: plan.predicted.tokens_per_s, 1),
+    ("throughput", "tokens/s", lambda plan: plan.predicted.tokens_per_s, 1),
     ("time per token", "s", lambda plan: plan.predicted.time_per_token_s, -1),
     ("time to first token", "s", lambda plan: plan.predicted.ttft_s, -1),
     ("context", "tokens", lambda plan: plan.serving.context, 1),
@@ -142,14 +181,14 @@ _METRICS: tuple[tuple[str, str, Callable[[Plan], float], int], ...] = (
     ("devices", "", lambda plan: len(rank_places(plan)), -1),
 )
 _INTERVALS: dict[str, Callable[[Plan], Interval]] = {
-    "decode throughput": lambda plan: plan.predicted.throughput,
+    "throughput": lambda plan: plan.predicted.throughput,
     "time per token": lambda plan: plan.predicted.time_per_token,
     "time to first token": lambda plan: plan.predicted.ttft,
 }
 _VERDICTS: dict[str, tuple[str, Callable[[Plan], float], int]] = {
     "latency": ("time per token", lambda plan: plan.predicted.time_per_token_s, -1),
     "ttft": ("time to first token", lambda plan: plan.predicted.ttft_s, -1),
-    "throughput": ("decode throughput", lambda plan: plan.predicted.tokens_per_s, 1),
+    "throughput": ("throughput", lambda plan: plan.predicted.tokens_per_s, 1),
     "context": ("context", lambda plan: plan.serving.context, 1),
 }
 
@@ -160,7 +199,7 @@ def _metric(plans: Sequence[Plan], name: str, unit: str, figure: Callable[[Plan]
         name=name,
         unit=unit,
         values=values,
-        best=_best(values, direction),
+        best=best_of(values, direction),
         deltas=tuple(_delta(value, values[0], unit) for value in values),
         bounds=tuple(_INTERVALS[name](plan) for plan in plans) if name in _INTERVALS else (),
     )
@@ -172,20 +211,20 @@ def _delta(value: float, first: float, unit: str) -> float | None:
     return value / first - 1 if first else None
 
 
-def _best(values: Sequence[float], direction: int) -> int | None:
-    """Index of the best value, or None when the runner-up is as good."""
+def best_of(values: Sequence[float], direction: int, *, equal_within: float = EQUAL_WITHIN) -> int | None:
+    """Index of the best value, or None when the runner-up is as good. `direction` as in `_METRICS`."""
     if direction == 0:
         return None
     ranked = sorted(range(len(values)), key=lambda index: -direction * values[index])
     first, second = values[ranked[0]], values[ranked[1]]
-    is_close = abs(first - second) <= EQUAL_WITHIN * max(abs(first), abs(second))
+    is_close = abs(first - second) <= equal_within * max(abs(first), abs(second))
     return None if is_close else ranked[0]
 
 
 def _verdict(plans: Sequence[Plan], names: Sequence[str], objective: str) -> Verdict:
     what, figure, direction = _VERDICTS[objective]
     values = [figure(plan) for plan in plans]
-    winner = _best(values, direction)
+    winner = best_of(values, direction)
     if winner is None:
         return Verdict(objective=objective, winner=None, reason=f"equal {what} within {EQUAL_WITHIN:.0%}")
     others = [value for index, value in enumerate(values) if index != winner]
@@ -220,17 +259,6 @@ def _holdings(plan: Plan) -> dict[str, tuple[tuple[Range, Shard], ...]]:
     return held
 
 
-def _change(old: Plan, new: Plan, index: int) -> PlanChange:
-    before, after = _layer_holders(old), _layer_holders(new)
-    return PlanChange(
-        plan=index,
-        layers_moved=tuple(sorted({layer for layer, *_ in before.keys() ^ after.keys()})),
-        bytes_to_move=sum(num_bytes for key, num_bytes in after.items() if key not in before),
-        hosts_added=tuple(sorted(_rank_hosts(new) - _rank_hosts(old))),
-        hosts_removed=tuple(sorted(_rank_hosts(old) - _rank_hosts(new))),
-    )
-
-
 def _layer_holders(plan: Plan) -> dict[tuple[int, str, Range, Range], int]:
     """Who holds which share of which layer, with its part of the shard's weights.
 
@@ -255,6 +283,11 @@ def _warnings(plans: Sequence[Plan], names: Sequence[str]) -> tuple[str, ...]:
             warnings.append(
                 f"{name} is predicted for prompts of {plan.predicted.prompt_tokens} tokens, "
                 f"{names[0]} for {first.predicted.prompt_tokens}"
+            )
+        if plan.predicted.num_measured_runs != first.predicted.num_measured_runs:
+            warnings.append(
+                f"{name} is predicted from {_count(plan.predicted.num_measured_runs, 'measured figure')}, "
+                f"{names[0]} from {first.predicted.num_measured_runs}: plan both anew to compare them"
             )
         if plan.serving.batch != first.serving.batch:
             warnings.append(

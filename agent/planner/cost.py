@@ -6,17 +6,27 @@ all-reduce after Thakur, Rabenseifner and Gropp (2005); pipeline terms as in GPi
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import msgspec
 
 from agent.facts.cluster import DeviceFacts, LinkFacts
 from agent.facts.model import DTYPE_BYTES, Dtype, ModelSpec, Quantisation
-from agent.planner.calibration import PRIOR, Calibration, Parts, correction, scale_parts, sum_parts
+from agent.planner.calibration import (
+    PRIOR,
+    Calibration,
+    HostPair,
+    Parts,
+    correction,
+    over_links,
+    scale_parts,
+    sum_parts,
+)
 from agent.planner.carriers import DIRECT_SUM_BYTES, CarrierKind, carrier_of
 from agent.planner.layout import Layout, Place, Share, StageLayout, cut_shares
-from agent.planner.plan import Serving
+from agent.planner.plan import BLOCK_TOKENS, Serving
 from agent.planner.rates import (
     CARRIERS,
     STEP_S,
@@ -25,6 +35,7 @@ from agent.planner.rates import (
     rates_of,
 )
 from agent.planner.shards import dense_columns, weight_bytes
+from agent.planner.step_cost import count_micro_batches, cut_prompt
 
 FLOAT32_BYTES = 4
 EXPERT_OVERHEAD = 0.3
@@ -35,16 +46,27 @@ same run, of which reading it is 16.
 """
 
 
-class StepShape(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of the engine: `rows` tokens of `sequences` sequences, each attending to `context` positions.
+RIDING_ALONG = 2.0
+"""A product that takes less than this many times as long as with one row is bound by reading its weights."""
 
-    `sampled` rows go through the head. A decode step has as many rows as sequences; a prefill step has one chunk.
+
+class StepShape(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of the engine: `rows` tokens of `sequences` sequences, each with `context` positions in the cache.
+
+    `sampled` rows go through the head. A decode step has as many rows as sequences; a prefill step has one chunk,
+    and may have further sequences' tokens beside it.
     """
 
     rows: int
     sequences: int
     context: int
     sampled: int
+    row_context: int = 0
+    """Positions that a row attends to, on average; 0: all of its sequence's."""
+
+    @property
+    def attended(self) -> int:
+        return self.row_context or self.context
 
     @property
     def is_prefill(self) -> bool:
@@ -72,6 +94,8 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "cpu"
     """What the constants of the slowest rank are called: `cuda`, `cpu`, `unprobed cpu`."""
     carrier: str = "tls"
+    crossed: tuple[HostPair, ...] = ()
+    """The links between hosts that its group's sums go over."""
     flops_part: str = "decode_flops"
 
     def parts(self, num_layers: int, *, first: bool, last: bool) -> dict[str, float]:
@@ -86,9 +110,10 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.device} {self.flops_part}": (not is_reading) * busy_s,
             f"{self.device} launches": num_layers * (launches_s - self.layer_experts_s),
             f"{self.device} experts": num_layers * self.layer_experts_s,
-            f"{self.carrier} reduces": num_layers * self.layer_reduce_s + first * reduce_s + last * self.gather_s,
             "step": last * (self.last_s - self.head_s - self.gather_s),
         }
+        sums_s = num_layers * self.layer_reduce_s + first * reduce_s + last * self.gather_s
+        spent |= over_links(f"{self.carrier} reduces", sums_s, self.crossed)
         return {name: seconds for name, seconds in spent.items() if seconds > 0}
 
     def stage_s(self, num_layers: int, *, first: bool, last: bool) -> float:
@@ -105,21 +130,26 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """What a layout is expected to do, at `prompt_tokens` of prompt."""
+    """What a layout is expected to do, at `prompt_tokens` of prompt and `answer_tokens` of answer (0: any)."""
 
     prompt_tokens: int
+    answer_tokens: int
     ttft_s: float
     """Seconds from a request's arrival at an idle gateway to its first token."""
     time_per_token_s: float
     """Seconds per token after the first (vLLM's TPOT), batch of one."""
     tokens_per_s: float
-    """Steady-state decode throughput at the full batch."""
+    """Steady-state throughput of answers with as many sequences as run together."""
     joules_per_token: float
     stage_s: tuple[float, ...]
     """Decode seconds of each stage at a batch of one, links left out."""
     hops_s: float
     """Of `time_per_token_s`, links between stages."""
     micro_batches: int
+    sequences: int
+    """That run together: the batch, or what the KV cache holds."""
+    bubble: float
+    """Share of its time in which the average stage waits at a full batch."""
     bottleneck: int
     """Index of the slowest stage at a batch of one."""
     limit: str
@@ -127,8 +157,9 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     ttft_parts: Parts = {}
     """Seconds by what they are spent on, at the constants of `planner.rates`; likewise the two below."""
     time_per_token_parts: Parts = {}
-    cycle_parts: Parts = {}
-    """Of the cycle in which each sequence of the full batch gets a token."""
+    round_parts: Parts = {}
+    """Of the round in which a saturated replica gives `round_tokens` tokens."""
+    round_tokens: int = 0
 
 
 # --- one rank -----------------------------------------------------------------------------------------
@@ -206,8 +237,42 @@ def layer_flops(spec: ModelSpec, share: Share, step: StepShape) -> float:
     """
     heads = share.heads[1] - share.heads[0]
     weights = layer_parameters(spec, share, num_experts=spec.experts_per_token)
-    attention = attended_positions(spec, step.context) * heads * spec.head_size
+    attention = attended_positions(spec, step.attended) * heads * spec.head_size
     return 2 * step.rows * weights + 4 * step.rows * attention
+
+
+def layer_products(spec: ModelSpec, share: Share, rows: int) -> list[tuple[float, float]]:
+    """(matrix elements, rows that each is multiplied with) of a rank's layer.
+
+    A covered expert gets its part of the rows' choices.
+    """
+    dense = layer_parameters(spec, share, num_experts=0)
+    if not spec.num_experts:
+        return [(dense, rows)]
+    covered = covered_experts(spec, rows)
+    sparse = layer_parameters(spec, share, num_experts=covered) - dense
+    return [(dense, rows), (sparse, rows * spec.experts_per_token / covered)]
+
+
+def measured_layer_s(
+    spec: ModelSpec, share: Share, step: StepShape, dtype: Dtype, rates: DeviceRates
+) -> tuple[float, float]:
+    """`roofline_s` of a layer where products were measured; keys and values are read, or computed with, besides.
+
+    While rows ride along with the reading, up to twice the time of one, all of it counts as reading.
+    """
+    products = layer_products(spec, share, step.rows)
+    kv_heads = share.kv_heads[1] - share.kv_heads[0]
+    heads = share.heads[1] - share.heads[0]
+    positions = attended_positions(spec, step.context)
+    cache_bytes = 2 * step.sequences * positions * kv_heads * spec.head_size * DTYPE_BYTES[dtype]
+    flops = 4 * step.rows * attended_positions(spec, step.attended) * heads * spec.head_size
+    cache_s = cache_bytes / rates.read_bytes_per_s
+    flops_per_s = rates.prefill_flops_per_s if step.is_prefill else rates.decode_flops_per_s
+    one_row_s = sum(elements for elements, _ in products) * rates.product_s(1)
+    products_s = sum(elements * rates.product_s(rows) for elements, rows in products)
+    all_s = products_s + max(cache_s, flops / flops_per_s)
+    return (all_s if all_s <= RIDING_ALONG * (one_row_s + cache_s) else one_row_s + cache_s), all_s
 
 
 def roofline_s(read_bytes: float, flops: float, rates: DeviceRates, *, is_prefill: bool) -> tuple[float, float]:
@@ -295,6 +360,11 @@ def message_s(carrier: CarrierKind, num_bytes: int) -> float:
     return CARRIERS[carrier].message_s + num_bytes * CARRIERS[carrier].seconds_per_byte
 
 
+def crossed_links(pairs: Iterable[tuple[Place, Place]]) -> tuple[HostPair, ...]:
+    """The links between hosts among these, each once, whatever its direction."""
+    return tuple(sorted({(min(a.host, b.host), max(a.host, b.host)) for a, b in pairs if a.host != b.host}))
+
+
 def own_message_s(link: LinkFacts, carrier: CarrierKind, num_bytes: int) -> float:
     """The same, but nothing where the link was measured with a carrier: its own time is in the link's figures."""
     return message_s(carrier, num_bytes) if link.carrier is None else 0.0
@@ -344,19 +414,26 @@ def stage_cost(
     slowest = ""
     for place, share in zip(places, cut_shares(spec, units), strict=True):
         rates = rates_of(place.device, dtype, quantisation)
-        read_bytes = layer_read_bytes(spec, share, step, dtype, quantisation)
-        flops = layer_flops(spec, share, step)
-        rank_reads_s, rank_flops_s = roofline_s(read_bytes, flops, rates, is_prefill=step.is_prefill)
-        rank_s = max(rank_reads_s, rank_flops_s) + rates.layer_overhead_s * overheads
+        if rates.products:
+            rank_reads_s, rank_flops_s = measured_layer_s(spec, share, step, dtype, rates)
+        else:
+            read_bytes = layer_read_bytes(spec, share, step, dtype, quantisation)
+            flops = layer_flops(spec, share, step)
+            rank_reads_s, rank_flops_s = roofline_s(read_bytes, flops, rates, is_prefill=step.is_prefill)
+        launches_s = rates.layer_overhead_s * overheads + rates.sequence_overhead_s * (step.sequences - 1)
+        rank_s = max(rank_reads_s, rank_flops_s) + launches_s
         if rank_s > compute_s:
             reads_s, flops_s, compute_s = rank_reads_s, rank_flops_s, rank_s
             experts_s = rates.layer_overhead_s * (overheads - 1)
             slowest = place.device.kind if rates.is_measured or place.device.kind == "cuda" else "unprobed cpu"
         head_elements = (share.vocab[1] - share.vocab[0]) * spec.hidden_size
         if step.sampled:
-            head_bytes = head_elements * weight_bytes(dtype, quantisation)
-            head = roofline_s(head_bytes, 2 * step.sampled * head_elements, rates, is_prefill=False)
-            head_s = max(head_s, *head)
+            if rates.products:
+                head_s = max(head_s, head_elements * rates.product_s(step.sampled))
+            else:
+                head_bytes = head_elements * weight_bytes(dtype, quantisation)
+                head = roofline_s(head_bytes, 2 * step.sampled * head_elements, rates, is_prefill=False)
+                head_s = max(head_s, *head)
         embed_s = max(embed_s, step.rows * spec.hidden_size * element / rates.read_bytes_per_s)
     gather_s = all_gather_s(link, step.sampled * spec.vocab_size * FLOAT32_BYTES, p) if step.sampled else 0.0
     return StageCost(
@@ -371,6 +448,7 @@ def stage_cost(
         gather_s=gather_s,
         device=slowest,
         carrier=carrier,
+        crossed=crossed_links(itertools.combinations(places, 2)),
         flops_part="prefill_flops" if step.is_prefill else "decode_flops",
     )
 
@@ -380,14 +458,15 @@ def decode_step(batch: int, prompt_tokens: int) -> StepShape:
     return StepShape(rows=batch, sequences=batch, context=prompt_tokens, sampled=batch)
 
 
-def count_chunks(serving: Serving, prompt_tokens: int) -> int:
-    """Steps that a prompt takes; one of them has as many tokens as the chunk, or a token of every slot."""
-    return math.ceil(prompt_tokens / max(serving.prefill_chunk, serving.batch))
+def count_chunks(serving: Serving, prompt_tokens: int, num_stages: int = 1) -> int:
+    """Steps that a prompt takes, as the scheduler cuts it."""
+    limit = max(serving.prefill_chunk, serving.batch)
+    return math.ceil(prompt_tokens / cut_prompt(prompt_tokens, num_stages, limit))
 
 
-def prefill_step(serving: Serving, prompt_tokens: int, *, is_last: bool = True) -> StepShape:
+def prefill_step(serving: Serving, prompt_tokens: int, num_stages: int = 1, *, is_last: bool = True) -> StepShape:
     """One of a prompt's chunks, all taken as equal; its rows attend to half of the prompt on average (causal)."""
-    rows = math.ceil(prompt_tokens / count_chunks(serving, prompt_tokens))
+    rows = math.ceil(prompt_tokens / count_chunks(serving, prompt_tokens, num_stages))
     return StepShape(rows=rows, sequences=1, context=max(1, prompt_tokens // 2), sampled=int(is_last))
 
 
@@ -462,8 +541,20 @@ class PipelineTimes(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.stages) + sum(self.hops)
 
     @property
+    def slowest(self) -> int:
+        """Index of the stage that is busy longest, sending included."""
+        busy = [stage + send for stage, send in zip(self.stages, self.sends, strict=True)]
+        return max(range(len(busy)), key=lambda index: busy[index])
+
+    @property
     def slowest_s(self) -> float:
-        return max(stage + send for stage, send in zip(self.stages, self.sends, strict=True))
+        return self.stages[self.slowest] + self.sends[self.slowest]
+
+    def parts_of(self, stage: int) -> dict[str, float]:
+        """What keeps one stage busy: its own parts, and of its hop those that it sends in."""
+        share = self.sends[stage] / self.hops[stage] if stage < len(self.hops) else 0.0
+        sent = [scale_parts(parts, share) for parts in self.hop_parts[stage : stage + 1]]
+        return sum_parts(self.stage_parts[stage], *sent)
 
 
 def pipeline_times(
@@ -499,16 +590,29 @@ def pipeline_times(
         hops=hops,
         sends=(*(hop_bytes / link.bytes_per_s for link in between), 0.0),
         stage_parts=tuple(cost.parts(layers, first=first, last=end) for cost, layers, first, end in ends),
-        hop_parts=tuple({f"{carrier} messages": hop} for carrier, hop in zip(carriers, hops, strict=True)),
+        hop_parts=tuple(
+            over_links(f"{carrier} messages", hop, crossed_links(hop_pairs(a, b)))
+            for carrier, hop, (a, b) in zip(carriers, hops, pairs, strict=True)
+        ),
     )
 
 
 def time_to_first_token_s(chunk: PipelineTimes, last_chunk: PipelineTimes, *, num_chunks: int) -> float:
-    """Chunked prefill on an idle replica: a sequence is in one step at a time, so chunks do not overlap.
+    """Chunked prefill on an idle replica: chunks follow each other through the stages (GPipe's makespan).
 
-    Only the last one is sampled from.
+    The last one, which alone is sampled from, leaves the first stage when the slowest has had all before it.
     """
-    return (num_chunks - 1) * chunk.total_s + last_chunk.total_s
+    return (num_chunks - 1) * chunk.slowest_s + last_chunk.total_s
+
+
+def bubble(times: PipelineTimes, micro_batches: int) -> float:
+    """Share of its time in which the average stage waits in steady state: 1 - M / S where S > M stages are equal.
+
+    That is less than GPipe's 1 - M / (M + S - 1), which fills and drains the pipeline once for every M.
+    """
+    cycle = cycle_s(times, micro_batches)
+    busy = sum(stage + send for stage, send in zip(times.stages, times.sends, strict=True)) * micro_batches
+    return max(0.0, 1 - busy / (len(times.stages) * cycle))
 
 
 def cycle_s(times: PipelineTimes, micro_batches: int) -> float:
@@ -519,6 +623,91 @@ def cycle_s(times: PipelineTimes, micro_batches: int) -> float:
     return max(times.total_s, micro_batches * times.slowest_s)
 
 
+def concurrent_sequences(serving: Serving, prompt_tokens: int, answer_tokens: int) -> int:
+    """Sequences that run together: the batch, or as many as the KV cache holds at their full length."""
+    blocks = math.ceil((prompt_tokens + max(answer_tokens, 1)) / BLOCK_TOKENS)
+    return max(1, min(serving.batch, serving.kv_blocks // blocks))
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """What a saturated replica does over and over: `tokens` tokens of answers in `seconds`."""
+
+    sequences: int
+    micro_batches: int
+    tokens: int
+    seconds: float
+    parts: Parts
+    """Of `seconds`, before any correction."""
+    bubble: float
+    """Share of its decode steps in which the average stage waits."""
+
+
+TimesOf = Callable[[StepShape], PipelineTimes]
+
+
+def saturated_round(
+    num_stages: int, serving: Serving, times_of: TimesOf, *, prompt_tokens: int, answer_tokens: int
+) -> Round:
+    """Every running sequence answers one request, prompts of others between its tokens.
+
+    Sequences of equal length end one after the other, so their successors' chunks follow each other through the
+    stages, at the pace of the slowest. Other sequences get tokens beside them, one in each round of as many steps
+    as there are stages; what is left of an answer comes in steps of decoding alone. While a prompt is in work one
+    sequence decodes less, and the scheduler may make fewer micro-batches. Without `answer_tokens` it is one round
+    of decoding. The scheduler itself, simulated, is up to 15% slower with short answers, 5% with long ones.
+    """
+    sequences = concurrent_sequences(serving, prompt_tokens, answer_tokens)
+    micro_batches = count_micro_batches(sequences, num_stages)
+    context = prompt_tokens + answer_tokens // 2
+    decode = times_of(decode_step(math.ceil(sequences / micro_batches), context))
+    cycle_parts = _cycle_parts(decode, micro_batches)
+    idle = bubble(decode, micro_batches)
+    if not answer_tokens:
+        return Round(
+            sequences=sequences,
+            micro_batches=micro_batches,
+            tokens=sequences,
+            seconds=cycle_s(decode, micro_batches),
+            parts=cycle_parts,
+            bubble=idle,
+        )
+    beside = max(1, sequences - 1)
+    batches_beside = count_micro_batches(beside, num_stages)
+    chunk = prefill_step(serving, prompt_tokens, num_stages)
+    mixed_step = chunk
+    if sequences > 1:
+        rows = math.ceil(beside / batches_beside)
+        mixed_step = StepShape(
+            rows=chunk.rows + rows,
+            sequences=rows + 1,
+            context=prompt_tokens,
+            sampled=rows + 1,
+            row_context=(chunk.rows * chunk.context + rows * context) // (chunk.rows + rows),
+        )
+    mixed = times_of(mixed_step)
+    num_chunks = sequences * count_chunks(serving, prompt_tokens, num_stages)
+    prompts_s = num_chunks * mixed.slowest_s
+    rounds = prompts_s / cycle_s(mixed, num_stages)
+    alone = max(0.0, answer_tokens - 1 - rounds * (sequences - 1) / sequences)
+    return Round(
+        sequences=sequences,
+        micro_batches=micro_batches,
+        tokens=sequences * answer_tokens,
+        seconds=prompts_s + mixed.total_s - mixed.slowest_s + alone * cycle_s(decode, micro_batches),
+        parts=sum_parts(
+            scale_parts(mixed.parts_of(mixed.slowest), num_chunks - 1), mixed.parts, scale_parts(cycle_parts, alone)
+        ),
+        bubble=idle,
+    )
+
+
+def _cycle_parts(times: PipelineTimes, micro_batches: int) -> dict[str, float]:
+    """Of `cycle_s`: the round trip's, or those of the stage that serves all micro-batches one by one."""
+    if times.total_s >= micro_batches * times.slowest_s:
+        return times.parts
+    return scale_parts(times.parts_of(times.slowest), micro_batches)
+
+
 def estimate_layout(
     spec: ModelSpec,
     layout: Layout,
@@ -526,13 +715,15 @@ def estimate_layout(
     *,
     prompt_tokens: int,
     links: LinkTable,
+    answer_tokens: int = 0,
     calibration: Calibration = PRIOR,
     known: StageCosts | None = None,
 ) -> Estimate:
     """Latency, throughput and energy of one replica, with the constants that `calibration` corrects.
 
-    A full batch runs as `min(stages, batch)` micro-batches in flight. The interleaving of other requests' prefills
-    is left out: `tokens_per_s` is what decoding alone reaches. `known` remembers stages' costs from other layouts.
+    With `answer_tokens` a token is one half-way through the answer, and `tokens_per_s` counts what prompts of other
+    requests take; without, it is what decoding alone reaches. `known` remembers stages'
+    costs from other layouts.
     """
     costs = StageCosts(spec, serving, links) if known is None else known
 
@@ -547,43 +738,38 @@ def estimate_layout(
             known=costs,
         ).corrected(calibration)
 
-    single = times(decode_step(1, prompt_tokens))
-    chunks = count_chunks(serving, prompt_tokens)
-    prefill = times(prefill_step(serving, prompt_tokens))
-    earlier = times(prefill_step(serving, prompt_tokens, is_last=False)) if chunks > 1 else prefill
-    micro_batches = min(len(layout.stages), serving.batch)
-    rows = math.ceil(serving.batch / micro_batches)
-    full = times(decode_step(rows, prompt_tokens))
-    cycle = cycle_s(full, micro_batches)
-    bottleneck = max(range(len(single.stages)), key=lambda index: single.stages[index])
+    num_stages = len(layout.stages)
+    single_step = decode_step(1, prompt_tokens + answer_tokens // 2)
+    single = times(single_step)
+    chunks = count_chunks(serving, prompt_tokens, num_stages)
+    prefill = times(prefill_step(serving, prompt_tokens, num_stages))
+    earlier = times(prefill_step(serving, prompt_tokens, num_stages, is_last=False)) if chunks > 1 else prefill
+    work = saturated_round(num_stages, serving, times, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
+    bottleneck = max(range(num_stages), key=lambda index: single.stages[index])
     slowest = layout.stages[bottleneck]
-    cost = costs.of(slowest, decode_step(1, prompt_tokens))
+    cost = costs.of(slowest, single_step)
+    full = times(decode_step(math.ceil(work.sequences / work.micro_batches), single_step.context))
+    cycle = cycle_s(full, work.micro_batches)
+    energy = _energy_j(layout, full, serving, micro_batches=work.micro_batches, cycle=cycle)
     return Estimate(
         prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
         ttft_s=time_to_first_token_s(earlier, prefill, num_chunks=chunks),
         time_per_token_s=single.total_s,
-        tokens_per_s=serving.batch / cycle,
-        joules_per_token=_energy_j(layout, full, serving, micro_batches=micro_batches, cycle=cycle) / serving.batch,
+        tokens_per_s=work.tokens / work.seconds,
+        joules_per_token=energy / work.sequences,
         stage_s=single.stages,
         hops_s=sum(single.hops),
-        micro_batches=micro_batches,
+        micro_batches=work.micro_batches,
+        sequences=work.sequences,
+        bubble=work.bubble,
         bottleneck=bottleneck,
         limit=cost.limit,
-        ttft_parts=sum_parts(scale_parts(earlier.parts, chunks - 1), prefill.parts),
+        ttft_parts=sum_parts(scale_parts(earlier.parts_of(earlier.slowest), chunks - 1), prefill.parts),
         time_per_token_parts=single.parts,
-        cycle_parts=_cycle_parts(full, micro_batches),
+        round_parts=work.parts,
+        round_tokens=work.tokens,
     )
-
-
-def _cycle_parts(times: PipelineTimes, micro_batches: int) -> dict[str, float]:
-    """Of `cycle_s`: the round trip's, or those of the stage that serves all micro-batches one by one."""
-    busy = [stage + send for stage, send in zip(times.stages, times.sends, strict=True)]
-    slowest = max(range(len(busy)), key=lambda index: busy[index])
-    if times.total_s >= micro_batches * busy[slowest]:
-        return times.parts
-    share = times.sends[slowest] / times.hops[slowest] if slowest < len(times.hops) else 0.0
-    sent = [scale_parts(parts, share) for parts in times.hop_parts[slowest : slowest + 1]]
-    return scale_parts(sum_parts(times.stage_parts[slowest], *sent), micro_batches)
 
 
 def _energy_j(layout: Layout, times: PipelineTimes, serving: Serving, *, micro_batches: int, cycle: float) -> float:

@@ -21,15 +21,19 @@ class Estimates:
         serving: Serving,
         *,
         prompt_tokens: int,
+        answer_tokens: int,
         links: LinkTable,
         calibration: Calibration = PRIOR,
     ) -> None:
         self._spec = spec
         self._serving = serving
         self._prompt_tokens = prompt_tokens
+        self._answer_tokens = answer_tokens
         self._links = links
         self._calibration = calibration
         self._known: dict[Hashable, Estimate] = {}
+        # A correction may be that of one pair of hosts.
+        self._are_links_equal = links.are_equal and not calibration.corrections
         self._costs = StageCosts(spec, serving, links)
 
     def of(self, layout: Layout) -> Estimate:
@@ -41,6 +45,7 @@ class Estimates:
                 layout,
                 self._serving,
                 prompt_tokens=self._prompt_tokens,
+                answer_tokens=self._answer_tokens,
                 links=self._links,
                 calibration=self._calibration,
                 known=self._costs,
@@ -57,7 +62,7 @@ class Estimates:
                 tuple(
                     (
                         self._costs.kind(place.device),
-                        hosts.setdefault(place.host, len(hosts)) if self._links.are_equal else place.host,
+                        hosts.setdefault(place.host, len(hosts)) if self._are_links_equal else place.host,
                     )
                     for place in stage.places
                 ),

@@ -6,14 +6,28 @@ for what was wrong before.
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
 import msgspec
 
 from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
 from agent.facts.run import MeasuredRun
-from agent.planner.calibration import PRIOR, Calibration, MeasuredTime, Parts, fit_calibration, sum_parts
-from agent.planner.cost import Estimate, count_chunks, estimate_layout
+from agent.planner.calibration import (
+    FORMERLY,
+    LINK,
+    PRIOR,
+    Calibration,
+    MeasuredTime,
+    Parts,
+    corrections_of,
+    fit_calibration,
+    sum_parts,
+)
+from agent.planner.cost import Estimate, estimate_layout
 from agent.planner.file import plan_from_toml
 from agent.planner.layout import Layout, layouts_of_plan
 from agent.planner.plan import Plan, Serving
@@ -21,18 +35,108 @@ from agent.planner.rates import LinkTable
 
 MAX_RUNS = 64
 """The newest that count: a cluster's machines are maintained, and what they did long ago says little."""
+CHANGE = math.log(1.6)
+"""From here on, runs of one plan differ by more than their noise and their machines' usual load."""
+CHANGED_RUNS = 2
+"""So many in a row, all off to the same side: one alone may have met a busy machine."""
 GATEWAY_PART = "gateway messages"
 """A step's way from the gateway to the first stage and back from the last."""
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """What one run tells: its times, and what of the cluster they hang on."""
+
+    times: tuple[MeasuredTime, ...] = ()
+    touched: frozenset[str] = frozenset()
+    """Links between hosts that it went over, by their corrections' names; without any, its devices."""
 
 
 def calibrate(facts: ClusterFacts) -> Calibration:
     """The constants after the cluster's own runs; those of `planner.rates` where there are none.
 
-    A run on devices that are not there any more is left out.
+    A run on devices that are not there any more is left out. Of one from before a change, what it tells of the
+    links that changed is told of other links, which are not there any more: so the rest of its time still says that
+    the devices were as they are now, and the change is laid on the links. Without links, it is left out.
     """
     if not facts.runs:
         return PRIOR
-    return fit_calibration([time for run in facts.runs[-MAX_RUNS:] for time in _measured_times(run, facts)])
+    told = _told(facts)
+    begins = _begins(facts.runs[-MAX_RUNS:], told)
+    return fit_calibration([time for at, each in enumerate(told) for time in _still_true(each, begins, at)])
+
+
+def changes(facts: ClusterFacts) -> dict[str, float]:
+    """Of plans on what changed for good, since when: seconds since the epoch by plan hash.
+
+    What was measured of them before says nothing of the cluster as it is.
+    """
+    runs = facts.runs[-MAX_RUNS:]
+    told = _told(facts)
+    begins = _begins(runs, told)
+    latest = {
+        run.plan_hash: max((begins.get(name, 0) for name in each.touched), default=0)
+        for run, each in zip(runs, told, strict=True)
+    }
+    return {name: runs[begin].measured_at_s for name, begin in latest.items() if begin}
+
+
+def _told(facts: ClusterFacts) -> list[Told]:
+    return [_told_by(run, facts) for run in facts.runs[-MAX_RUNS:]]
+
+
+def _still_true(told: Told, begins: Mapping[str, int], index: int) -> list[MeasuredTime]:
+    """What a run's times say now, given since when what it touched is as it is."""
+    changed = {name for name in told.touched if index < begins.get(name, 0)}
+    if not changed:
+        return list(told.times)
+    if not any(name.startswith(LINK) for name in changed):
+        return []
+    return [
+        msgspec.structs.replace(
+            time,
+            parts={
+                f"{part}{FORMERLY}" if changed & set(corrections_of(part)) else part: seconds
+                for part, seconds in time.parts.items()
+            },
+        )
+        for time in told.times
+    ]
+
+
+def _begins(runs: Sequence[MeasuredRun], told: Sequence[Told]) -> dict[str, int]:
+    """Of each link, or device, that changed, the index of the first run since.
+
+    A change is found in one plan's runs, held against each other. It may be any of its links', and so ends what
+    other plans' runs told of them before.
+    """
+    series: dict[tuple[str, int], list[int]] = {}
+    for index, run in enumerate(runs):
+        if told[index].times and run.time_per_token_s > 0:
+            series.setdefault((run.plan_hash, run.streams), []).append(index)
+    begins: dict[str, int] = {}
+    for indices in series.values():
+        off = [_log_off(told[index].times[0]) for index in indices]
+        begin = indices[regime_start(off)]
+        if begin > indices[0]:
+            for name in told[begin].touched:
+                begins[name] = max(begins.get(name, 0), begin)
+    return begins
+
+
+def _log_off(time: MeasuredTime) -> float:
+    return math.log(time.measured_s / sum(time.parts.values()))
+
+
+def regime_start(values: Sequence[float]) -> int:
+    """Where the values begin that the last one belongs to: after the latest change that `CHANGED_RUNS` confirm."""
+    start, since = 0, 0
+    for index in range(1, len(values)):
+        usual = statistics.median(values[start : index - since])
+        off = [value - usual for value in values[index - since : index + 1]]
+        since = since + 1 if min(off) > CHANGE or max(off) < -CHANGE else int(abs(off[-1]) > CHANGE)
+        if since >= CHANGED_RUNS:
+            start, since = index + 1 - since, 0
+    return start
 
 
 def model_key(spec: ModelSpec, serving: Serving) -> str:
@@ -47,42 +151,62 @@ def gateway_way_s(layout: Layout, links: LinkTable, *, gateway: str) -> float:
     return there + links.between(last.host, gateway, "cpu").latency_s
 
 
-def ttft_parts(estimate: Estimate, serving: Serving, *, way_s: float) -> Parts:
-    """Of a first token, the gateway's way with each chunk included."""
-    return sum_parts(estimate.ttft_parts, {GATEWAY_PART: count_chunks(serving, estimate.prompt_tokens) * way_s})
+def ttft_parts(estimate: Estimate, *, way_s: float) -> Parts:
+    """Of a first token, the gateway's way included: chunks follow each other without waiting for it."""
+    return sum_parts(estimate.ttft_parts, {GATEWAY_PART: way_s})
 
 
 def time_per_token_parts(estimate: Estimate, *, way_s: float) -> Parts:
     return sum_parts(estimate.time_per_token_parts, {GATEWAY_PART: way_s})
 
 
-def _measured_times(run: MeasuredRun, facts: ClusterFacts) -> list[MeasuredTime]:
+def _told_by(run: MeasuredRun, facts: ClusterFacts) -> Told:
     """Against the replica that should be slowest: a gateway's figures are those of all together."""
     plan = plan_from_toml(run.plan_toml, file=f"plan {run.plan_hash[:12]}")
     try:
         layouts = layouts_of_plan(plan, facts)
     except FleetError:
-        return []
+        return Told()
     streams = max(1, -(-run.streams // len(layouts)))
     serving = msgspec.structs.replace(plan.serving, batch=streams)
     links = LinkTable(facts, is_network_trusted=serving.trusted_network)
     estimated = [
-        (estimate_layout(run.spec, layout, serving, prompt_tokens=run.prompt_tokens, links=links), layout)
+        (
+            estimate_layout(
+                run.spec,
+                layout,
+                serving,
+                prompt_tokens=run.prompt_tokens,
+                answer_tokens=run.answer_tokens,
+                links=links,
+            ),
+            layout,
+        )
         for layout in layouts
     ]
     estimate, layout = max(estimated, key=lambda pair: pair[0].time_per_token_s)
-    return _against(run, plan, estimate, way_s=gateway_way_s(layout, links, gateway=plan.gateway_host))
+    times = _against(run, plan, estimate, way_s=gateway_way_s(layout, links, gateway=plan.gateway_host))
+    crossed = {name for time in times for part in time.parts for name in corrections_of(part)[1:]}
+    return Told(times=tuple(times), touched=frozenset(crossed or {place.name for place in layout.places}))
 
 
 def _against(run: MeasuredRun, plan: Plan, estimate: Estimate, *, way_s: float) -> list[MeasuredTime]:
     model = model_key(run.spec, plan.serving)
     times = []
-    if run.time_per_token_s > 0:
-        alone = time_per_token_parts(estimate, way_s=way_s)
-        parts = alone if run.streams == 1 else estimate.cycle_parts
+    if run.streams == 1 and run.time_per_token_s > 0:
+        parts = time_per_token_parts(estimate, way_s=way_s)
+        times.append(MeasuredTime(parts=parts, measured_s=run.time_per_token_s, model=model))
+    elif run.tokens_per_s > 0 and run.answer_tokens:
+        # One replica's part of what all gave together; a round of it is that many tokens.
+        rate = run.tokens_per_s / len(plan.replicas)
+        measured_s = estimate.round_tokens / rate
+        times.append(MeasuredTime(parts=estimate.round_parts, measured_s=measured_s, model=model))
+    elif run.time_per_token_s > 0:
+        # An earlier release said no more: as if answers had been long, and prompts rare between them.
+        parts = estimate.round_parts
         times.append(MeasuredTime(parts=parts, measured_s=run.time_per_token_s, model=model))
     if run.ttft_s > 0 and run.streams == 1:
         # Beside other streams a first token waits for its turn, which no constant of the cost model explains.
-        parts = ttft_parts(estimate, plan.serving, way_s=way_s)
+        parts = ttft_parts(estimate, way_s=way_s)
         times.append(MeasuredTime(parts=parts, measured_s=run.ttft_s, model=model))
     return times

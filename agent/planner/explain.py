@@ -96,7 +96,7 @@ def _bottleneck(problem: Problem, chosen: Chosen) -> list[str]:
         cycle = estimate.micro_batches
         lines.append(
             f"a batch of {problem.serving.batch} runs as {cycle} micro-batches in flight, "
-            f"{math.ceil(problem.serving.batch / cycle)} sequences each"
+            f"{math.ceil(estimate.sequences / cycle)} sequences each"
         )
     return lines
 
@@ -277,7 +277,7 @@ def _link_levers(problem: Problem, chosen: Chosen) -> list[Lever]:
     levers = []
     for one, other in sorted(_used_links(chosen))[:MAX_LEVERS]:
         kinds = {place.device.kind for layout, _ in chosen for place in layout.places if place.host in {one, other}}
-        link = problem.links.between(one, other, "cuda" if kinds == {"cuda"} else "cpu")
+        link = problem.plain_links.between(one, other, "cuda" if kinds == {"cuda"} else "cpu")
         for words, rate, latency in (("twice the rate of", 2.0, 1.0), ("half the latency of", 1.0, 0.5)):
             faster = _scaled_link(link, rate=rate, latency=latency)
             # Later facts stand for earlier ones of the same carrier.
@@ -519,7 +519,7 @@ def _link_constants(problem: Problem, layouts: list[Layout], when: Callable[[flo
     by_words: dict[str, list[str]] = {}
     for layout in layouts:
         for a, b in _linked_places(layout):
-            link = link_between(a, b, problem.links)
+            link = link_between(a, b, problem.plain_links)
             source = when(link.measured_at_s) if link.is_measured else "table default"
             words = f"{seconds_words(link.latency_s)} and {link.bytes_per_s * 8 / 1e9:.3g} Gbit/s: {source}"
             name = f"inside {a.host}" if a.host == b.host else f"{a.host}>{b.host}"

@@ -35,6 +35,9 @@ class HybridStrategy:
         layouts = propose_chains(problem, options, min_stages=1)
         if problem.is_forced and problem.request.objective.strategy == self.name:
             layouts += propose_chains(problem, options, min_stages=2)
+            # A model of one layer has no second stage: then groups alone are more than one device.
+            groups = [[option for option in found if len(option.places) > 1] for found in options]
+            layouts += propose_chains(problem, groups, min_stages=1)
             layouts = [layout for layout in layouts if len(layout.places) > 1]
         return layouts
 

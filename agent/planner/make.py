@@ -14,15 +14,13 @@ from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
 from agent.planner.adaptive import STRATEGIES
 from agent.planner.advise import advise
-from agent.planner.calibration import Calibration, predict_interval, predict_rate_interval
+from agent.planner.calibration import Calibration
 from agent.planner.cost import estimate_layout
-from agent.planner.estimates import Estimates
-from agent.planner.evidence import calibrate, gateway_way_s, model_key, time_per_token_parts, ttft_parts
 from agent.planner.explain import Section, explain_plan
-from agent.planner.interval import Interval
 from agent.planner.layout import Layout, Place, StageLayout, cut_shares, layouts_of_plan
 from agent.planner.memory import stage_bytes
-from agent.planner.plan import DraftRef, Learning, Plan, Predicted, Replica, Serving, Shard, ShardBytes, Stage
+from agent.planner.plan import DraftRef, Learning, Plan, Replica, Shard, ShardBytes, Stage
+from agent.planner.predict import predict_layouts, rounded
 from agent.planner.problem import (
     PlanRequest,
     Problem,
@@ -30,7 +28,6 @@ from agent.planner.problem import (
     make_problem,
 )
 from agent.planner.propose import propose_layouts
-from agent.planner.rates import LinkTable
 from agent.planner.replicas import choose_replicas, is_large
 from agent.planner.shards import shard_weight_bytes, whole_extent
 from agent.planner.shortage import does_not_fit
@@ -39,7 +36,6 @@ from agent.planner.why import explain
 from agent.planner.words import list_words, seconds_words
 
 MAX_CONTROLLERS = 3
-SIGNIFICANT_DIGITS = 6
 
 
 def make_plan(request: PlanRequest) -> Plan:
@@ -65,7 +61,7 @@ def make_plan(request: PlanRequest) -> Plan:
     if request.is_recorded and (advice is None or advice.choice.propensity == 1):
         return plan
     learning = Learning(
-        records=request.is_recorded, propensity=_rounded(advice.choice.propensity) if advice is not None else 1.0
+        records=request.is_recorded, propensity=rounded(advice.choice.propensity) if advice is not None else 1.0
     )
     return msgspec.structs.replace(plan, learning=learning)
 
@@ -74,6 +70,23 @@ def refresh_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts, *, draft: Mod
     """The same layout with bytes, predictions and digest computed anew, after a change by hand.
 
     Raises FleetError E106 when a device of the plan is not in the cluster.
+    """
+    return lay_out_plan(plan, layouts_of_plan(plan, facts), spec, facts, draft=draft)
+
+
+def lay_out_plan(
+    plan: Plan,
+    layouts: list[Layout],
+    spec: ModelSpec,
+    facts: ClusterFacts,
+    *,
+    draft: ModelSpec | None = None,
+    calibration: Calibration | None = None,
+) -> Plan:
+    """The plan with these layouts for its own; bytes, predictions and digest are computed as for any plan.
+
+    Nothing is held against memory here: `check_plan` does that. `calibration` is that of the facts, where the
+    caller has it. Raises FleetError E106 and E107 for serving settings that contradict the model.
     """
     request = PlanRequest(
         name=plan.name,
@@ -85,18 +98,13 @@ def refresh_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts, *, draft: Mod
         healing=plan.healing,
         controllers=plan.controllers,
         prompt_tokens=plan.predicted.prompt_tokens,
+        answer_tokens=plan.predicted.answer_tokens or None,
         draft=plan.draft,
         draft_spec=draft,
-        devices=tuple(
-            f"{shard.host}/{shard.device}"
-            for replica in plan.replicas
-            for stage in replica.stages
-            for shard in stage.shards
-        ),
+        devices=tuple(place.name for layout in layouts for place in layout.places),
     )
-    problem = make_problem(request)
-    layouts = layouts_of_plan(plan, facts)
-    return _build_plan(problem, layouts, why=plan.why)
+    problem = make_problem(request, calibration=calibration)
+    return msgspec.structs.replace(_build_plan(problem, layouts, why=plan.why), learning=plan.learning)
 
 
 def explain_made(
@@ -138,6 +146,7 @@ def request_of(plan: Plan, spec: ModelSpec, facts: ClusterFacts, *, draft: Model
         replicas=len(plan.replicas),
         controllers=plan.controllers,
         prompt_tokens=plan.predicted.prompt_tokens,
+        answer_tokens=plan.predicted.answer_tokens or None,
         draft=plan.draft,
         draft_spec=draft,
     )
@@ -150,25 +159,6 @@ def _with_places(layout: Layout, places: dict[str, Place]) -> Layout:
         for stage in layout.stages
     )
     return Layout(stages=stages)
-
-
-def predict_plan(plan: Plan, spec: ModelSpec, facts: ClusterFacts) -> Predicted:
-    """What a plan is expected to do on these facts: `recorded` figures go stale when devices are measured anew."""
-    links = LinkTable(facts, is_network_trusted=plan.serving.trusted_network)
-    calibration = calibrate(facts)
-    estimates = Estimates(
-        spec, plan.serving, prompt_tokens=plan.predicted.prompt_tokens, links=links, calibration=calibration
-    )
-    layouts = layouts_of_plan(plan, facts)
-    return _predict(
-        spec,
-        layouts,
-        plan.serving,
-        links=links,
-        calibration=calibration,
-        known=estimates,
-        gateway=plan.gateway_host,
-    )
 
 
 def _what_binds(problem: Problem) -> FleetError | None:
@@ -243,14 +233,16 @@ def _build_plan(problem: Problem, layouts: list[Layout], *, why: tuple[str, ...]
         replicas=_replicas(problem, layouts),
         serving=problem.serving,
         controllers=controllers,
-        predicted=_predict(
+        predicted=predict_layouts(
             spec,
             layouts,
             problem.serving,
-            links=problem.links,
-            calibration=problem.calibration,
-            known=problem.estimates,
+            problem.plain_links,
+            problem.calibration,
             gateway=problem.serving.gateway or controllers[0],
+            prompt_tokens=problem.prompt_tokens,
+            answer_tokens=problem.answer_tokens,
+            known=problem.estimates,
         ),
         healing=request.healing,
         draft=_draft(problem, layouts),
@@ -294,7 +286,7 @@ def _draft(problem: Problem, layouts: list[Layout]) -> DraftRef | None:
         digest=ref.digest,
         source_host=ref.source_host,
         weight_bytes=shard_weight_bytes(draft, whole_extent(draft), serving.dtype, serving.quantisation),
-        predicted_cost=_rounded(max(costs)),
+        predicted_cost=rounded(max(costs)),
     )
 
 
@@ -334,56 +326,3 @@ def _replica(spec: ModelSpec, layout: Layout, bytes_of: Callable[[StageLayout], 
         )
         stages.append(Stage(layers=stage.layers, shards=shards))
     return Replica(stages=tuple(stages))
-
-
-def _predict(
-    spec: ModelSpec,
-    layouts: list[Layout],
-    serving: Serving,
-    *,
-    links: LinkTable,
-    calibration: Calibration,
-    known: Estimates,
-    gateway: str,
-) -> Predicted:
-    """Estimates of all replicas as one: latencies of the slowest, throughput of all together.
-
-    Each step also crosses from the gateway to the first stage and back from the last, as a message without weight.
-    """
-    estimates = [known.of(layout) for layout in layouts]
-    ways = [gateway_way_s(layout, links, gateway=gateway) for layout in layouts]
-    slowest = max(range(len(layouts)), key=lambda index: estimates[index].time_per_token_s)
-    estimate = estimates[slowest]
-    stage = layouts[slowest].stages[estimate.bottleneck]
-    model = model_key(spec, serving)
-    intervals: dict[tuple[int, float], tuple[Interval, Interval, Interval]] = {}
-    for each, way in zip(estimates, ways, strict=True):
-        if (id(each), way) not in intervals:
-            intervals[id(each), way] = (
-                predict_interval(ttft_parts(each, serving, way_s=way), calibration, model=model),
-                predict_interval(time_per_token_parts(each, way_s=way), calibration, model=model),
-                predict_rate_interval(serving.batch, each.cycle_parts, calibration, model=model),
-            )
-    found = [intervals[id(each), way] for each, way in zip(estimates, ways, strict=True)]
-    firsts, nexts, rates = zip(*found, strict=True)
-    first, following = (max(each, key=lambda interval: interval.expected) for each in (firsts, nexts))
-    return Predicted(
-        prompt_tokens=estimate.prompt_tokens,
-        ttft_s=_rounded(first.expected),
-        time_per_token_s=_rounded(following.expected),
-        tokens_per_s=_rounded(sum(rate.expected for rate in rates)),
-        ttft_bounds_s=(_rounded(first.low), _rounded(first.high)),
-        time_per_token_bounds_s=(_rounded(following.low), _rounded(following.high)),
-        tokens_per_s_bounds=(
-            _rounded(sum(rate.low for rate in rates)),
-            _rounded(sum(rate.high for rate in rates)),
-        ),
-        num_measured_runs=calibration.num_runs,
-        bottleneck=f"replica {slowest} stage {estimate.bottleneck} ({stage.name}): {estimate.limit}",
-        stage_s=tuple(_rounded(seconds) for seconds in estimates[0].stage_s),
-    )
-
-
-def _rounded(value: float) -> float:
-    """Six digits: more than any prediction is worth, and the same on every machine."""
-    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")

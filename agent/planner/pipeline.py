@@ -350,7 +350,7 @@ def _hop_seconds(problem: Problem, options: list[StageOption], hosts: list[str],
     number = {host: index for index, host in enumerate(hosts)}
     kinds = {place.host: place.device.kind for option in options for place in option.places}
     latency_s, bytes_per_s, is_carried = np.full((3, len(hosts), len(hosts)), np.nan)
-    for source, target in {(link.source, link.target) for link in problem.request.facts.links}:
+    for source, target in {(link.source, link.target) for link in problem.link_facts}:
         if source in number and target in number:
             kind: DeviceKind = "cuda" if kinds[source] == kinds[target] == "cuda" else "cpu"
             link = problem.links.known(source, target, kind)
@@ -399,12 +399,12 @@ def _link_kinds(problem: Problem, by_host: dict[str, list[Place]]) -> set[tuple[
     """Latency and rate of the links between these hosts, each kind once; a default where some are not measured."""
     measured = {
         frozenset((link.source, link.target)): (link.latency_s, link.bytes_per_s)
-        for link in problem.request.facts.links
+        for link in problem.link_facts
         if link.source in by_host and link.target in by_host and link.source != link.target
     }
     kinds = {
         (link.latency_s, link.bytes_per_s)
-        for link in problem.request.facts.links
+        for link in problem.link_facts
         if frozenset((link.source, link.target)) in measured
     }
     if measured and len(measured) < len(by_host) * (len(by_host) - 1) // 2:

@@ -167,7 +167,7 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     time_per_token_s: float
     """Seconds per token after the first (vLLM's TPOT), batch of one."""
     tokens_per_s: float
-    """Steady-state decode throughput at the full batch."""
+    """Steady-state throughput of answers at the full batch, prompts of further requests between their tokens."""
     bottleneck: str
     """`replica 0 stage 1 (gpu02/cuda:0): memory bandwidth`, for people."""
     stage_s: tuple[float, ...] = ()
@@ -175,6 +175,8 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ttft_bounds_s: tuple[float, ...] = ()
     time_per_token_bounds_s: tuple[float, ...] = ()
     tokens_per_s_bounds: tuple[float, ...] = ()
+    answer_tokens: int = 0
+    """Of answers; a token is one half-way through them. 0 in plans of earlier releases: decoding alone."""
     num_measured_runs: int = 0
     """Runs on this cluster that the constants were fitted to; 0: published ones, and wide bounds."""
 

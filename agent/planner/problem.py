@@ -12,7 +12,7 @@ import msgspec
 from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
-from agent.planner.calibration import PRIOR, Calibration
+from agent.planner.calibration import PRIOR, Calibration, link_factors
 from agent.planner.cost import Estimate
 from agent.planner.estimates import Estimates
 from agent.planner.evidence import calibrate
@@ -20,9 +20,10 @@ from agent.planner.layout import Layout, Place
 from agent.planner.learning.records import Lesson
 from agent.planner.memory import StageSizes
 from agent.planner.plan import Healing, ModelRef, Objective, Serving
-from agent.planner.rates import LinkTable
+from agent.planner.rates import LinkTable, corrected_links
 
 DEFAULT_PROMPT_TOKENS = 512
+DEFAULT_ANSWER_TOKENS = 128
 MAX_NEAREST = 3
 MAX_LISTED = 12
 """Names that a hint lists."""
@@ -68,6 +69,8 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     """SLOs: what a layout is estimated to take at `prompt_tokens` of prompt; a plan above them is refused."""
     prompt_tokens: int | None = None
     """Prompt that predictions and choices are made for; None: 512, or half the context where that is less."""
+    answer_tokens: int | None = None
+    """Answer likewise; None: 128, or what the context has left of it."""
     draft: ModelRef | None = None
     draft_spec: ModelSpec | None = None
     """Of the draft model; both are there where `serving.speculation` is `draft_model`, and nowhere else."""
@@ -106,7 +109,14 @@ class Problem:
         self.serving = serving
         self.memory_scale = memory_scale
         self.calibration = calibration
-        self.links = LinkTable(request.facts, is_network_trusted=serving.trusted_network)
+        self.plain_links = LinkTable(request.facts, is_network_trusted=serving.trusted_network)
+        """As they are known: what estimates are made with, whose parts are corrected afterwards."""
+        self.link_facts, self.links = request.facts.links, self.plain_links
+        """As measured runs corrected them: what a search for layouts goes by."""
+        if factors := link_factors(calibration):
+            self.link_facts = corrected_links(request.facts, factors)
+            corrected = msgspec.structs.replace(request.facts, links=self.link_facts)
+            self.links = LinkTable(corrected, is_network_trusted=serving.trusted_network)
         self.sizes = StageSizes(request.spec, serving, request.draft_spec)
         self.searches: dict[Hashable, tuple[int, ...]] = {} if searches is None else searches
         """Orders found, by all that decides them: strategies and variants of a problem ask for the same ones."""
@@ -125,12 +135,20 @@ class Problem:
         return wanted if wanted is not None else max(1, min(DEFAULT_PROMPT_TOKENS, self.serving.context // 2))
 
     @cached_property
+    def answer_tokens(self) -> int:
+        wanted = self.request.answer_tokens
+        if wanted is not None:
+            return wanted
+        return max(1, min(DEFAULT_ANSWER_TOKENS, self.serving.context - self.prompt_tokens))
+
+    @cached_property
     def estimates(self) -> Estimates:
         return Estimates(
             self.spec,
             self.serving,
             prompt_tokens=self.prompt_tokens,
-            links=self.links,
+            answer_tokens=self.answer_tokens,
+            links=self.plain_links,
             calibration=self.calibration,
         )
 
@@ -176,7 +194,8 @@ class Problem:
 
 def _is_estimated_alike(one: PlanRequest, other: PlanRequest) -> bool:
     """Whether layouts of two requests have the same estimates."""
-    return (one.spec, one.prompt_tokens) == (other.spec, other.prompt_tokens) and one.facts is other.facts
+    asked = (one.spec, one.prompt_tokens, one.answer_tokens)
+    return asked == (other.spec, other.prompt_tokens, other.answer_tokens) and one.facts is other.facts
 
 
 class Strategy(Protocol):
@@ -228,8 +247,11 @@ def choose_estimated(problem: Problem, layouts: list[Layout]) -> tuple[Layout, E
     return None if best is None else (best[1], best[2])
 
 
-def make_problem(request: PlanRequest) -> Problem:
-    """Check a request against its facts and select devices. Raises FleetError E105 to E109 for what cannot be."""
+def make_problem(request: PlanRequest, *, calibration: Calibration | None = None) -> Problem:
+    """Check a request against its facts and select devices. Raises FleetError E105 to E109 for what cannot be.
+
+    `calibration` is that of the request's facts, for a caller that has fitted it before.
+    """
     spec = request.spec
     known = {host.name for host in request.facts.hosts}
     for kind, names in (("host", request.hosts), ("controller", request.controllers)):
@@ -254,8 +276,15 @@ def make_problem(request: PlanRequest) -> Problem:
             f"context {serving.context}, batch {serving.batch} and prefill chunk {serving.prefill_chunk} "
             "must be at least 1",
         )
+    asked = (request.prompt_tokens or 0) + (request.answer_tokens or 0)
+    if asked > serving.context and request.objective.kind != "context":
+        raise FleetError(
+            "E106",
+            f"predictions for {asked} tokens of prompt and answer, in a context of {serving.context}",
+            hint=f"ask for --context {asked}, or for predictions of less",
+        )
     _check_constraints(request, num_places=len(places), num_hosts=len({place.host for place in places}))
-    return Problem(request, places, serving, calibration=calibrate(request.facts))
+    return Problem(request, places, serving, calibration=calibration or calibrate(request.facts))
 
 
 def pinned_hosts(request: PlanRequest) -> frozenset[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from itertools import pairwise
 
 import msgspec
 
@@ -23,6 +25,24 @@ class DeviceRates(msgspec.Struct, frozen=True, kw_only=True):
     busy_watts: float
     idle_watts: float
     is_measured: bool
+    sequence_overhead_s: float = 0.0
+    """Likewise of each further sequence of a step: attention goes through them one by one on a CPU."""
+    products: tuple[tuple[int, float], ...] = ()
+    """(rows, seconds per weight element) of measured products, by rows; empty where none were measured."""
+
+    def product_s(self, rows: float) -> float:
+        """Seconds per weight element of a product with so many rows, between the measured ones on a line.
+
+        Fewer rows than were measured take as long as the fewest, more take as long per row as the most.
+        """
+        points = self.products
+        if rows <= points[0][0]:
+            return points[0][1]
+        for (low, low_s), (high, high_s) in pairwise(points):
+            if rows <= high:
+                return low_s + (rows - low) / (high - low) * (high_s - low_s)
+        most, most_s = points[-1]
+        return most_s * rows / most
 
 
 class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,14 +147,24 @@ def rates_of(device: DeviceFacts, dtype: Dtype, quantisation: Quantisation = "no
         read = (device.read_bytes_per_s or nominal.read_bytes_per_s) * efficiency.memory
         flops = (device.flops_per_s or nominal.flops_per_s) / slowdown
         decode_flops, prefill_flops = flops * efficiency.decode_flops, flops * efficiency.prefill_flops
+    layer_overhead_s, sequence_overhead_s = efficiency.layer_overhead_s, 0.0
+    products: tuple[tuple[int, float], ...] = ()
+    if device.probe is not None and probed is not None:
+        products = probed_products(device.probe, dtype, quantisation)
+        layer_overhead_s, sequence_overhead_s = probed_overheads(device.probe, dtype, quantisation) or (
+            layer_overhead_s,
+            sequence_overhead_s,
+        )
     return DeviceRates(
         read_bytes_per_s=read,
         decode_flops_per_s=decode_flops,
         prefill_flops_per_s=prefill_flops,
-        layer_overhead_s=efficiency.layer_overhead_s,
+        layer_overhead_s=layer_overhead_s,
         busy_watts=nominal.watts,
         idle_watts=nominal.watts * IDLE_WATTS_SHARE,
         is_measured=probed is not None or device.read_bytes_per_s is not None,
+        sequence_overhead_s=sequence_overhead_s,
+        products=products,
     )
 
 
@@ -154,6 +184,33 @@ def probed_rates(probe: DeviceProbe, dtype: Dtype, quantisation: Quantisation) -
     return leanest.weight_bytes_per_s, skinny.flops_per_s, large.flops_per_s
 
 
+def probed_products(probe: DeviceProbe, dtype: Dtype, quantisation: Quantisation) -> tuple[tuple[int, float], ...]:
+    """(rows, seconds per weight element), by rows. A product is never quicker than one with fewer rows."""
+    points: list[tuple[int, float]] = []
+    for gemm in sorted(probe.gemms, key=lambda gemm: gemm.rows):
+        if (gemm.dtype, gemm.quantisation) == (dtype, quantisation):
+            seconds = gemm.seconds / gemm.size**2
+            points.append((gemm.rows, max(seconds, points[-1][1] if points else 0.0)))
+    return tuple(points)
+
+
+def probed_overheads(probe: DeviceProbe, dtype: Dtype, quantisation: Quantisation) -> tuple[float, float] | None:
+    """Seconds of launching a layer, and of each further sequence in it; None where thin layers were not probed.
+
+    They are what a thin layer took beyond its products at their measured rates.
+    """
+    layers = sorted(
+        (layer for layer in probe.layers if (layer.dtype, layer.quantisation) == (dtype, quantisation)),
+        key=lambda layer: layer.sequences,
+    )
+    products = probed_products(probe, dtype, quantisation)
+    if len(layers) < 2 or not products:
+        return None
+    one, *_, many = layers
+    own_s = [max(0.0, layer.seconds - layer.weight_elements * products[0][1]) for layer in (one, many)]
+    return own_s[0], max(0.0, own_s[1] - own_s[0]) / (many.sequences - one.sequences)
+
+
 def nominal_of(device: DeviceFacts) -> Nominal:
     """The table's row for a device; a CPU's grows with its cores."""
     if device.kind == "cpu":
@@ -171,6 +228,34 @@ def _gpu_of(name: str) -> Nominal:
     words = name.lower().replace("-", " ")
     known = [each for each in GPUS if each.lower().replace("-", " ") in words]
     return GPUS[max(known, key=len)] if known else UNKNOWN_GPU
+
+
+def corrected_links(facts: ClusterFacts, factors: Mapping[tuple[str, str], float]) -> tuple[LinkFacts, ...]:
+    """The links of a cluster, each slower by its factor, in both directions; a default's where none was known."""
+    known = {(link.source, link.target) for link in facts.links}
+    there = {host.name for host in facts.hosts}
+    unknown = [
+        LinkFacts(source=one, target=other, latency_s=DISTINCT_HOSTS[0], bytes_per_s=DISTINCT_HOSTS[1])
+        for one, other in sorted(factors)
+        if {one, other} <= there and (one, other) not in known and (other, one) not in known
+    ]
+    return tuple(
+        _slowed(link, factors.get((min(link.source, link.target), max(link.source, link.target)), 1.0))
+        for link in (*facts.links, *unknown)
+    )
+
+
+def _slowed(link: LinkFacts, factor: float) -> LinkFacts:
+    if factor == 1.0:
+        return link
+    sums = (link.reduce_latency_s, link.reduce_bytes_per_s)
+    return msgspec.structs.replace(
+        link,
+        latency_s=link.latency_s * factor,
+        bytes_per_s=link.bytes_per_s / factor,
+        reduce_latency_s=None if sums[0] is None else sums[0] * factor,
+        reduce_bytes_per_s=None if sums[1] is None else sums[1] / factor,
+    )
 
 
 class LinkTable:

@@ -15,11 +15,11 @@ import msgspec
 
 from agent.errors import FleetError
 from agent.planner.plan import BLOCK_TOKENS, Serving
+from agent.planner.step_cost import count_micro_batches, cut_prompt
 from agent.serving.blocks import BlockPool, num_blocks_of
 from agent.serving.request import FinishReason, Request
 from agent.serving.sequence import RunningSequence
 from agent.serving.step_answer import Batch, match_embeddings, match_guesses, match_tokens
-from agent.serving.step_cost import count_micro_batches, cut_prompt
 from agent.serving.waiting import DRAWN_TOKEN_CHARGE, PROMPT_TOKEN_CHARGE, WaitingRequests
 from agent.wire.rank import SampledToken, SequenceSlice, Step, StepDone
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from agent.serving.step_cost import count_paying_guesses
+from agent.planner.step_cost import count_paying_guesses
 
 LONGEST_MATCH, SHORTEST_MATCH = 4, 2
 """Tokens that must agree with an earlier place before what followed there is guessed, tried from the longest."""

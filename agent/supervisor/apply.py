@@ -91,6 +91,7 @@ class Transaction:
         self._members = _all_members(request, old_record)
         self._socket = ""
         self._checked: CheckReport | None = None
+        self._applied_at_s = 0.0
         reach.learn(self._members.values())
 
     @property
@@ -371,6 +372,8 @@ class Transaction:
 
     async def _switch(self) -> None:
         """The one atomic step. The journal says so before, and the gateway is asked after a crash in between."""
+        # One moment for all that remember it: a recovery must not take this layout for another one.
+        self._applied_at_s = time.time()
         self._save_pending("switch")
         await bring_up.tell(self._reach, self._plan, "activate", generation=self.generation)
         after = self._after_switch()
@@ -462,8 +465,11 @@ class Transaction:
             generation=self.generation,
             spawn_generation=self.generation,
             gateway_socket=self._socket,
-            applied_at_s=time.time(),
+            applied_at_s=self._applied_at_s,
             checked=self._checked,
+            cause=self._request.cause,
+            by=self._request.holder,
+            reason=self._request.reason,
         )
 
     def _pending(self, phase: ApplyPhase) -> PendingApply:

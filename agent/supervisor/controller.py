@@ -36,6 +36,7 @@ from agent.supervisor import bring_up
 from agent.supervisor.clean_up import commit_everywhere
 from agent.supervisor.deployment import Controlled, ControllerState
 from agent.supervisor.faults import FaultBook
+from agent.supervisor.history import HistoryBook
 from agent.supervisor.outcomes import OutcomeBook
 from agent.supervisor.reach import Reach
 from agent.supervisor.runs import LoadWindow, RunBook, without_tensors
@@ -65,6 +66,7 @@ class DeploymentWatch:
         faults: FaultBook,
         outcomes: OutcomeBook,
         runs: RunBook,
+        history: HistoryBook,
         own_heartbeat: Callable[[], Heartbeat],
         is_apply_pending: Callable[[], bool],
     ) -> None:
@@ -76,6 +78,8 @@ class DeploymentWatch:
         self._faults = faults
         self._outcome = outcomes.open(self.plan, controlled)
         self._runs = runs
+        self._history = history
+        history.note(self.plan.name, controlled)
         self._load: LoadWindow | None = None
         self._own_heartbeat = own_heartbeat
         self._is_apply_pending = is_apply_pending
@@ -329,10 +333,17 @@ class DeploymentWatch:
         await bring_up.check(self._reach, plan, generation=generation)
         await bring_up.tell(self._reach, plan, "activate", generation=generation)
         after = msgspec.structs.replace(
-            controlled, generation=generation, gateway_socket=socket, replica_generations=replica_generations
+            controlled,
+            generation=generation,
+            gateway_socket=socket,
+            replica_generations=replica_generations,
+            cause="healing",
+            by=self._host,
+            reason=self._healed(),
         )
         self.controlled = after
         self._state.put(plan.name, after)
+        self._history.note(plan.name, after)
         await commit_everywhere(self._reach, plan, after, controller=self._host)
         await self._reach.try_all(
             {plan.gateway_host: RetireBackends(deployment=plan.name, generation=generation, drain_s=0.0)}
@@ -343,6 +354,15 @@ class DeploymentWatch:
     def _replica_generations(self) -> tuple[int, ...]:
         controlled = self.controlled
         return controlled.replica_generations or (controlled.generation,) * len(self.plan.replicas)
+
+    def _healed(self) -> str:
+        """The troubles that made a rebuild necessary, for the history."""
+        open_ones = [
+            fault
+            for fault in self._faults.all()
+            if fault.deployment == self.plan.name and fault.healed_at_s is None
+        ]
+        return "; ".join(f"{fault.kind}: {fault.message}" for fault in reversed(open_ones)) or "links built anew"
 
     def _fault(self, order: RecordFault) -> Fault:
         return Fault(
@@ -391,16 +411,17 @@ class DeploymentWatch:
         seen = self._load.take(backend)
         if seen is None:
             return
-        prompt_tokens, streams, ttft_s, time_per_token_s = seen
         run = MeasuredRun(
             deployment=self.plan.name,
             plan_hash=self.controlled.plan_hash,
             plan_toml=self.controlled.plan_toml,
             spec=without_tensors(self.controlled.spec),
-            prompt_tokens=prompt_tokens,
-            streams=streams,
-            ttft_s=ttft_s,
-            time_per_token_s=time_per_token_s,
+            prompt_tokens=seen.prompt_tokens,
+            answer_tokens=seen.answer_tokens,
+            streams=seen.streams,
+            ttft_s=seen.ttft_s,
+            time_per_token_s=seen.time_per_token_s,
+            tokens_per_s=seen.tokens_per_s,
             measured_at_s=time.time(),
         )
         self._runs.record(run, generation=backend.generation)

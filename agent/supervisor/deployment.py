@@ -8,6 +8,7 @@ from agent.facts.model import ModelSpec
 from agent.journal import Journal
 from agent.wire.agent import ApplyPhase, Forget, HostAddress, StopRanks
 from agent.wire.gateway import CheckReport
+from agent.wire.history import Cause
 
 _PREFIX = "controller/"
 _APPLY_PREFIX = "apply/"
@@ -30,6 +31,10 @@ class Controlled(msgspec.Struct, frozen=True, kw_only=True):
     applied_at_s: float
     checked: CheckReport | None
     replica_generations: tuple[int, ...] = ()
+    cause: Cause = "apply"
+    """What brought this generation; `by` and `reason` say more of it, for the history."""
+    by: str = ""
+    reason: str = ""
 
 
 class PendingApply(msgspec.Struct, frozen=True, kw_only=True):

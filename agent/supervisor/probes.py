@@ -36,7 +36,7 @@ from agent.wire.probe import (
 
 log = logging.getLogger(__name__)
 
-DEVICE_LIMIT_S = 30
+DEVICE_LIMIT_S = 45
 """Of one device, once torch is loaded; its process ends itself by then."""
 LINKS_LIMIT_S = 60
 KILL_GRACE_S = 2.0

@@ -15,9 +15,9 @@ from agent.wire.gateway import BackendStatus, CheckReport
 
 KIND = "RunMeasured"
 LEAST_REQUESTS = 32
-"""Finished requests before their medians say something."""
-COVERED_REQUESTS = 512
-"""Requests that a gateway's medians are over (`serving.metrics`): so many must end before the next run is told."""
+"""Finished requests before their means say something."""
+MOST_REQUESTS = 512
+"""So many are told as one run under a load that never rests; otherwise what ended when there was a rest."""
 MAX_TOLD_RUNS = 256
 
 
@@ -63,35 +63,56 @@ class RunBook:
         return tuple(runs)
 
 
+class WindowFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backend did in one window; a time of 0 would mislead, as `LoadWindow.take` says."""
+
+    prompt_tokens: int
+    answer_tokens: int
+    streams: int
+    ttft_s: float
+    time_per_token_s: float
+    tokens_per_s: float
+
+
 class LoadWindow:
-    """Requests of one backend since a moment: how many decoded together, and the medians that cover them."""
+    """Requests of one backend since a moment: how many decoded together, and their means."""
 
     def __init__(self, *, generation: int, opened: BackendStatus | None = None) -> None:
         self.generation = generation
         self._opened = opened
         self._running: list[int] = []
 
-    def take(self, backend: BackendStatus) -> tuple[int, int, float, float] | None:
-        """(prompt tokens, streams, TTFT, seconds per token) when the window is full; the next one then begins.
+    def take(self, backend: BackendStatus) -> WindowFigures | None:
+        """The window's figures when it is full; the next one then begins.
 
-        The gateway's medians are over its latest requests: they describe the window once no older is among them.
         A time is 0 where it would mislead: TTFT beside other streams or with prompts that were known already.
         """
-        if self._opened is None:
-            self._opened = backend
+        if self._opened is None or backend.finished < self._opened.finished:
+            self._opened, self._running = backend, []
         if backend.running:
             self._running.append(backend.running)
         opened = self._opened
         ended = backend.finished - opened.finished
-        if ended < max(LEAST_REQUESTS, min(COVERED_REQUESTS, backend.finished)) or not self._running:
+        rests = backend.running == 0 and backend.queued == 0
+        if ended < (LEAST_REQUESTS if rests else MOST_REQUESTS) or not self._running:
             return None
         streams = max(1, round(sum(self._running) / len(self._running)))
         prompt_tokens = round((backend.prompt_tokens - opened.prompt_tokens) / ended)
+        generated, busy_s = backend.generated_tokens - opened.generated_tokens, backend.busy_s - opened.busy_s
+        decoded = backend.decoded_tokens - opened.decoded_tokens
+        answered = backend.num_first_tokens - opened.num_first_tokens
         is_plain = streams == 1 and backend.prefix_hit_tokens == opened.prefix_hit_tokens
         self._opened, self._running = backend, []
-        if prompt_tokens < 1 or backend.time_per_token_s_p50 <= 0:
+        if prompt_tokens < 1 or decoded < 1 or answered < 1:
             return None
-        return prompt_tokens, streams, backend.ttft_s_p50 if is_plain else 0.0, backend.time_per_token_s_p50
+        return WindowFigures(
+            prompt_tokens=prompt_tokens,
+            answer_tokens=round(generated / ended),
+            streams=streams,
+            ttft_s=(backend.ttft_s_sum - opened.ttft_s_sum) / answered if is_plain else 0.0,
+            time_per_token_s=(backend.decode_s_sum - opened.decode_s_sum) / decoded,
+            tokens_per_s=generated / busy_s if busy_s > 0 else 0.0,
+        )
 
 
 def without_tensors(spec: ModelSpec) -> ModelSpec:

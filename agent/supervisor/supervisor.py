@@ -28,6 +28,7 @@ from agent.supervisor.deployment import Controlled, ControllerState
 from agent.supervisor.destroy import Demolition
 from agent.supervisor.faults import FaultBook
 from agent.supervisor.gateways import GatewayTable
+from agent.supervisor.history import HistoryBook
 from agent.supervisor.instruct import Member
 from agent.supervisor.members import MemberTable
 from agent.supervisor.outcomes import OutcomeBook
@@ -69,6 +70,7 @@ from agent.wire.agent import (
     UploadReply,
 )
 from agent.wire.gateway import BackendReport
+from agent.wire.history import GenerationHistory
 from agent.wire.probe import LinkReport, ProbeDevices, ProbeLinks
 
 log = logging.getLogger(__name__)
@@ -111,6 +113,7 @@ class Supervisor:
         self._faults = FaultBook(journal)
         self._outcomes = OutcomeBook(journal)
         self._runs = RunBook(journal)
+        self._history = HistoryBook(journal, host=config.host)
         self._member = Member(
             ranks=self._ranks,
             gateways=self._gateways,
@@ -243,6 +246,9 @@ class Supervisor:
 
     def runs(self) -> RunReport:
         return RunReport(runs=self._runs.all())
+
+    def history(self) -> GenerationHistory:
+        return self._history.all()
 
     async def apply(self, request: ApplyRequest) -> AsyncIterator[ApplyEvent]:
         """Start the transaction, or join the one under way when it is of the same plan. E501 otherwise."""
@@ -455,6 +461,7 @@ class Supervisor:
             faults=self._faults,
             outcomes=self._outcomes,
             runs=self._runs,
+            history=self._history,
             own_heartbeat=lambda: self.heartbeat(self._config.host),
             is_apply_pending=lambda: self._is_apply_pending(name),
         )

@@ -15,6 +15,7 @@ socket) serves all of it; the cluster plane (TLS, both ends with a certificate) 
 | GET /v1/faults | FaultReport |
 | GET /v1/learning | planner.learning.records: Lessons of the deployments that this agent decided for |
 | GET /v1/runs | RunReport |
+| GET /v1/history | wire.history: GenerationHistory of the deployments that this agent decided for |
 | GET /v1/logs?name=X&tail=N | text/plain |
 | POST /v1/apply | ApplyRequest -> frames of ApplyEvent |
 | POST /v1/abort | AbortRequest -> Done |
@@ -47,6 +48,7 @@ from agent.facts.run import MeasuredRun
 from agent.planner.plan import ModelRef, Predicted, Serving
 from agent.planner.shards import ShardExtent
 from agent.wire.gateway import AttachBackend, BackendRef, BackendStatus, CheckReport
+from agent.wire.history import Cause
 from agent.wire.rank import LinkRank, RankStatus
 
 PROTOCOL_VERSION = 1
@@ -279,6 +281,9 @@ class ApplyRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Hosts that have the plan's models and no part in it."""
     stop_after: ApplyPhase | None = None
     """For tests of interrupted applies: hold before the phase that follows this one until aborted."""
+    cause: Cause = "apply"
+    """For the history, with `reason`."""
+    reason: str = ""
 
 
 class AbortRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,8 @@ MAX_CONCURRENCY = 4096
 MAX_DURATION_S = 24 * 3600.0
 MAX_RATE = 100_000.0
 MAX_TOKENS = 1_000_000
+TUNNEL_CONCURRENCY = 16
+"""Requests that the way through a host's transport carries at once."""
 
 Arrivals = Literal["closed", "fixed", "poisson", "trace"]
 """Closed: a client asks again when it has its answer. The others: requests come whatever the server does."""

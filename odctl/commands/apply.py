@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +11,9 @@ import click
 from odctl.result import Result, run_command
 
 if TYPE_CHECKING:
-    import asyncio
-
     from agent.planner.interval import Interval
     from agent.wire.agent import ApplyEvent, ApplyPhase
+    from agent.wire.history import Cause
     from odctl.apply import ApplyPreview
     from odctl.fleet import Fleet
 
@@ -48,7 +46,7 @@ def apply(
     from agent.wire.agent import ApplyPhase
     from odctl.apply import preview_apply
     from odctl.inventory import Inventory
-    from odctl.session import confirm, visit_fleet
+    from odctl.session import visit_fleet
 
     try:
         text = Path(plan_path).read_text()
@@ -61,112 +59,54 @@ def apply(
 
     async def perform(fleet: Fleet, inventory: Inventory) -> Result:
         preview = await preview_apply(fleet, plan, cluster=inventory.cluster)
-        data = {
-            "deployment": plan.name,
-            "plan_hash": preview.plan_hash,
-            "running_hash": preview.running_hash,
-            "generation": preview.running_generation,
-            "changes": list(preview.lines),
-        }
-        shown = "\n".join([f"deployment {plan.name}:", *preview.lines])
-        if preview.is_noop:
-            prose = f"{shown}\nno changes: generation {preview.running_generation} serves this plan"
-            return Result(kind="apply", data=data | {"state": "unchanged"}, prose=prose)
-        if dry_run:
-            return Result(
-                kind="apply", data=data | {"state": "dry_run"}, prose=f"{shown}\ndry run: nothing changed"
-            )
-        sys.stderr.write(shown + "\n")
-        confirm(f"apply to {len(plan.hosts)} hosts?", is_sure=yes)
-        last = await _apply_interruptibly(fleet, preview, detach=detach, stop_after=phase)
-        if last is None:
-            prose = f"{plan.name}: the controller {plan.controllers[0]} goes on; odctl status shows how far it is"
-            return Result(kind="apply", data=data | {"state": "detached"}, prose=prose)
-        data |= {"state": "applied", "generation": last.generation, "checked": msgspec.to_builtins(last.checked)}
-        return Result(kind="apply", data=data, prose=_summary(plan.name, last, plan.predicted.time_per_token))
+        return await apply_previewed(fleet, preview, dry_run=dry_run, yes=yes, detach=detach, stop_after=phase)
 
     return visit_fleet(inventory_path, perform)
 
 
-async def _apply_interruptibly(
-    fleet: Fleet, preview: ApplyPreview, *, detach: bool, stop_after: ApplyPhase | None
-) -> ApplyEvent | None:
-    """Follow the apply to its end. Ctrl-C once: roll back; twice: let go. None when detached."""
-    import asyncio
-    import signal
+async def apply_previewed(
+    fleet: Fleet,
+    preview: ApplyPreview,
+    *,
+    dry_run: bool,
+    yes: bool,
+    detach: bool,
+    stop_after: ApplyPhase | None = None,
+    cause: Cause = "apply",
+    reason: str = "",
+    kind: str = "apply",
+) -> Result:
+    """Show what would change, ask, apply, and say how it went: all but where the plan is from."""
+    import msgspec
 
-    from agent.errors import FleetError
-    from odctl.apply import abort_apply, apply_plan, operator_name
+    from odctl.following import apply_interruptibly, ctrl_c
+    from odctl.session import confirm
 
-    holder = operator_name()
-    show = ProgressLines()
-    presses: asyncio.Queue[None] = asyncio.Queue()
-    is_handed_over = asyncio.Event()
-    was_aborted = False
-
-    async def on_event(event: ApplyEvent) -> None:
-        show(event)
-        if event.phase not in ("prepare", "roll_back") and event.state != "failed":
-            is_handed_over.set()
-
-    async def follow() -> ApplyEvent | FleetError:
-        try:
-            return await apply_plan(fleet, preview, on_event=on_event, holder=holder, stop_after=stop_after)
-        except FleetError as error:
-            return error
-
-    async with asyncio.TaskGroup() as group:
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, presses.put_nowait, None)
-        following = group.create_task(follow())
-        waiting = {following, group.create_task(presses.get())}
-        if detach:
-            waiting.add(group.create_task(_wait(is_handed_over)))
-        while not following.done():
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if following.done() or (detach and is_handed_over.is_set()) or was_aborted:
-                break
-            was_aborted = True
-            sys.stderr.write("interrupted: asking the controller to roll back (again: let go)\n")
-            sys.stderr.write(await abort_apply(fleet, preview.plan, holder=holder) + "\n")
-            waiting = {following, group.create_task(presses.get())}
-        for task in waiting:
-            task.cancel()
-        loop.remove_signal_handler(signal.SIGINT)
-    if following.cancelled():
-        if detach and not was_aborted:
-            return None
-        raise FleetError(
-            "E901", "let go: the controller goes on by itself", hint="odctl status shows where it stands"
+    plan = preview.plan
+    data = {
+        "deployment": plan.name,
+        "plan_hash": preview.plan_hash,
+        "running_hash": preview.running_hash,
+        "generation": preview.running_generation,
+        "changes": list(preview.lines),
+    }
+    shown = "\n".join([f"deployment {plan.name}:", *preview.lines])
+    if preview.is_noop:
+        prose = f"{shown}\nno changes: generation {preview.running_generation} serves this plan"
+        return Result(kind=kind, data=data | {"state": "unchanged"}, prose=prose)
+    if dry_run:
+        return Result(kind=kind, data=data | {"state": "dry_run"}, prose=f"{shown}\ndry run: nothing changed")
+    sys.stderr.write(shown + "\n")
+    confirm(f"apply to {len(plan.hosts)} hosts?", is_sure=yes)
+    with ctrl_c() as presses:
+        last = await apply_interruptibly(
+            fleet, preview, presses=presses, detach=detach, stop_after=stop_after, cause=cause, reason=reason
         )
-    outcome = following.result()
-    if isinstance(outcome, FleetError):
-        if was_aborted:
-            raise KeyboardInterrupt
-        raise outcome
-    return outcome
-
-
-async def _wait(event: asyncio.Event) -> None:
-    await event.wait()
-
-
-class ProgressLines:
-    """Phases and hosts on stderr, a line per change, with seconds since the start."""
-
-    def __init__(self) -> None:
-        self._started_at = time.monotonic()
-
-    def __call__(self, event: ApplyEvent) -> None:
-        at = time.monotonic() - self._started_at
-        host = f" {event.host}" if event.host else ""
-        message = f": {event.message}" if event.message else ""
-        if event.state in {"progress", "failed"} or event.phase == "roll_back":
-            amount = f" {event.done}/{event.total}" if event.total and event.done != event.total else ""
-            sys.stderr.write(f"{at:6.1f}s  {event.phase:<9}{host} {event.state}{amount}{message}\n")
-        elif event.state == "started":
-            sys.stderr.write(f"{at:6.1f}s  {event.phase}\n")
-        sys.stderr.flush()
+    if last is None:
+        prose = f"{plan.name}: the controller {plan.controllers[0]} goes on; odctl status shows how far it is"
+        return Result(kind=kind, data=data | {"state": "detached"}, prose=prose)
+    data |= {"state": "applied", "generation": last.generation, "checked": msgspec.to_builtins(last.checked)}
+    return Result(kind=kind, data=data, prose=_summary(plan.name, last, plan.predicted.time_per_token))
 
 
 def _summary(name: str, last: ApplyEvent, predicted: Interval) -> str:

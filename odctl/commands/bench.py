@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from odctl.fleet import Fleet
 
 DEFAULT_REQUESTS = 16
-TUNNEL_CONCURRENCY = 16
-"""Requests that the way through a host's transport carries at once."""
 
 
 @click.command("bench")
@@ -222,6 +220,7 @@ async def _drive(
 async def _gateway_of(fleet: Fleet, name: str, settings: Settings) -> tuple[httpx.AsyncClient, str, str]:
     """Client, label and the model's name there. The client belongs to the fleet."""
     from agent.errors import FleetError
+    from odctl.bench.load import TUNNEL_CONCURRENCY
     from odctl.deployments import read_deployments
 
     status = (await read_deployments(fleet)).one(name).reachable_status()

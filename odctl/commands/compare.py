@@ -1,12 +1,18 @@
-"""`odctl compare A B [C D]`: plans side by side. Reads the files and nothing else."""
+"""`odctl compare A B [C D]`: plans side by side, by their files alone or measured on the cluster."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
+from agent.errors import FleetError
+from agent.facts.cluster import ClusterFacts
 from agent.planner.compare import Comparison, Metric, PlanChange, compare_plans
+from agent.planner.risk import Risk
 from agent.planner.words import (
     bytes_words,
     layers_words,
@@ -25,27 +31,154 @@ COLUMN = 14
 
 @click.command("compare")
 @click.argument("plan_paths", metavar="A B [C] [D]", nargs=-1, required=True, type=click.Path(dir_okay=False))
+@click.option(
+    "--measure", is_flag=True, help="Apply each in turn, put the same load on it, and take it away again."
+)
+@click.option("--live", is_flag=True, help="Ask the cluster too: memory left, fault domains, measured links.")
+@click.option("--running", is_flag=True, help="Compare one plan with what the deployment of its name runs now.")
+@click.option("--hosts", default="", metavar="SELECTOR", help="Measure on these even where something serves.")
+@click.option("--requests", type=int, default=None, help="Of each of the two loads. Default: 40.")
+@click.option(
+    "--concurrency", type=int, default=None, help="Clients of the second load. Default: the least full batch."
+)
+@click.option(
+    "--prompt-tokens", type=int, default=None, help="Default: what the first plan is predicted for, if it fits."
+)
+@click.option(
+    "--max-tokens", type=int, default=None, help="Of each answer. Default: 64, or less of a short context."
+)
+@click.option("--yes", is_flag=True, help="Do not ask before measuring.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(plan_paths: tuple[str, ...], as_json: bool) -> None:
+@click.pass_obj
+def command(
+    inventory_path: str,
+    /,
+    plan_paths: tuple[str, ...],
+    *,
+    as_json: bool,
+    measure: bool,
+    live: bool,
+    running: bool,
+    **options: Any,
+) -> None:
     """Compare two to four plans: predictions, memory, what moves, and which wins for what.
 
-    Exits with 0 when they are the same and with 2 when they differ.
+    With --measure each plan is applied, asked one request at a time and then many, and taken away again; what
+    serves meanwhile is not touched. Exits with 0 when the plans are the same and with 2 when they differ.
     """
-    run_command(lambda: compare_files([Path(path) for path in plan_paths]), as_json=as_json)
+    paths = [Path(path) for path in plan_paths]
+
+    def body() -> Result:
+        if running:
+            from odctl.commands.compare_running import compare_with_running
+
+            check_options(options)
+            return compare_with_running(inventory_path, paths)
+        if measure:
+            return measure_files(inventory_path, paths, **options)
+        return compare_files(paths, live_inventory=inventory_path if live else "", **options)
+
+    run_command(body, as_json=as_json)
 
 
-def compare_files(paths: list[Path]) -> Result:
-    """The plans in these files, compared. Raises FleetError for a file that is no plan, or a wrong count."""
-    comparison = compare_plans([load_plan(path) for path in paths], [str(path) for path in paths])
+def compare_files(paths: list[Path], *, live_inventory: str = "", **options: Any) -> Result:
+    """The plans in these files, compared. Raises FleetError for a file that is no plan, or a wrong count.
+
+    Raises E118 for options that only a measurement has.
+    """
+    check_options(options)
+    plans = [load_plan(path) for path in paths]
+    facts = _read_facts(live_inventory) if live_inventory else None
+    comparison = compare_plans(plans, [str(path) for path in paths], facts=facts)
     return Result(
         kind="comparison",
         data=comparison,
-        prose="\n".join(_prose(comparison)),
+        prose="\n".join(comparison_lines(comparison)),
         exit_code=ExitCode.OK if comparison.is_same else ExitCode.CHANGES,
     )
 
 
-def _prose(comparison: Comparison) -> list[str]:
+def check_options(options: Mapping[str, object]) -> None:
+    """Raises E118 for what only a measurement asks for, where nothing is measured."""
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, "", False)]
+    if given:
+        raise FleetError("E118", f"{', '.join(given)} without --measure", hint="add --measure, or leave them out")
+
+
+def measure_files(
+    inventory_path: str,
+    paths: list[Path],
+    *,
+    hosts: str,
+    requests: int | None,
+    concurrency: int | None,
+    prompt_tokens: int | None,
+    max_tokens: int | None,
+    yes: bool,
+) -> Result:
+    """Compare, and measure each. Raises what compare and apply raise before anything is applied; E501, E601.
+
+    What goes wrong later ends the measurement and not the report: its exit code, with what was measured so far.
+    """
+    from odctl.commands.compare_measured import measured_result
+    from odctl.fleet import Fleet
+    from odctl.following import ctrl_c
+    from odctl.inventory import Inventory, select
+    from odctl.measuring import measure_trials, predicted_load_s, ready_trials, standing, trial_loads
+    from odctl.session import confirm, visit_fleet
+
+    plans = [load_plan(path) for path in paths]
+    names = [str(path) for path in paths]
+    loads = trial_loads(
+        plans, requests=requests, concurrency=concurrency, prompt_tokens=prompt_tokens, max_tokens=max_tokens
+    )
+
+    async def perform(fleet: Fleet, inventory: Inventory) -> Result:
+        named = {host.name for host in select(inventory, hosts)} if hosts else set()
+        trials = await ready_trials(fleet, plans, names, cluster=inventory.cluster, named_hosts=named)
+        before = await standing(fleet)
+        needed = sorted({host for plan in plans for host in plan.hosts})
+        load_s = sum(predicted_load_s(plan, loads) for plan in plans)
+        confirm(
+            f"apply {len(trials)} plans one after the other on {list_words(needed)}, and take each away again "
+            f"(about {max(1, round(load_s / 60))} min of load by their predictions)?",
+            is_sure=yes,
+        )
+        with ctrl_c() as presses:
+            outcomes = await measure_trials(fleet, trials, loads, presses=presses, tell=_tell)
+        after = await standing(fleet)
+        comparison = compare_plans(plans, names, facts=trials[0].preview.facts)
+        return measured_result(
+            comparison, plans, outcomes, loads, before=before, after=after, prose=comparison_lines(comparison)
+        )
+
+    return visit_fleet(inventory_path, perform)
+
+
+def _read_facts(inventory_path: str) -> ClusterFacts:
+    """Of the hosts that answer. Raises E2xx when none does."""
+    from odctl.apply import read_facts
+    from odctl.fleet import Fleet
+    from odctl.inventory import Inventory
+    from odctl.session import visit_fleet, warn_unreachable
+
+    async def look(fleet: Fleet, inventory: Inventory) -> ClusterFacts:
+        facts, missing = await read_facts(fleet, inventory.cluster)
+        warn_unreachable(missing)
+        if missing and not facts.hosts:
+            raise next(iter(missing.values()))
+        return facts
+
+    return visit_fleet(inventory_path, look)
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def comparison_lines(comparison: Comparison) -> list[str]:
+    """A comparison as people read it."""
     letters = [chr(ord("A") + index) for index in range(len(comparison.names))]
     lines = [
         f"{letter}  {name}  {digest[:12]}  {shape}"
@@ -66,7 +199,9 @@ def _prose(comparison: Comparison) -> list[str]:
         lines.append(f"{move.host:<20}" + "".join(f"{cell:>{COLUMN}}" for cell in cells) + changed)
     if len(comparison.hosts) > SHOWN_HOSTS:
         lines.append(f"and {len(comparison.hosts) - SHOWN_HOSTS} more hosts (--json has them all)")
-    lines += ["", *(_change_line(change, letters) for change in comparison.changes)]
+    for change in comparison.changes:
+        lines += ["", *_change_lines(change, letters)]
+    lines += ["", *(_risk_line(letter, risk) for letter, risk in zip(letters, comparison.risks, strict=True))]
     lines += ["", *(f"{verdict.objective:<12}{verdict.reason}" for verdict in comparison.verdicts)]
     return lines
 
@@ -102,11 +237,45 @@ def _figure(metric: Metric, value: float) -> str:
             return f"{value:.0%}" if metric.unit == "fraction" else f"{value:.0f}"
 
 
-def _change_line(change: PlanChange, letters: list[str]) -> str:
-    parts = [f"A to {letters[change.plan]}: {len(change.layers_moved)} layers change hosts or shares"]
+def _change_lines(change: PlanChange, letters: list[str]) -> list[str]:
+    moved = change.layers_moved
+    which = f" ({', '.join(_runs_words(moved))})" if moved else ""
+    parts = [f"A to {letters[change.plan]}: {len(moved)} layers change hosts or shares{which}"]
     parts.append(f"{bytes_words(change.bytes_to_move)} of weights to load")
     if change.hosts_added:
         parts.append(f"adds {list_words(change.hosts_added)}")
     if change.hosts_removed:
         parts.append(f"drops {list_words(change.hosts_removed)}")
-    return ", ".join(parts)
+    if not change.bytes_to_move:
+        return [", ".join(parts)]
+    by_host = [f"{host} {bytes_words(num_bytes)}" for host, num_bytes in change.bytes_by_host.items()]
+    links = "measured links" if change.is_link_measured else "links not measured"
+    return [
+        ", ".join(parts),
+        f"        {list_words(by_host, most=8)}; up to {seconds_words(change.fetch_s)} to bring them ({links}), "
+        "then ranks start",
+    ]
+
+
+def _runs_words(layers: tuple[int, ...]) -> list[str]:
+    """`0-4`, `9`: runs of consecutive layers."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return [f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs]
+
+
+def _risk_line(letter: str, risk: Risk) -> str:
+    hosts = risk.fatal_hosts
+    any_of = "any of " if len(hosts) > 1 else ""
+    parts = [f"{letter} stops with the loss of {any_of}{list_words(hosts)}"]
+    parts += [f"of {label} {list_words(values)}" for label, values in risk.fatal_domains.items()]
+    if risk.least_room is not None:
+        room = risk.least_room
+        parts.append(
+            f"least memory left: {bytes_words(room.bytes_left)} ({room.fraction_left:.0%}) on {room.device}"
+        )
+    return "; ".join(parts)

@@ -18,7 +18,25 @@ if TYPE_CHECKING:
     from odctl.inventory import Inventory
 
 
-@click.command("plan")
+class PlanCommand(click.Command):
+    """`plan MODEL`, and `plan edit PLAN` behind it: the one word that is no model (`./edit` is).
+
+    A group would take its options before its argument only, and MODEL for the name of a subcommand.
+    """
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if args[:1] != ["edit"]:
+            return super().make_context(info_name, args, parent, **extra)
+        from odctl.commands.plan_edit import command as edit
+
+        return edit.make_context(f"{info_name} edit", args[1:], parent, **extra)
+
+
+@click.command(
+    "plan", cls=PlanCommand, epilog="odctl plan edit PLAN changes a plan file (a model named edit is ./edit)."
+)
 @click.argument("model")
 @click.option(
     "-o", "--output", default="plan.toml", show_default=True, help="Where the plan is written (-: stdout)."
@@ -113,6 +131,18 @@ if TYPE_CHECKING:
     help="Most seconds per later token.",
 )
 @click.option("--explain", is_flag=True, help="Also say at length what bounds the plan and what would help it.")
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Prompt that predictions and the choice are made for.  [default: 512, or half the context]",
+)
+@click.option(
+    "--answer-tokens",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Answer likewise.  [default: 128, or what the context leaves]",
+)
 @click.option("--pareto", is_flag=True, help="Write nothing; show every layout that is best at something.")
 @click.option("--listen", default="127.0.0.1:11434", show_default=True, help="Address of the HTTP API.")
 @click.option("--controller", "controllers", multiple=True, help="Host that decides; repeat for standbys.")
@@ -157,6 +187,8 @@ def plan(
     max_ttft_s: float | None = None,
     max_time_per_token_s: float | None = None,
     explain: bool = False,
+    prompt_tokens: int | None = None,
+    answer_tokens: int | None = None,
     pareto: bool = False,
     listen: str = "127.0.0.1:11434",
     controllers: tuple[str, ...] = (),
@@ -256,6 +288,8 @@ def plan(
             domain=domain,
             max_ttft_s=max_ttft_s,
             max_time_per_token_s=max_time_per_token_s,
+            prompt_tokens=prompt_tokens,
+            answer_tokens=answer_tokens,
             controllers=controllers,
             seed=seed,
             draft=drafter.ref if drafter is not None else None,

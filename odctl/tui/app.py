@@ -17,15 +17,19 @@ from textual.screen import Screen
 from textual.timer import Timer
 
 from agent.errors import FleetError
+from agent.planner.file import plan_hash
+from agent.planner.plan import Plan
 from odctl.apply import ApplyPreview
 from odctl.fleet import FleetSnapshot
 from odctl.fleet.clock import Clock, SystemClock
 from odctl.inventory import load_inventory
 from odctl.result import exit_code_of, render_error
 from odctl.tui.applying import Applier, FleetApplier
+from odctl.tui.editing import BasisReader, FleetBasisReader
 from odctl.tui.feed import Feed, FleetFeed
 from odctl.tui.model.commands import COMMANDS, Call, CommandError, parse_command
 from odctl.tui.model.frame import MODES as TABS
+from odctl.tui.model.plan_editor import open_editor
 from odctl.tui.model.plans import PlanChoice, preview_of
 from odctl.tui.screens.apply import ApplyScreen
 from odctl.tui.screens.chat import ChatScreen
@@ -38,6 +42,7 @@ from odctl.tui.screens.frame import FrameScreen
 from odctl.tui.screens.help import HelpScreen
 from odctl.tui.screens.host import HostScreen
 from odctl.tui.screens.models import ModelsScreen
+from odctl.tui.screens.plan_editor import PlanEditorScreen
 from odctl.tui.screens.plans import PlansScreen
 from odctl.tui.screens.table import TableScreen
 
@@ -84,7 +89,9 @@ class OdctlApp(App[None]):
         Binding("q", "quit", "Quit", id="app.quit"),
     ]
 
-    def __init__(self, feed: Feed, *, clock: Clock, applier: Applier | None = None) -> None:
+    def __init__(
+        self, feed: Feed, *, clock: Clock, applier: Applier | None = None, basis_reader: BasisReader | None = None
+    ) -> None:
         # Only native ANSI colours can be dropped: Textual greys others, and then default text turns black on black.
         has_no_color = os.environ.get("NO_COLOR") is not None
         super().__init__(ansi_color=True if has_no_color else None)
@@ -95,6 +102,7 @@ class OdctlApp(App[None]):
         self.preview_error = ""
         self.is_read_only = True
         self._applier: Applier = applier or FleetApplier()
+        self._basis_reader: BasisReader = basis_reader or FleetBasisReader()
         self._relock: Timer | None = None
         self._last_mode = ""
         self._failure: BaseException | None = None
@@ -128,6 +136,8 @@ class OdctlApp(App[None]):
     def action_mode(self, mode: str) -> None:
         """Go to a view; its own number again leads back to its first screen."""
         if mode == self.current_mode:
+            if isinstance(self.screen, FrameScreen) and not self.screen.may_leave():
+                return
             while len(self.screen_stack) > 1:
                 self.pop_screen()
             return
@@ -137,6 +147,19 @@ class OdctlApp(App[None]):
     def action_last_mode(self) -> None:
         if self._last_mode:
             self.action_mode(self._last_mode)
+
+    async def action_quit(self) -> None:
+        """Leave, but ask first where edits would be lost."""
+        unsaved = [
+            screen
+            for stack in self._screen_stacks.values()
+            for screen in stack
+            if isinstance(screen, PlanEditorScreen) and screen.is_unsaved
+        ]
+        if not unsaved:
+            self.exit()
+            return
+        self.push_screen(unsaved[0].question("Quit"), lambda is_sure: self.exit() if is_sure else None)
 
     def action_help(self) -> None:
         self.push_screen(HelpScreen(dict(self.screen.active_bindings)))
@@ -184,6 +207,30 @@ class OdctlApp(App[None]):
         self.call_after_refresh(self._with_screen, PlansScreen, _show_first)
         if applies and self.preview is not None:
             self.ask_to_apply(self.preview)
+
+    def edit_plan(self, choice: PlanChoice) -> None:
+        """Open the editor over a plan, once the fleet has said what it is to be computed over."""
+        self.notify(f"asking the fleet about {choice.plan.model.name} …", timeout=2)
+        self._open_editor(choice)
+
+    @work(exclusive=True, group="editor")
+    async def _open_editor(self, choice: PlanChoice) -> None:
+        try:
+            found = await self._basis_reader.read(self.feed, choice.plan)
+            state = await asyncio.to_thread(open_editor, choice.origin, choice.plan, found.basis)
+        except FleetError as error:
+            self.notify(str(error), title=f"{choice.plan.name} cannot be edited", severity="error", timeout=12)
+            return
+        if isinstance(self.screen, PlansScreen):
+            self.clear_notifications()
+            self.push_screen(PlanEditorScreen(state, found.basis))
+            for host, reason in sorted(found.missing.items()):
+                self.notify(f"{host} does not answer: {reason.message}", severity="warning")
+
+    def show_written(self, plan: Plan, *, path: str) -> None:
+        """A plan that was written is the one that is previewed, so that it can be applied."""
+        self.preview_error = ""
+        self.preview = PlanChoice(origin=path, plan=plan, plan_hash=plan_hash(plan))
 
     def ask_to_apply(self, choice: PlanChoice) -> None:
         """Hold the plan against the fleet, ask, and apply."""
@@ -269,8 +316,12 @@ class OdctlApp(App[None]):
                 self._set_theme(argument)
             case "help":
                 self.action_help()
+            case "edit":
+                self._edit_shown()
+            case "set":
+                self._set(argument)
             case "quit":
-                self.exit()
+                self.call_later(self.action_quit)
             case _:
                 raise AssertionError(f"a command without an action: {call.command}")
 
@@ -308,6 +359,18 @@ class OdctlApp(App[None]):
             self.screen.action_apply()
         else:
             self.notify("show a plan first: 2 Plans, or :plan FILE", severity="warning")
+
+    def _edit_shown(self) -> None:
+        if isinstance(self.screen, PlansScreen):
+            self.screen.action_edit()
+        else:
+            self.notify("show a plan first: 2 Plans, or :plan FILE", severity="warning")
+
+    def _set(self, text: str) -> None:
+        if isinstance(self.screen, PlanEditorScreen):
+            self.screen.set_serving(text)
+        else:
+            self.notify("open a plan's editor first: 2 Plans, then e", severity="warning")
 
     def _sort(self, column: str) -> None:
         if isinstance(self.screen, TableScreen):

@@ -21,6 +21,7 @@ from odctl.tui.app import OdctlApp
 from odctl.tui.feed import FleetFeed
 from odctl.tui.screens.chat import ChatScreen
 from odctl.tui.screens.models import ModelsScreen
+from odctl.tui.screens.plan_editor import PlanEditorScreen
 
 SIZES = ((80, 24), (140, 40))
 LIVE_TIMEOUT_S = 60.0
@@ -69,6 +70,7 @@ def _steps(plan: Path | None, question: str) -> list[Step]:
         steps.append(("plan", _command(f"plan {plan}")))
     else:
         steps.append(("plan", _keys("escape", "2")))
+    steps.append(("plan-editor", _editor))
     return steps
 
 
@@ -87,6 +89,14 @@ def _command(text: str) -> Callable[[Pilot[None], OdctlApp], Awaitable[None]]:
         await pilot.pause(SETTLE_S)
 
     return go
+
+
+async def _editor(pilot: Pilot[None], app: OdctlApp) -> None:
+    """The plan that is shown, with its first boundary moved by a layer; nothing is written."""
+    await pilot.press("e")
+    await _until(lambda: isinstance(app.screen, PlanEditorScreen), LIVE_TIMEOUT_S)
+    await pilot.press("plus")
+    await pilot.pause(SETTLE_S)
 
 
 async def _models(pilot: Pilot[None], app: OdctlApp) -> None:

@@ -1,73 +1,191 @@
-"""`make bench-preview`: time per token predicted against measured, for five layouts of one model on a lab.
+"""`make bench-preview`: what plans predict against what deployments do; writes docs/preview-accuracy.md.
 
-Prints a table for docs/benchmarks.md. Each layout is applied, warmed up with one answer, then asked REPEATS times.
+Three clusters of three hosts share this machine: equal shares of a core, unequal ones, and a slow link. On each,
+devices and links are probed, and two models are applied in five layouts. A prediction is what stands in the plan
+file before it is applied; runs of earlier plans on that cluster have corrected it as they do for any operator. Then
+one client asks, and eight at once. Nothing is fitted afterwards.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
 import platform
-import statistics
-import subprocess
 import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from odctl.lab import Lab
+import msgspec
 
-LAYOUTS = (
-    ("one device", ["--max-hosts", "1"]),
-    ("pipeline 2", ["--strategy", "pipeline", "--stages", "2"]),
-    ("pipeline 3", ["--strategy", "pipeline", "--stages", "3"]),
-    ("tensor 2", ["--strategy", "tensor", "--tensor", "2"]),
-    ("hybrid 1,2", ["--strategy", "hybrid", "--tensor", "1,2"]),
+from agent.planner.file import plan_from_toml
+from agent.planner.plan import Plan, rank_places
+from tests.benchmarks.cpu_quotas import can_limit, cpu_quotas
+from tests.benchmarks.models import Shape, write_random_model
+from tests.benchmarks.output import say
+from tests.benchmarks.preview_table import FIGURES, Case, summary, table, write
+from tests.benchmarks.table import commit_now
+from tests.integration.cluster import Cluster, free_listen, open_cluster
+
+NAME, GATEWAY = "preview", "h1"
+"""The first host decides and speaks to clients, and has no rank: its share is what the others leave."""
+PROMPT, ANSWER, BATCH, CONTEXT = 128, 32, 8, 256
+SINGLE_REQUESTS, FULL_REQUESTS = 8, 32
+MODELS = {
+    "wide": Shape(layers=8, hidden=1024, heads=16, kv_heads=4, ffn=2816, vocab=16_000),
+    "deep": Shape(layers=24, hidden=512, heads=8, kv_heads=4, ffn=1408, vocab=16_000),
+}
+LAYOUTS: dict[str, tuple[str, ...]] = {
+    "one device": ("--max-hosts", "1"),
+    "pipeline 2": ("--strategy", "pipeline", "--stages", "2"),
+    "tensor 2": ("--strategy", "tensor", "--tensor", "2"),
+    "pipeline 3": ("--strategy", "pipeline", "--stages", "3"),
+    "hybrid 1,2": ("--strategy", "hybrid", "--tensor", "1,2"),
+}
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    cores: tuple[float, ...]
+    """Of a core, for h2, h3, h4."""
+    slow_link: tuple[str, str, str] | None = None
+    """Two hosts, and a rate as tc writes it."""
+
+
+CONDITIONS = (
+    Condition(name="equal", cores=(0.5, 0.5, 0.5)),
+    Condition(name="unequal", cores=(0.8, 0.4, 0.3)),
+    Condition(name="slow link", cores=(0.5, 0.5, 0.5), slow_link=("h2", "h3", "20mbit")),
 )
-REPEATS = 5
-TOKENS = 100
-LISTEN = "127.0.0.1:11499"
 
 
 def main() -> int:
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    print(f"median of {REPEATS} answers of {TOKENS} tokens after one to warm up; one stream, float32\n")
-    print("| layout | predicted ms/token | measured | min..max | measured / predicted |")
-    print("|---|---|---|---|---|")
-    with Lab(name="preview", num_hosts=3) as lab:
-        model, plan = lab.directory / "speaker", lab.directory / "plan.toml"
-        odctl(lab, "bootstrap")
-        odctl(lab, "models", "make-demo", str(model))
-        for name, options in LAYOUTS:
-            made = odctl(lab, "plan", str(model), "--context", "512", "--listen", LISTEN, "-o", str(plan), *options)
-            predicted_s = made["plan"]["predicted"]["time_per_token_s"]
-            odctl(lab, "apply", str(plan), "--yes")
-            ask(lab)
-            measured = [ask(lab) for _ in range(REPEATS)]
-            middle = statistics.median(measured)
-            print(
-                f"| {name} | {predicted_s * 1e3:.2f} | {middle * 1e3:.2f} | "
-                f"{min(measured) * 1e3:.2f}..{max(measured) * 1e3:.2f} | {middle / predicted_s:.2f} |",
-                flush=True,
-            )
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dry-run", action="store_true", help="print the tables, leave the document alone")
+    parser.add_argument("--conditions", default="", help="names, with commas; all")
+    parser.add_argument("--models", default="", help="likewise")
+    parser.add_argument("--layouts", default="", help="likewise")
+    options = parser.parse_args()
+    if not can_limit():
+        say("unequal hosts are made with the kernel's cpu controller, which takes root: nothing measured")
+        return 1
+    head = _head()
+    cases: list[Case] = []
+    with tempfile.TemporaryDirectory(prefix="odp-") as folder:
+        for name in _chosen(MODELS, options.models):
+            write_random_model(Path(folder) / name, MODELS[name])
+        for condition in CONDITIONS:
+            if not options.conditions or condition.name in options.conditions.split(","):
+                cases += _measure(
+                    condition,
+                    Path(folder),
+                    models=_chosen(MODELS, options.models),
+                    layouts=_chosen(LAYOUTS, options.layouts),
+                )
+    text = "\n".join([*head, *summary(cases), "", *table(cases)])
+    sys.stdout.write(text + "\n")
+    if not options.dry_run:
+        write(text)
     return 0
 
 
-def ask(lab: Lab) -> float:
-    """Seconds per token after the first, as the gateway counts them."""
-    answer = odctl(lab, "run", "speaker", "--raw", "--temperature", "0", "--max-tokens", str(TOKENS), "A class is")
-    seconds: float = answer["eval_duration"] / answer["eval_count"] / 1e9
-    return seconds
+def _head() -> list[str]:
+    return [
+        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start; commit "
+        f"{commit_now()}. Prompts of {PROMPT} tokens, answers of {ANSWER}; time to first token and time per token: "
+        f"one client, medians of {SINGLE_REQUESTS}; throughput: {BATCH} clients, {FULL_REQUESTS} requests.",
+        "",
+    ]
 
 
-def odctl(lab: Lab, *arguments: str) -> Any:
-    done = subprocess.run(
-        [sys.executable, "-m", "odctl", "-i", str(lab.inventory_path), *arguments, "--json"],
-        check=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd=Path(__file__).parent,
+def _chosen(known: Iterable[str], names: str) -> list[str]:
+    return [name for name in known if not names or name in names.split(",")]
+
+
+def _measure(condition: Condition, folder: Path, *, models: Sequence[str], layouts: Sequence[str]) -> list[Case]:
+    cases = []
+    with ExitStack() as stack:
+        cluster = stack.enter_context(open_cluster(num_hosts=1 + len(condition.cores)))
+        shares = {cluster.agent_pid(f"h{index}"): share for index, share in enumerate(condition.cores, start=2)}
+        stack.enter_context(cpu_quotas(shares, name=NAME))
+        say(f"{condition.name}: probing")
+        cluster.must("probe", ",".join(host for host in cluster.hosts if host != GATEWAY), timeout_s=600)
+        for model in models:
+            for layout in layouts:
+                case = _measure_case(cluster, condition, folder, model, layout, repeats=layout == layouts[0])
+                if case is not None:
+                    say(_told(case))
+                    cases.append(case)
+    return cases
+
+
+def _measure_case(
+    cluster: Cluster, condition: Condition, folder: Path, model: str, layout: str, *, repeats: bool
+) -> Case | None:
+    listen, file = free_listen(), folder / "plan.toml"
+    cluster.plan(
+        folder / model,
+        file,
+        *("--name", NAME, "--listen", listen, "--controller", GATEWAY, "--exclude-device", f"{GATEWAY}/cpu"),
+        *("--context", str(CONTEXT), "--batch", str(BATCH)),
+        *("--prompt-tokens", str(PROMPT), "--answer-tokens", str(ANSWER)),
+        *LAYOUTS[layout],
     )
-    return json.loads(done.stdout)["data"]
+    plan = plan_from_toml(file.read_text(), file=str(file))
+    cluster.apply(file)
+    status = cluster.wait_serving(GATEWAY, NAME)
+    held = sum(view.status.weight_bytes + view.status.kv_cache_bytes for view in status.ranks if view.status)
+    measured = _ask(cluster, listen)
+    again = _ask(cluster, listen) if repeats else None
+    cluster.must("destroy", NAME, "--yes")
+    predicted = plan.predicted
+    return Case(
+        condition=condition.name,
+        model=model,
+        layout=layout,
+        shape=_shape(plan),
+        predicted=(predicted.ttft_s, predicted.time_per_token_s, predicted.tokens_per_s),
+        bounds=(predicted.ttft_bounds_s, predicted.time_per_token_bounds_s, predicted.tokens_per_s_bounds),
+        measured=measured,
+        again=again,
+        planned_bytes=sum(place.shard.bytes.weights + place.shard.bytes.kv_cache for place in rank_places(plan)),
+        held_bytes=held,
+        num_runs=predicted.num_measured_runs,
+    )
+
+
+def _ask(cluster: Cluster, listen: str) -> tuple[float, float, float]:
+    """Eight clients first, then one: the controller keeps the run of many, and the canary's of one."""
+    lengths = ("--prompt", str(PROMPT), "--output", str(ANSWER), "--api", "openai", "--timeout", "120")
+
+    def bench(concurrency: int, requests: int) -> Any:
+        data = cluster.must(
+            *("bench", f"http://{listen}", *lengths),
+            *("--concurrency", str(concurrency), "--requests", str(requests)),
+            timeout_s=600,
+        )
+        return data["servers"][0]["figures"]
+
+    many, one = bench(BATCH, FULL_REQUESTS), bench(1, SINGLE_REQUESTS)
+    return one["ttft_s"]["p50"], one["tpot_s"]["p50"], many["output_tokens_per_s"]
+
+
+def _shape(plan: Plan) -> str:
+    [replica] = plan.replicas
+    return ", ".join(
+        f"{'+'.join(shard.host for shard in stage.shards)} {stage.layers[1] - stage.layers[0]}"
+        for stage in replica.stages
+    )
+
+
+def _told(case: Case) -> str:
+    errors = ", ".join(
+        f"{name} {case.measured[index]:.4g} for {case.predicted[index]:.4g} ({case.error(index):+.0%})"
+        for index, name in enumerate(FIGURES)
+    )
+    return f"{case.condition}, {case.model}, {case.layout} ({case.shape}): {errors}; {case.num_runs} runs"
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def empty(room: Room) -> Room:
     return room
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["pipeline", pytest.param("hybrid", marks=pytest.mark.slow)])
 def test_a_draft_model_is_planned_fetched_held_and_right(layout: str, empty: Room) -> None:
     """1. an answer without one  2. the same with one, from a plan that names it  3. what it guessed was often right
     4. its rank dies, comes back with it, and goes on guessing.

@@ -99,6 +99,10 @@ def test_a_killed_rank_is_seen_told_and_healed(deployed: Deployed) -> None:
     assert status.generation == generation + 1
     wait_closed(cluster)
     assert ask(deployed.listen, NAME)
+    newest = cluster.must("history", NAME)["deployments"][NAME][-1]
+    assert (newest["generation"], newest["cause"], newest["by"]) == (generation + 1, "healing", CONTROLLER)
+    assert newest["reason"].startswith("rank_lost: ")
+    assert newest["is_current"]
 
 
 def test_a_stopped_rank_is_killed_told_and_healed(deployed: Deployed) -> None:

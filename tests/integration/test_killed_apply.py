@@ -24,6 +24,9 @@ NAME = "chat"
 CONTROLLER = "h1"
 PHASES = tuple(phase for phase in get_args(ApplyPhase) if phase not in ("done", "roll_back"))
 BEFORE_SWITCH = PHASES[: PHASES.index("switch")]
+TELLING = ("start", "switch", "retire")
+"""Before anything of the old layout is touched, where it is given up, and after it; all phases are slow ones."""
+EVERY_PHASE = [phase if phase in TELLING else pytest.param(phase, marks=pytest.mark.slow) for phase in PHASES]
 
 
 class Layouts(msgspec.Struct):
@@ -114,7 +117,7 @@ def finish(layouts: Layouts) -> None:
     assert ask(layouts.listen, NAME)
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", EVERY_PHASE)
 def test_a_killed_operator_changes_nothing(layouts: Layouts, phase: ApplyPhase) -> None:
     """1. the operator dies as the phase begins  2. the controller goes on  3. a second apply joins it, or finds
     it done. No request fails.
@@ -128,7 +131,7 @@ def test_a_killed_operator_changes_nothing(layouts: Layouts, phase: ApplyPhase) 
     assert len(asker.answers) > 3
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", EVERY_PHASE)
 def test_a_killed_controller_takes_back_or_finishes(layouts: Layouts, phase: ApplyPhase) -> None:
     """1. the apply stands after the phase  2. the controller's agent dies, the keeper starts it again  3. until
     the switch the old layout serves on, from there the new one  4. a second apply finishes the job.

@@ -111,6 +111,7 @@ def test_only_own_tensors_are_fetched_and_exactly_the_planned_bytes_held(empty: 
     assert fetched_bytes(answer.stderr) == {"h1": 0, "h2": 0, "h3": 0}
 
 
+@pytest.mark.slow
 def test_resident_memory_grows_by_the_planned_weights(empty: Room) -> None:
     """Against a rank of a tiny model, which has the same interpreter, libraries and buffers."""
     cluster = empty.cluster

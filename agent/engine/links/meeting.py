@@ -229,6 +229,11 @@ class Meeting:
         family, kind, protocol, _, endpoint = socket.getaddrinfo(to.address, to.port, type=socket.SOCK_STREAM)[0]
         plain = self._keep(socket.socket(family, kind, protocol))
         plain.settimeout(self._left_s())
+        own = socket.getaddrinfo(self._address, 0, type=socket.SOCK_STREAM)[0]
+        if own[0] == family:
+            # From the address that the inventory gives this host: where it has several, its links take that one's
+            # network both ways.
+            plain.bind(own[4])
         plain.connect(endpoint)
         if self._kind == "tcp":
             return plain

@@ -33,6 +33,8 @@ COMMANDS: tuple[Command, ...] = (
     Command(name="plan", argument="FILE", help="preview a plan file"),
     Command(name="plans", argument="", help="plans of what runs, or the previewed one"),
     Command(name="apply", argument="FILE", help="apply a plan, after asking", is_optional=True),
+    Command(name="edit", argument="", help="edit the plan that is shown"),
+    Command(name="set", argument="KEY=VALUE", help="a serving setting, in the plan editor"),
     Command(name="deployments", argument="", help="what is served, and how well", aliases=("deploy", "status")),
     Command(name="chat", argument="DEPLOYMENT", help="ask a deployment", is_optional=True),
     Command(name="faults", argument="", help="open and healed faults"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agent.facts.cluster import DeviceFacts
+from agent.planner.compare import plan_change
 from agent.planner.plan import Plan, RankPlace, rank_places
 from agent.planner.staleness import what_moved
 from agent.planner.words import (
@@ -30,7 +31,7 @@ def plan_page(choice: PlanChoice, snapshot: FleetSnapshot | None, *, width: int)
         _head(choice, width),
         _layer_map(choice.plan, snapshot, width),
         _predicted(choice, width),
-        _change(choice, snapshot, width),
+        change_lines(choice, snapshot, width),
         _moved(choice, snapshot, width),
         _why(choice.plan, width),
     ]
@@ -81,13 +82,13 @@ def _layer_map(plan: Plan, snapshot: FleetSnapshot | None, width: int) -> tuple[
     bar_cells = 12 if width < 100 else 24
     longest = max(len(f"{place.shard.host}/{place.shard.device}") for place in places)
     name_cells = min(16 if width < 100 else 28, max(11, longest))
-    map_cells = _map_cells(num_layers, room=max(8, width - name_cells - bar_cells - 38))
-    slowest = _slowest_stage(plan)
+    map_cells = map_width(num_layers, room=max(8, width - name_cells - bar_cells - 38))
+    slowest = slowest_stage(plan)
     lines: list[Line] = []
     for replica in range(len(plan.replicas)):
         if len(plan.replicas) > 1:
             lines.append(line(Span(f" replica {replica}", "title")))
-        header = f" {'RANK':<7} {fit('HOST/DEVICE', name_cells)} {_ruler(num_layers, map_cells)} "
+        header = f" {'RANK':<7} {fit('HOST/DEVICE', name_cells)} {ruler(num_layers, map_cells)} "
         lines.append(line(Span(f"{header}{fit('MEMORY', bar_cells)} {'NEEDS / USABLE':>17} {'ms':>6}", "title")))
         for place in places:
             if place.replica != replica:
@@ -97,10 +98,10 @@ def _layer_map(plan: Plan, snapshot: FleetSnapshot | None, width: int) -> tuple[
                     f" {fit(place.rank_id, 7)} ",
                     Span(fit(f"{place.shard.host}/{place.shard.device}", name_cells), "bold"),
                     " ",
-                    *_layer_spans(place, num_layers, map_cells),
+                    *layer_spans(place, num_layers, map_cells),
                     " ",
-                    *_memory_spans(place, _device(snapshot, place), bar_cells),
-                    *_stage_time(plan, place, is_slowest=replica == 0 and place.stage == slowest),
+                    *memory_spans(place, _device(snapshot, place), bar_cells),
+                    *stage_time(plan, place, is_slowest=replica == 0 and place.stage == slowest),
                 )
             )
     lines.append(
@@ -115,18 +116,19 @@ def _layer_map(plan: Plan, snapshot: FleetSnapshot | None, width: int) -> tuple[
     return tuple(lines)
 
 
-def _map_cells(num_layers: int, *, room: int) -> int:
+def map_width(num_layers: int, *, room: int) -> int:
     """A whole number of cells a layer where there is room, at most four; else all the room."""
     return num_layers * min(4, room // num_layers) if num_layers <= room else room
 
 
-def _ruler(num_layers: int, cells: int) -> str:
+def ruler(num_layers: int, cells: int) -> str:
     """`0 … 31`: first and last layer at the ends of the map."""
     last = str(num_layers - 1)
     return fit("0" + last.rjust(cells - 1) if cells > len(last) + 1 else "LAYERS", cells)
 
 
-def _layer_spans(place: RankPlace, num_layers: int, cells: int) -> tuple[Span, ...]:
+def layer_spans(place: RankPlace, num_layers: int, cells: int) -> tuple[Span, ...]:
+    """Where a rank's layers lie among all; followers of a tensor-parallel group are drawn lighter."""
     first, end = (round(layer * cells / num_layers) for layer in place.layers)
     end = min(cells, max(end, first + 1))
     first = min(first, end - 1)
@@ -134,7 +136,8 @@ def _layer_spans(place: RankPlace, num_layers: int, cells: int) -> tuple[Span, .
     return (Span("·" * first, "dim"), Span(glyph * (end - first), "bar"), Span("·" * (cells - end), "dim"))
 
 
-def _memory_spans(place: RankPlace, device: DeviceFacts | None, cells: int) -> tuple[Span, ...]:
+def memory_spans(place: RankPlace, device: DeviceFacts | None, cells: int) -> tuple[Span, ...]:
+    """A bar of what a rank needs of its device, and both in words."""
     needs = place.shard.bytes
     usable = device.usable_bytes if device is not None else needs.total
     parts = [needs.weights, needs.kv_cache, needs.activations, needs.headroom]
@@ -145,7 +148,7 @@ def _memory_spans(place: RankPlace, device: DeviceFacts | None, cells: int) -> t
     return (*(Span(glyphs, tones[index]) for glyphs, index in drawn), Span(f" {text:>17}", tone))
 
 
-def _stage_time(plan: Plan, place: RankPlace, *, is_slowest: bool) -> tuple[Span, ...]:
+def stage_time(plan: Plan, place: RankPlace, *, is_slowest: bool) -> tuple[Span, ...]:
     """Predicted milliseconds of a decode step in this stage; the planner gives those of replica 0."""
     stage_s = plan.predicted.stage_s
     if place.replica != 0 or place.stage >= len(stage_s):
@@ -158,9 +161,10 @@ def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g}" if seconds < 0.1 else f"{seconds * 1e3:.0f}"
 
 
-def _slowest_stage(plan: Plan) -> int:
+def slowest_stage(plan: Plan) -> int | None:
+    """The stage of replica 0 with the longest predicted time; None where no times are recorded."""
     stage_s = plan.predicted.stage_s
-    return max(range(len(stage_s)), key=lambda stage: stage_s[stage]) if stage_s else -1
+    return max(range(len(stage_s)), key=lambda stage: stage_s[stage], default=None)
 
 
 def _device(snapshot: FleetSnapshot | None, place: RankPlace) -> DeviceFacts | None:
@@ -207,7 +211,7 @@ def _predicted(choice: PlanChoice, width: int) -> tuple[Line, ...]:
     return tuple(lines)
 
 
-def _change(choice: PlanChoice, snapshot: FleetSnapshot | None, width: int) -> tuple[Line, ...]:
+def change_lines(choice: PlanChoice, snapshot: FleetSnapshot | None, width: int) -> tuple[Line, ...]:
     """What applying this file would do to the deployment of its name."""
     if choice.status is not None or snapshot is None:
         return ()
@@ -221,7 +225,7 @@ def _change(choice: PlanChoice, snapshot: FleetSnapshot | None, width: int) -> t
                 Span(" change  ", "title"), Span(f"none: this plan runs, generation {view.status.generation}", "ok")
             ),
         )
-    said = f"from generation {view.status.generation}: " + ", ".join(_differences(old, choice.plan))
+    said = f"against running generation {view.status.generation}: " + ", ".join(_differences(old, choice.plan))
     return tuple(
         line(Span(" change  " if index == 0 else "         ", "title"), text)
         for index, text in enumerate(wrap(said, width - 10))
@@ -229,12 +233,15 @@ def _change(choice: PlanChoice, snapshot: FleetSnapshot | None, width: int) -> t
 
 
 def _differences(old: Plan, new: Plan) -> list[str]:
-    out = [f"+{host}" for host in new.hosts if host not in old.hosts]
-    out += [f"-{host}" for host in old.hosts if host not in new.hosts]
-    before, after = _holders(old), _holders(new)
-    moved = [layer for layer in after if after[layer] != before.get(layer)]
+    change = plan_change(old, new)
+    moved, num_layers = len(change.layers_moved), max(place.layers[1] for place in rank_places(new))
+    out = []
     if moved:
-        out.append(f"{len(moved)} of {len(after)} layers move")
+        verb = "moves" if moved == 1 else "move"
+        out.append(f"{moved} of {num_layers} layers {verb}, {bytes_words(change.bytes_to_move)} to move")
+    out += [f"+{host}" for host in change.hosts_added] + [f"-{host}" for host in change.hosts_removed]
+    if _devices(old) != _devices(new) and not out:
+        out.append("other devices of the same hosts")
     if old.serving != new.serving:
         out.append("serving settings differ")
     if old.model.digest != new.model.digest:
@@ -242,13 +249,8 @@ def _differences(old: Plan, new: Plan) -> list[str]:
     return out or ["the same layers on the same devices"]
 
 
-def _holders(plan: Plan) -> dict[int, frozenset[str]]:
-    """Each layer's devices, over all replicas."""
-    out: dict[int, set[str]] = {}
-    for place in rank_places(plan):
-        for layer in range(*place.layers):
-            out.setdefault(layer, set()).add(f"{place.shard.host}/{place.shard.device}")
-    return {layer: frozenset(holders) for layer, holders in out.items()}
+def _devices(plan: Plan) -> list[tuple[str, str]]:
+    return [(place.shard.host, place.shard.device) for place in rank_places(plan)]
 
 
 def _moved(choice: PlanChoice, snapshot: FleetSnapshot | None, width: int) -> tuple[Line, ...]:

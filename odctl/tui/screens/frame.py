@@ -84,6 +84,15 @@ class FrameScreen(Screen[None]):
         """`:` and `/` are letters while something is being written."""
         return not (action in {"prompt", "filter"} and isinstance(self.focused, Input))
 
+    @property
+    def has_prompt(self) -> bool:
+        """Whether the line at the bottom is open."""
+        return self.query_one(Prompt).is_open
+
+    def may_leave(self) -> bool:
+        """False where leaving would lose something: the screen has asked then, and leaves by itself."""
+        return True
+
     def action_prompt(self) -> None:
         self.open_prompt("")
 

@@ -21,6 +21,7 @@ class PlansScreen(FrameScreen):
         Binding("left_square_bracket", "step(-1)", "Plan before", key_display="[", id="plans.before"),
         Binding("right_square_bracket", "step(1)", "Next plan", key_display="]", id="plans.next"),
         Binding("a", "apply", "Apply…", id="plans.apply"),
+        Binding("e", "edit", "Edit", id="plans.edit"),
     ]
 
     def __init__(self) -> None:
@@ -76,6 +77,12 @@ class PlansScreen(FrameScreen):
             self.notify("this file is no plan: mend it first", severity="warning")
         elif self.choice is not None:
             self.odctl.ask_to_apply(self.choice)
+
+    def action_edit(self) -> None:
+        if self.odctl.preview_error:
+            self.notify("this file is no plan: mend it first", severity="warning")
+        elif self.choice is not None:
+            self.odctl.edit_plan(self.choice)
 
     def _choices(self) -> tuple[PlanChoice, ...]:
         return plan_choices(self.odctl.snapshot, self.odctl.preview)

@@ -45,7 +45,8 @@ class Prompt(Horizontal):
 
     def compose(self) -> ComposeResult:
         yield Static(":", id="sign")
-        yield Input(id="prompt-input", compact=True)
+        # Not selected: what is typed goes behind the beginning that a key has typed already.
+        yield Input(id="prompt-input", compact=True, select_on_focus=False)
 
     @property
     def is_open(self) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agent.engine.device_probe import SKINNY_ROWS, measure_device, seconds_of
+from agent.engine.device_probe import LAYER_SEQUENCES, SKINNY_ROWS, measure_device, seconds_of
 from agent.errors import FleetError
 from agent.wire.probe import DeviceProbeConfig, ProbeSizes
 
@@ -49,6 +49,13 @@ def test_every_kind_that_serves_is_measured_by_its_kernel(tmp_path: Path) -> Non
     assert {g.quantisation: g.weight_bytes >= 2 * 256**2 for g in probe.gemms} == {"none": True, "int8": False}
     assert [a.context for a in probe.attention] == [64, 512]
     assert probe.attention[0].cache_bytes == 2 * 64 * 8 * 128 * 2
+    assert [(layer.dtype, layer.quantisation, layer.sequences) for layer in probe.layers] == [
+        (dtype, quantisation, count)
+        for dtype, quantisation in (("bfloat16", "none"), ("bfloat16", "int8"), ("float32", "none"))
+        for count in LAYER_SEQUENCES
+    ]
+    assert all(0 < layer.seconds < 1 for layer in probe.layers)
+    assert {layer.weight_elements for layer in probe.layers} == {512 * 256 + 256 * 256 + 3 * 512 * 256}
     assert probe.copy_bytes_per_s > 0
     assert probe.read_bytes_per_s > 0
     assert report.disk_read_bytes_per_s is not None

@@ -6,6 +6,7 @@ import pytest
 from agent.errors import FleetError
 from agent.planner.compare import Comparison, compare_plans, shape_words
 from agent.planner.plan import Plan, Serving
+from agent.planner.rates import LinkTable
 from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS, drafting, plan_for
 
 
@@ -53,7 +54,7 @@ def test_the_verdict_of_each_objective_follows_the_predictions(one: Plan) -> Non
     assert reasons["latency"] == "b has 50% less time per token"
     assert reasons["context"] == "c has 100% more context"
     throughput = compare_plans([one, faster], ["a", "b"]).verdicts[2]
-    assert (throughput.winner, throughput.reason) == (0, "a has 25% more decode throughput")
+    assert (throughput.winner, throughput.reason) == (0, "a has 25% more throughput")
 
 
 def test_metrics_carry_values_deltas_and_the_best(one: Plan, three: Plan) -> None:
@@ -76,6 +77,11 @@ def test_what_moves_is_what_other_hosts_hold(one: Plan, three: Plan) -> None:
     assert change.hosts_removed == ()
     moved = sum(stage.shards[0].bytes.weights for stage in stages if stage.shards[0].host != "a")
     assert change.bytes_to_move == pytest.approx(moved, rel=1e-6)
+    assert sum(change.bytes_by_host.values()) == change.bytes_to_move
+    assert set(change.bytes_by_host) == {"b", "c"}
+    rate = LinkTable(THREE_CPUS).between("a", "b", "cpu").bytes_per_s
+    assert change.fetch_s == pytest.approx(moved / rate, rel=0.01), "the source sends all of it"
+    assert not change.is_link_measured
     by_host = {move.host: move for move in comparison.hosts}
     assert by_host["b"].layers[0] == ()
     assert by_host["b"].bytes[0] == 0
@@ -87,6 +93,9 @@ def test_plans_that_are_hard_to_compare_are_told(one: Plan) -> None:
     warnings = compare_plans([one, other], ["a", "b"]).warnings
     assert any("prompts of 64 tokens" in warning for warning in warnings)
     assert any("decodes 2 sequences" in warning for warning in warnings)
+    learnt = msgspec.structs.replace(one, predicted=msgspec.structs.replace(one.predicted, num_measured_runs=3))
+    (told,) = compare_plans([one, learnt], ["a", "b"]).warnings
+    assert told == "b is predicted from 3 measured figures, a from 0: plan both anew to compare them"
     (told,) = compare_plans([one, plan_for(LLAMA_1B, THREE_CPUS, **drafting())], ["a", "b"]).warnings
     assert told == "b guesses with draft model llama-tiny, a nothing: not predicted"
 

@@ -2,14 +2,19 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.facts.cluster import LinkFacts
 from agent.planner.carriers import CarrierKind, End, carrier_of
 from agent.planner.cost import (
     EXPERT_OVERHEAD,
     PipelineTimes,
+    StepShape,
     all_reduce_s,
     attended_positions,
+    bubble,
+    concurrent_sequences,
     covered_experts,
     cycle_s,
     decode_step,
@@ -19,6 +24,7 @@ from agent.planner.cost import (
     layer_parameters,
     layer_read_bytes,
     prefill_step,
+    saturated_round,
     stage_cost,
     time_to_first_token_s,
     transfer_s,
@@ -211,10 +217,60 @@ def test_published_figures_of_two_gpus_are_met() -> None:
     assert sharded.time_per_token_s == pytest.approx(0.058, rel=0.1)
 
 
-def test_chunks_of_one_prompt_do_not_overlap() -> None:
+def test_chunks_of_one_prompt_follow_each_other_through_the_stages() -> None:
     times = PipelineTimes(stages=(0.3, 0.1), hops=(0.05,), sends=(0.01, 0.0))
     last = PipelineTimes(stages=(0.3, 0.2), hops=(0.05,), sends=(0.01, 0.0))
-    assert time_to_first_token_s(times, last, num_chunks=3) == pytest.approx(2 * 0.45 + 0.55)
+    assert time_to_first_token_s(times, last, num_chunks=3) == pytest.approx(2 * 0.31 + 0.55)
+    alone = PipelineTimes(stages=(0.3,), hops=(), sends=(0.0,))
+    assert time_to_first_token_s(alone, alone, num_chunks=4) == pytest.approx(1.2)
+
+
+@pytest.mark.parametrize(("stages", "micro_batches"), [(2, 2), (3, 2), (4, 8)])
+def test_the_bubble_of_equal_stages_short_of_micro_batches(stages: int, micro_batches: int) -> None:
+    times = PipelineTimes(stages=(0.1,) * stages, hops=(0.0,) * (stages - 1), sends=(0.0,) * stages)
+    assert bubble(times, micro_batches) == pytest.approx(max(0.0, 1 - micro_batches / stages))
+    waiting = PipelineTimes(stages=(0.1, 0.1), hops=(0.2,), sends=(0.0, 0.0))
+    assert bubble(waiting, 2) == pytest.approx(0.5)
+
+
+def constant_times(step: StepShape) -> PipelineTimes:
+    """A token of any sequence a second, and a prompt's row a hundredth of that."""
+    seconds = 1.0 + 0.01 * (step.rows - step.sequences)
+    return PipelineTimes(stages=(seconds,), hops=(), sends=(0.0,), stage_parts=({"cpu reads": seconds},))
+
+
+def test_a_saturated_round_gives_tokens_beside_the_chunks_of_others() -> None:
+    serving = Serving(context=512, batch=4, prefill_chunk=100)
+    work = saturated_round(1, serving, constant_times, prompt_tokens=200, answer_tokens=21)
+    assert (work.sequences, work.tokens) == (4, 84)
+    # 8 chunks of 100 rows, with 3 other sequences' tokens each; 20 - 6 tokens more of each sequence
+    assert work.seconds == pytest.approx(8 * (1 + 0.01 * 99) + 14 * 1.0)
+    assert sum(work.parts.values()) == pytest.approx(work.seconds)
+    alone = saturated_round(1, serving, constant_times, prompt_tokens=200, answer_tokens=0)
+    assert (alone.tokens, alone.seconds) == (4, 1.0)
+
+
+def test_as_many_sequences_run_as_the_kv_cache_holds() -> None:
+    serving = Serving(context=512, batch=8, kv_cache_tokens=512)
+    assert concurrent_sequences(serving, 128, 64) == 2
+    assert concurrent_sequences(serving, 480, 100) == 1
+    assert concurrent_sequences(msgspec.structs.replace(serving, kv_cache_tokens=0), 128, 64) == 8
+
+
+@given(
+    batch=st.integers(1, 32), prompt=st.integers(1, 1500), answer=st.integers(1, 500), chunk=st.integers(16, 512)
+)
+def test_prompts_only_lower_what_decoding_alone_reaches(batch: int, prompt: int, answer: int, chunk: int) -> None:
+    serving = Serving(context=2048, batch=batch, prefill_chunk=chunk)
+    work = saturated_round(1, serving, constant_times, prompt_tokens=prompt, answer_tokens=answer)
+    assert 0 < work.tokens / work.seconds <= batch * (1 + 1e-9)
+
+
+def test_measured_products_are_read_between_their_rows() -> None:
+    rates = msgspec.structs.replace(rates_of(cpu(8), "bfloat16"), products=((1, 1.0), (8, 1.7), (64, 5.9)))
+    assert [rates.product_s(rows) for rows in (0.5, 1, 8, 36, 64, 128)] == pytest.approx(
+        [1, 1, 1.7, 3.8, 5.9, 11.8]
+    )
 
 
 def test_a_cycle_is_bound_by_the_round_trip_or_by_the_slowest_stage() -> None:
@@ -250,4 +306,4 @@ def test_a_pipeline_is_no_faster_for_one_stream_than_its_device_alone() -> None:
         for layout in (alone, split)
     )
     assert piped.time_per_token_s == pytest.approx(single.time_per_token_s + piped.hops_s)
-    assert piped.micro_batches == 3
+    assert piped.micro_batches == 2, "the scheduler makes no smaller ones than of four sequences"

@@ -8,8 +8,8 @@ from agent.facts.run import MeasuredRun
 from agent.planner.calibration import PRIOR
 from agent.planner.evidence import MAX_RUNS, calibrate
 from agent.planner.file import plan_hash, plan_to_toml
-from agent.planner.make import predict_plan
 from agent.planner.plan import Plan
+from agent.planner.predict import predict_plan
 from tests.agent.planner.clusters import LLAMA_1B, LLAMA_70B, MIXED_GPUS, THREE_CPUS, plan_for
 
 
@@ -84,11 +84,24 @@ def test_the_newest_runs_count() -> None:
     )
 
 
-def test_runs_of_many_streams_tell_about_the_cycle() -> None:
+def test_runs_of_many_streams_tell_about_the_throughput() -> None:
     plan = plan_for(LLAMA_1B, THREE_CPUS)
-    cycle = plan.serving.batch / plan.predicted.tokens_per_s
     run = msgspec.structs.replace(
-        run_of(plan, factor=1.0, streams=plan.serving.batch), time_per_token_s=1.5 * cycle
+        run_of(plan, factor=1.0, streams=plan.serving.batch),
+        answer_tokens=plan.predicted.answer_tokens,
+        tokens_per_s=plan.predicted.tokens_per_s / 1.5,
     )
     again = predict_plan(plan, LLAMA_1B, with_runs(THREE_CPUS, *[run] * 4))
     assert again.tokens_per_s == pytest.approx(plan.predicted.tokens_per_s / 1.5, rel=0.05)
+
+
+def test_runs_of_earlier_releases_tell_about_decoding_alone() -> None:
+    plan = plan_for(LLAMA_1B, THREE_CPUS)
+    decoding = msgspec.structs.replace(plan, predicted=msgspec.structs.replace(plan.predicted, answer_tokens=0))
+    before = predict_plan(decoding, LLAMA_1B, THREE_CPUS)
+    cycle = plan.serving.batch / before.tokens_per_s
+    run = msgspec.structs.replace(
+        run_of(plan, factor=1.0, streams=plan.serving.batch), time_per_token_s=1.5 * cycle
+    )
+    again = predict_plan(decoding, LLAMA_1B, with_runs(THREE_CPUS, *[run] * 4))
+    assert again.tokens_per_s == pytest.approx(before.tokens_per_s / 1.5, rel=0.05)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from agent.errors import FleetError
 from agent.planner.check import check_plan
 from agent.planner.file import plan_hash, plan_to_toml
-from agent.planner.make import make_plan, predict_plan, refresh_plan
+from agent.planner.make import make_plan, refresh_plan
 from agent.planner.plan import Objective, ObjectiveKind, Plan, Serving, StrategyKind
+from agent.planner.predict import predict_plan
 from tests.agent.planner.clusters import (
     LLAMA_1B,
     LLAMA_70B,
@@ -88,6 +89,13 @@ def test_every_plan_covers_the_model_once_and_fits(data: st.DataObject) -> None:
     assert ends[-1] == spec.num_layers
     if objective.strategy != "adaptive" and len(hosts) > 1:
         assert sum(sizes(plan)) > 1
+
+
+def test_a_hybrid_of_a_model_with_one_layer_is_a_group() -> None:
+    facts = cluster(host("a", cpu(0.5)), host("b", cpu(0.5)))
+    spec = model(num_layers=1, kv_heads=2, intermediate=160, vocab=1000, hidden=1024)
+    plan = plan_for(spec, facts, objective=Objective(kind="ttft", strategy="hybrid"), serving=Serving(context=16))
+    assert sizes(plan) == [2]
 
 
 def test_a_draft_model_takes_layers_from_the_device_that_holds_it() -> None:
@@ -189,7 +197,14 @@ def test_unequal_devices_get_unequal_layers() -> None:
         host("mid", cpu(8, read_gb_per_s=20)),
         host("slow", cpu(8, read_gb_per_s=10)),
     )
-    plan = plan_for(LLAMA_1B, facts, objective=Objective(kind="throughput", strategy="pipeline"), stages=3)
+    plan = plan_for(
+        LLAMA_1B,
+        facts,
+        objective=Objective(kind="throughput", strategy="pipeline"),
+        stages=3,
+        serving=Serving(batch=12),
+        prompt_tokens=1,
+    )
     weights = {stage.shards[0].host: stage.shards[0].bytes.weights for stage in plan.replicas[0].stages}
     assert weights["fast"] > max(weights["mid"], weights["slow"]), "it also has the head"
     assert min(counts(plan)["fast"], counts(plan)["mid"]) >= 2 * counts(plan)["slow"]

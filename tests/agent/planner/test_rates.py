@@ -5,9 +5,10 @@ import pytest
 
 from agent.facts.cluster import LinkFacts
 from agent.facts.measured import with_probes
-from agent.planner.cost import all_reduce_s, hop_s, own_message_s
-from agent.planner.layout import Place, StageLayout
-from agent.planner.rates import CARRIERS, DISTINCT_HOSTS, LinkTable, rates_of
+from agent.facts.probe import LayerProbe
+from agent.planner.cost import all_reduce_s, decode_step, hop_s, layer_parameters, own_message_s, stage_cost
+from agent.planner.layout import Place, StageLayout, cut_shares
+from agent.planner.rates import CARRIERS, DISTINCT_HOSTS, EFFICIENCY, LinkTable, probed_overheads, rates_of
 from agent.planner.staleness import facts_digest, what_moved
 from tests.agent.facts.probes import KINDS, device_probe, group_probe, link_probe, record_of
 from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS, cluster, cpu, gpu, host, plan_for
@@ -37,6 +38,43 @@ def test_probed_rates_are_taken_as_they_are_and_by_what_serves() -> None:
         assert rates.read_bytes_per_s == pytest.approx(8e9)
         assert rates.decode_flops_per_s == pytest.approx(100e9)
         assert rates.prefill_flops_per_s == pytest.approx(90e9)
+
+
+def test_what_thin_layers_take_beyond_their_products_is_launching_them() -> None:
+    probe = device_probe(read_bytes_per_s=8e9)
+    one_row_s = 2 / 8e9
+
+    def layer(sequences: int, own_s: float) -> LayerProbe:
+        return LayerProbe(
+            dtype="bfloat16",
+            quantisation="none",
+            sequences=sequences,
+            context=128,
+            seconds=1_000_000 * one_row_s + own_s,
+            weight_elements=1_000_000,
+            cache_bytes=65536,
+        )
+
+    probed = msgspec.structs.replace(probe, layers=(layer(1, 300e-6), layer(8, 1000e-6)))
+    device = msgspec.structs.replace(cpu(8), probe=probed)
+    rates = rates_of(device, "bfloat16")
+    assert rates.layer_overhead_s == pytest.approx(300e-6)
+    assert rates.sequence_overhead_s == pytest.approx(100e-6)
+    assert rates_of(device, "float32").layer_overhead_s == EFFICIENCY["cpu"].layer_overhead_s, "not probed"
+    quick = msgspec.structs.replace(probe, layers=(layer(1, -1e-3), layer(8, -2e-3)))
+    assert probed_overheads(quick, "bfloat16", "none") == (0.0, 0.0), "never less than nothing"
+
+
+def test_a_step_of_probed_products_takes_what_they_took() -> None:
+    device = msgspec.structs.replace(cpu(8), probe=device_probe(read_bytes_per_s=8e9, skinny_flops_per_s=60e9))
+    places, links = (Place(host="a", device=device),), LinkTable(cluster())
+    elements = layer_parameters(LLAMA_1B, cut_shares(LLAMA_1B, (8,))[0], num_experts=0)
+    rates = rates_of(device, "bfloat16")
+    for batch in (1, 8, 64):
+        step = decode_step(batch, 1)
+        cost = stage_cost(LLAMA_1B, places, (8,), step=step, dtype="bfloat16", links=links)
+        assert cost.layer_s == pytest.approx(elements * rates.product_s(batch) + rates.layer_overhead_s, rel=0.02)
+        assert cost.limit == ("compute" if batch == 64 else "memory bandwidth")
 
 
 def test_a_kind_that_was_not_probed_is_taken_from_the_table() -> None:

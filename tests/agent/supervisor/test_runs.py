@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from agent.journal import Journal
 from agent.planner.file import plan_hash, plan_to_toml
 from agent.planner.plan import Serving
-from agent.supervisor.runs import COVERED_REQUESTS, KIND, LEAST_REQUESTS, LoadWindow, RunBook
+from agent.supervisor.runs import KIND, LEAST_REQUESTS, MOST_REQUESTS, LoadWindow, RunBook, WindowFigures
 from agent.wire.gateway import BackendStatus, CheckReport
 from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS, plan_for
 
@@ -33,33 +34,60 @@ def backend(finished: int, **fields: Any) -> BackendStatus:
         "ttft_s_p95": 0.2,
         "time_per_token_s_p50": 0.02,
         "time_per_token_s_p95": 0.03,
+        "busy_s": 2.0 * finished,
+        "ttft_s_sum": 0.1 * finished,
+        "num_first_tokens": finished,
+        "decode_s_sum": 0.98 * finished,
+        "decoded_tokens": 49 * finished,
     }
     return BackendStatus(finished=finished, **(known | fields))
 
 
-def test_a_window_is_told_once_its_requests_are_all_that_the_medians_cover() -> None:
+def resting(finished: int, **fields: Any) -> BackendStatus:
+    return backend(finished, running=0, **fields)
+
+
+def assert_told(told: WindowFigures | None, *, streams: int, ttft_s: float) -> None:
+    assert told is not None
+    assert (told.prompt_tokens, told.answer_tokens, told.streams) == (100, 50, streams)
+    times = (told.ttft_s, told.time_per_token_s, told.tokens_per_s)
+    assert times == pytest.approx((ttft_s, 0.02, 25.0))
+
+
+def test_a_window_is_told_when_its_requests_have_ended_and_nothing_runs_any_more() -> None:
     window = LoadWindow(generation=1)
     assert window.take(backend(0)) is None
-    assert window.take(backend(LEAST_REQUESTS - 1)) is None
-    assert window.take(backend(LEAST_REQUESTS)) == (100, 1, 0.1, 0.02)
-    assert window.take(backend(2 * LEAST_REQUESTS - 1)) is None, "older requests are among the medians still"
-    assert window.take(backend(LEAST_REQUESTS + COVERED_REQUESTS)) is not None
+    assert window.take(resting(LEAST_REQUESTS - 1)) is None
+    assert window.take(backend(LEAST_REQUESTS)) is None, "one is still running"
+    assert_told(window.take(resting(LEAST_REQUESTS)), streams=1, ttft_s=0.1)
 
 
-def test_a_window_opened_late_waits_until_older_requests_are_out_of_the_medians() -> None:
+def test_the_next_window_tells_of_its_own_requests_alone() -> None:
+    window = LoadWindow(generation=1)
+    window.take(backend(0))
+    window.take(resting(LEAST_REQUESTS))
+    slower = {"decode_s_sum": 0.98 * LEAST_REQUESTS + 49 * LEAST_REQUESTS * 0.2}
+    assert window.take(backend(LEAST_REQUESTS)) is None
+    told = window.take(resting(2 * LEAST_REQUESTS, **slower))
+    assert told is not None
+    assert told.time_per_token_s == pytest.approx(0.2), "what was before does not blur it"
+
+
+def test_under_a_load_that_never_rests_a_window_is_told_after_many_requests() -> None:
     window = LoadWindow(generation=1)
     window.take(backend(10_000))
-    assert window.take(backend(10_000 + COVERED_REQUESTS - 1)) is None
-    assert window.take(backend(10_000 + COVERED_REQUESTS)) is not None
+    assert window.take(backend(10_000 + MOST_REQUESTS - 1)) is None
+    assert window.take(backend(10_000 + MOST_REQUESTS)) is not None
 
 
 def test_first_tokens_that_waited_for_others_or_were_known_already_are_left_out() -> None:
     window = LoadWindow(generation=1)
     window.take(backend(0, running=7))
-    assert window.take(backend(40, running=9)) == (100, 8, 0.0, 0.02)
+    window.take(backend(20, running=9))
+    assert_told(window.take(resting(40)), streams=8, ttft_s=0.0)
     alone = LoadWindow(generation=1)
     alone.take(backend(0))
-    assert alone.take(backend(40, prefix_hit_tokens=64)) == (100, 1, 0.0, 0.02)
+    assert_told(alone.take(resting(40, prefix_hit_tokens=64)), streams=1, ttft_s=0.0)
 
 
 def test_an_idle_backend_tells_nothing() -> None:

@@ -43,3 +43,20 @@ def test_the_dialog_before_an_apply(snap_compare: SnapCompare) -> None:
 
     app = make_app(frozen.FrozenFeed(frozen.snapshot()), applier=ScriptedApplier(events()))
     assert snap_compare(app, terminal_size=(80, 24), run_before=go)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=["80x24", "120x40"])
+def test_the_plan_editor_after_a_move(size: tuple[int, int], snap_compare: SnapCompare) -> None:
+    from tests.odctl.tui.test_plan_editor import make_app as make_editor_app
+
+    async def go(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        await pilot.press("2")
+        await settle(pilot)
+        await pilot.press("e")
+        await settle(pilot)
+        pilot.app.clear_notifications()
+        await pilot.press("plus")
+        await settle(pilot)
+
+    assert snap_compare(make_editor_app(), terminal_size=size, run_before=go)

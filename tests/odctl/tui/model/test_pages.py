@@ -77,7 +77,7 @@ def test_a_plan_that_needs_more_than_a_device_has_is_marked() -> None:
 def test_a_preview_says_what_would_change() -> None:
     moved = preview(replicas=frozen.plan(split=24).replicas)
     text = text_of(plan_page(moved, frozen.snapshot(), width=140))
-    assert "from generation 3: 4 of 32 layers move" in text
+    assert "against running generation 3: 4 of 32 layers move, 1.7 GB to move" in text
     text = text_of(plan_page(preview(name="other"), frozen.snapshot(), width=140))
     assert "other is not deployed" in text
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.serving.step_cost import ROW_COST, count_micro_batches, count_paying_guesses, cut_prompt
+from agent.planner.step_cost import ROW_COST, count_micro_batches, count_paying_guesses, cut_prompt
 
 
 def test_micro_batches_grow_before_there_are_more_of_them() -> None:

@@ -1,0 +1,65 @@
+"""What a plan hangs on: hosts and fault domains whose loss stops it, and the memory that it leaves. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+from agent.facts.cluster import ClusterFacts
+from agent.planner.plan import Plan, rank_places
+
+
+class Room(msgspec.Struct, frozen=True, kw_only=True):
+    """What stays free on the device that has the least left, and that as a fraction of what is usable."""
+
+    device: str
+    bytes_left: int
+    fraction_left: float
+
+
+class Risk(msgspec.Struct, frozen=True, kw_only=True):
+    fatal_hosts: tuple[str, ...]
+    """Losing any one of these stops the deployment: no replica is whole without it, or the gateway runs there."""
+    fatal_domains: dict[str, tuple[str, ...]] = {}
+    """By label of hosts: values whose loss, all their hosts at once, stops it. Known with facts alone."""
+    least_room: Room | None = None
+    """None without facts."""
+
+
+def risk_of(plan: Plan, facts: ClusterFacts | None) -> Risk:
+    """`facts` are of the cluster as it is; without them the plan's file alone is looked at."""
+    replicas = [
+        {shard.host for stage in replica.stages for shard in stage.shards} | {plan.gateway_host}
+        for replica in plan.replicas
+    ]
+    return Risk(
+        fatal_hosts=tuple(sorted(set.intersection(*replicas))),
+        fatal_domains=_fatal_domains(replicas, facts) if facts is not None else {},
+        least_room=_least_room(plan, facts) if facts is not None else None,
+    )
+
+
+def _fatal_domains(replicas: list[set[str]], facts: ClusterFacts) -> dict[str, tuple[str, ...]]:
+    """`replicas` are the hosts that each of them needs, the gateway's among them."""
+    members: dict[str, dict[str, set[str]]] = {}
+    for host in facts.hosts:
+        for label, value in host.labels.items():
+            members.setdefault(label, {}).setdefault(value, set()).add(host.name)
+    fatal = {
+        label: tuple(sorted(value for value, hosts in values.items() if all(hosts & each for each in replicas)))
+        for label, values in sorted(members.items())
+    }
+    return {label: values for label, values in fatal.items() if values}
+
+
+def _least_room(plan: Plan, facts: ClusterFacts) -> Room | None:
+    usable = {(host.name, device.id): device.usable_bytes for host in facts.hosts for device in host.devices}
+    rooms = [
+        Room(
+            device=f"{shard.host}/{shard.device}",
+            bytes_left=usable[shard.host, shard.device] - shard.bytes.total,
+            fraction_left=1 - shard.bytes.total / usable[shard.host, shard.device],
+        )
+        for shard in (place.shard for place in rank_places(plan))
+        if usable.get((shard.host, shard.device))
+    ]
+    return min(rooms, key=lambda room: room.bytes_left, default=None)

@@ -1,0 +1,134 @@
+"""What a run of `make bench-preview` showed, as text: errors, rankings, and every case."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "preview-accuracy.md"
+BEGIN, END = "<!-- preview: begin -->", "<!-- preview: end -->"
+FIGURES = ("time to first token", "time per token", "throughput")
+TIMES = (0.07, 0.15)
+"""Goals of the error's median and of its 90th percentile."""
+MEMORY = 0.02
+CLOSE = 0.05
+"""A plan ranked first is right when it is as close as this to the best measured."""
+RIGHT = 0.9
+"""Goal of the share of plans that are."""
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    condition: str
+    model: str
+    layout: str
+    shape: str
+    """Hosts and layers, in words."""
+    predicted: tuple[float, float, float]
+    """Seconds to the first token, seconds per token, tokens/s."""
+    bounds: tuple[tuple[float, ...], ...]
+    """Low and high of each prediction."""
+    measured: tuple[float, float, float]
+    again: tuple[float, float, float] | None
+    """The same deployment under the same load a second time: the machine's own noise."""
+    planned_bytes: int
+    held_bytes: int
+    num_runs: int
+
+    def error(self, figure: int) -> float:
+        return self.predicted[figure] / self.measured[figure] - 1
+
+
+def summary(cases: Sequence[Case]) -> list[str]:
+    lines = [
+        "| figure | error, p50 | p90 | within the interval | the machine's own noise, p50 (worst) | |",
+        "|---|---|---|---|---|---|",
+    ]
+    every: list[float] = []
+    for index, name in enumerate(FIGURES):
+        errors = [abs(case.error(index)) for case in cases]
+        every += errors
+        inside = sum(low <= case.measured[index] <= high for case in cases for low, high in [case.bounds[index]])
+        noise = [abs(case.again[index] / case.measured[index] - 1) for case in cases if case.again]
+        lines.append(
+            f"| {name} | {_quantile(errors, 0.5):.1%} | {_quantile(errors, 0.9):.1%} | {inside} of {len(cases)} | "
+            f"{_quantile(noise, 0.5):.1%} ({max(noise):.1%}) | {_verdict(errors)} |"
+        )
+    lines.append(f"| all | {_quantile(every, 0.5):.1%} | {_quantile(every, 0.9):.1%} | | | {_verdict(every)} |")
+    memory = max(abs(case.planned_bytes / case.held_bytes - 1) for case in cases)
+    lines += [
+        "",
+        f"Memory: weights and KV cache as planned and as ranks hold them differ by {memory:.2%} at most "
+        f"({'met' if memory <= MEMORY else '**missed**'}, goal {MEMORY:.0%}).",
+        "",
+        *_rankings(cases),
+    ]
+    return lines
+
+
+def _rankings(cases: Sequence[Case]) -> list[str]:
+    """For each cluster and model, whether the plan predicted best is about the best."""
+    groups: dict[tuple[str, str], list[Case]] = {}
+    for case in cases:
+        groups.setdefault((case.condition, case.model), []).append(case)
+    right, worst = 0, []
+    total = 0
+    for (condition, model), group in groups.items():
+        for index, name in enumerate(FIGURES):
+            sign = -1 if name == "throughput" else 1
+            chosen = min(group, key=lambda case: sign * case.predicted[index])
+            best = min(group, key=lambda case: sign * case.measured[index])
+            loss = (chosen.measured[index] / best.measured[index]) ** sign - 1
+            total += 1
+            right += loss <= CLOSE
+            if loss > CLOSE:
+                worst.append(f"{condition}, {model}, {name}: {chosen.layout} is {loss:.0%} behind {best.layout}")
+    verdict = "met" if right >= RIGHT * total else "**missed**"
+    return [
+        f"The plan ranked first is within {CLOSE:.0%} of the best measured in {right} of {total} cases ({verdict}, "
+        f"goal {RIGHT:.0%})." + (f" Not in: {'; '.join(worst)}." if worst else "")
+    ]
+
+
+def table(cases: Sequence[Case]) -> list[str]:
+    lines = [
+        "| cluster | model | layout | hosts and layers | runs before | TTFT: predicted, measured | time per token "
+        "| tokens/s | again |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for case in cases:
+        ttft, tpot, rate = (
+            f"{case.predicted[i] * k:.4g}, {case.measured[i] * k:.4g} {unit} ({case.error(i):+.0%})"
+            for i, k, unit in ((0, 1e3, "ms"), (1, 1e3, "ms"), (2, 1, ""))
+        )
+        again = (
+            ", ".join(f"{b / a - 1:+.0%}" for a, b in zip(case.measured, case.again, strict=True))
+            if case.again
+            else ""
+        )
+        lines.append(
+            f"| {case.condition} | {case.model} | {case.layout} | {case.shape} | {case.num_runs} | {ttft} | {tpot} "
+            f"| {rate} | {again} |"
+        )
+    return lines
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if share != 0.5 else statistics.median(ordered)
+
+
+def _verdict(errors: Sequence[float]) -> str:
+    median, high = TIMES
+    met = _quantile(errors, 0.5) <= median and _quantile(errors, 0.9) <= high
+    return "met" if met else "**missed**"
+
+
+def write(text: str) -> None:
+    """Between the document's marks."""
+    document = DOCUMENT.read_text()
+    before, _, rest = document.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
