@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import msgspec
 
-from agent.facts.cluster import LinkFacts
+from agent.facts.cluster import DeviceFacts, LinkFacts
 from agent.facts.model import DTYPE_BYTES, Dtype, ModelSpec, Quantisation
 from agent.planner.calibration import (
     PRIOR,
@@ -476,6 +476,41 @@ def prefill_step(serving: Serving, prompt_tokens: int, num_stages: int = 1, *, i
     return StepShape(rows=rows, sequences=1, context=max(1, prompt_tokens // 2), sampled=int(is_last))
 
 
+class StageCosts:
+    """`stage_cost` for one model and precision, remembered: a device costs what any of its kind costs."""
+
+    def __init__(self, spec: ModelSpec, serving: Serving, links: LinkTable) -> None:
+        self._spec = spec
+        self._serving = serving
+        self._links = links
+        self._known: dict[Hashable, StageCost] = {}
+        self._kinds: dict[DeviceFacts, int] = {}
+        self._kind_of: dict[DeviceFacts, int] = {}
+
+    def of(self, stage: StageLayout, step: StepShape) -> StageCost:
+        """Of a stage of these devices and shares, whatever its layers."""
+        hosts = () if len(stage.places) == 1 else tuple(place.host for place in stage.places)
+        key = (tuple(self.kind(place.device) for place in stage.places), hosts, stage.units, step)
+        if key not in self._known:
+            self._known[key] = stage_cost(
+                self._spec,
+                stage.places,
+                stage.units,
+                step=step,
+                dtype=self._serving.dtype,
+                links=self._links,
+                quantisation=self._serving.quantisation,
+            )
+        return self._known[key]
+
+    def kind(self, device: DeviceFacts) -> int:
+        """A number for devices that differ in nothing but their id."""
+        if device not in self._kind_of:
+            nameless = msgspec.structs.replace(device, id="")
+            self._kind_of[device] = self._kinds.setdefault(nameless, len(self._kinds))
+        return self._kind_of[device]
+
+
 # --- a whole replica ----------------------------------------------------------------------------------
 
 
@@ -552,11 +587,14 @@ def pipeline_times(
     dtype: Dtype,
     links: LinkTable,
     quantisation: Quantisation = "none",
+    known: StageCosts | None = None,
 ) -> PipelineTimes:
-    """Stage and hop times of one step of this shape."""
+    """Stage and hop times of one step of this shape; `known` remembers stages' costs from other layouts."""
     last = len(layout.stages) - 1
     costs = [
         stage_cost(spec, stage.places, stage.units, step=step, dtype=dtype, links=links, quantisation=quantisation)
+        if known is None
+        else known.of(stage, step)
         for stage in layout.stages
     ]
     ends = [
@@ -712,16 +750,25 @@ def estimate_layout(
     links: LinkTable,
     answer_tokens: int = 0,
     calibration: Calibration = PRIOR,
+    known: StageCosts | None = None,
 ) -> Estimate:
     """Latency, throughput and energy of one replica, with the constants that `calibration` corrects.
 
     With `answer_tokens` a token is one half-way through the answer, and `tokens_per_s` counts what prompts of other
-    requests take; without, it is what decoding alone reaches.
+    requests take; without, it is what decoding alone reaches. `known` remembers stages'
+    costs from other layouts.
     """
+    costs = StageCosts(spec, serving, links) if known is None else known
 
     def times(step: StepShape) -> PipelineTimes:
         return pipeline_times(
-            spec, layout, step=step, dtype=serving.dtype, links=links, quantisation=serving.quantisation
+            spec,
+            layout,
+            step=step,
+            dtype=serving.dtype,
+            links=links,
+            quantisation=serving.quantisation,
+            known=costs,
         ).corrected(calibration)
 
     num_stages = len(layout.stages)
@@ -733,15 +780,7 @@ def estimate_layout(
     work = saturated_round(num_stages, serving, times, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
     bottleneck = max(range(num_stages), key=lambda index: single.stages[index])
     slowest = layout.stages[bottleneck]
-    cost = stage_cost(
-        spec,
-        slowest.places,
-        slowest.units,
-        step=single_step,
-        dtype=serving.dtype,
-        links=links,
-        quantisation=serving.quantisation,
-    )
+    cost = costs.of(slowest, single_step)
     full = times(decode_step(math.ceil(work.sequences / work.micro_batches), single_step.context))
     cycle = cycle_s(full, work.micro_batches)
     energy = _energy_j(layout, full, serving, micro_batches=work.micro_batches, cycle=cycle)
