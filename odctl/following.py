@@ -39,14 +39,21 @@ class Presses:
 
 
 @contextmanager
-def ctrl_c() -> Iterator[Presses]:
-    """Ctrl-C, within, is a press and no exception. Afterwards it is what it was before."""
+def ctrl_c(*, and_sigterm: bool = False) -> Iterator[Presses]:
+    """Ctrl-C, within, is a press and no exception. Afterwards it is what it was before.
+
+    With `and_sigterm` that signal is a press, too: for a verb that must not leave behind what it has begun.
+    """
     presses = Presses()
     loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGINT)
     loop.add_signal_handler(signal.SIGINT, presses.press)
+    if and_sigterm:
+        loop.add_signal_handler(signal.SIGTERM, presses.press)
     try:
         yield presses
     finally:
+        if and_sigterm:
+            loop.remove_signal_handler(signal.SIGTERM)
         loop.remove_signal_handler(signal.SIGINT)
         if before is not None:
             signal.signal(signal.SIGINT, before)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import msgspec
 
-from agent.facts.cluster import LinkFacts
+from agent.facts.cluster import DeviceFacts, LinkFacts
 from agent.facts.model import DTYPE_BYTES, Dtype, ModelSpec, Quantisation
 from agent.planner.calibration import (
     PRIOR,
@@ -476,6 +476,41 @@ def prefill_step(serving: Serving, prompt_tokens: int, num_stages: int = 1, *, i
     return StepShape(rows=rows, sequences=1, context=max(1, prompt_tokens // 2), sampled=int(is_last))
 
 
+class StageCosts:
+    """`stage_cost` for one model and precision, remembered: a device costs what any of its kind costs."""
+
+    def __init__(self, spec: ModelSpec, serving: Serving, links: LinkTable) -> None:
+        self._spec = spec
+        self._serving = serving
+        self._links = links
+        self._known: dict[Hashable, StageCost] = {}
+        self._kinds: dict[DeviceFacts, int] = {}
+        self._kind_of: dict[DeviceFacts, int] = {}
+
+    def of(self, stage: StageLayout, step: StepShape) -> StageCost:
+        """Of a stage of these devices and shares, whatever its layers."""
+        hosts = () if len(stage.places) == 1 else tuple(place.host for place in stage.places)
+        key = (tuple(self.kind(place.device) for place in stage.places), hosts, stage.units, step)
+        if key not in self._known:
+            self._known[key] = stage_cost(
+                self._spec,
+                stage.places,
+                stage.units,
+                step=step,
+                dtype=self._serving.dtype,
+                links=self._links,
+                quantisation=self._serving.quantisation,
+            )
+        return self._known[key]
+
+    def kind(self, device: DeviceFacts) -> int:
+        """A number for devices that differ in nothing but their id."""
+        if device not in self._kind_of:
+            nameless = msgspec.structs.replace(device, id="")
+            self._kind_of[device] = self._kinds.setdefault(nameless, len(self._kinds))
+        return self._kind_of[device]
+
+
 # --- a whole replica ----------------------------------------------------------------------------------
 
 
@@ -521,6 +556,22 @@ class PipelineTimes(msgspec.Struct, frozen=True, kw_only=True):
     def slowest_s(self) -> float:
         return self.stages[self.slowest] + self.sends[self.slowest]
 
+    @property
+    def overlap(self) -> float:
+        """Of the way through all stages, what a further step takes behind another, before any correction.
+
+        As a share of all parts, not as those of the slowest stage: a correction that makes another stage the
+        slowest, or a link, then changes little about what runs tell of it.
+        """
+        slowest = self.parts_of(self.slowest_by_parts)
+        return sum(slowest.values()) / sum(self.parts.values())
+
+    @property
+    def slowest_by_parts(self) -> int:
+        """The same before any correction: runs are held against parts that no correction rearranges."""
+        busy = [sum(self.parts_of(index).values()) for index in range(len(self.stages))]
+        return max(range(len(busy)), key=lambda index: busy[index])
+
     def parts_of(self, stage: int) -> dict[str, float]:
         """What keeps one stage busy: its own parts, and of its hop those that it sends in."""
         share = self.sends[stage] / self.hops[stage] if stage < len(self.hops) else 0.0
@@ -536,11 +587,14 @@ def pipeline_times(
     dtype: Dtype,
     links: LinkTable,
     quantisation: Quantisation = "none",
+    known: StageCosts | None = None,
 ) -> PipelineTimes:
-    """Stage and hop times of one step of this shape."""
+    """Stage and hop times of one step of this shape; `known` remembers stages' costs from other layouts."""
     last = len(layout.stages) - 1
     costs = [
         stage_cost(spec, stage.places, stage.units, step=step, dtype=dtype, links=links, quantisation=quantisation)
+        if known is None
+        else known.of(stage, step)
         for stage in layout.stages
     ]
     ends = [
@@ -671,7 +725,9 @@ def saturated_round(
         tokens=sequences * answer_tokens,
         seconds=prompts_s + mixed.total_s - mixed.slowest_s + alone * cycle_s(decode, micro_batches),
         parts=sum_parts(
-            scale_parts(mixed.parts_of(mixed.slowest), num_chunks - 1), mixed.parts, scale_parts(cycle_parts, alone)
+            scale_parts(mixed.parts_of(mixed.slowest_by_parts), num_chunks - 1),
+            mixed.parts,
+            scale_parts(cycle_parts, alone),
         ),
         bubble=idle,
     )
@@ -679,9 +735,10 @@ def saturated_round(
 
 def _cycle_parts(times: PipelineTimes, micro_batches: int) -> dict[str, float]:
     """Of `cycle_s`: the round trip's, or those of the stage that serves all micro-batches one by one."""
-    if times.total_s >= micro_batches * times.slowest_s:
-        return times.parts
-    return scale_parts(times.parts_of(times.slowest), micro_batches)
+    slowest, whole = times.parts_of(times.slowest_by_parts), times.parts
+    if sum(whole.values()) >= micro_batches * sum(slowest.values()):
+        return whole
+    return scale_parts(slowest, micro_batches)
 
 
 def estimate_layout(
@@ -693,16 +750,25 @@ def estimate_layout(
     links: LinkTable,
     answer_tokens: int = 0,
     calibration: Calibration = PRIOR,
+    known: StageCosts | None = None,
 ) -> Estimate:
     """Latency, throughput and energy of one replica, with the constants that `calibration` corrects.
 
     With `answer_tokens` a token is one half-way through the answer, and `tokens_per_s` counts what prompts of other
-    requests take; without, it is what decoding alone reaches.
+    requests take; without, it is what decoding alone reaches. `known` remembers stages'
+    costs from other layouts.
     """
+    costs = StageCosts(spec, serving, links) if known is None else known
 
     def times(step: StepShape) -> PipelineTimes:
         return pipeline_times(
-            spec, layout, step=step, dtype=serving.dtype, links=links, quantisation=serving.quantisation
+            spec,
+            layout,
+            step=step,
+            dtype=serving.dtype,
+            links=links,
+            quantisation=serving.quantisation,
+            known=costs,
         ).corrected(calibration)
 
     num_stages = len(layout.stages)
@@ -714,15 +780,7 @@ def estimate_layout(
     work = saturated_round(num_stages, serving, times, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
     bottleneck = max(range(num_stages), key=lambda index: single.stages[index])
     slowest = layout.stages[bottleneck]
-    cost = stage_cost(
-        spec,
-        slowest.places,
-        slowest.units,
-        step=single_step,
-        dtype=serving.dtype,
-        links=links,
-        quantisation=serving.quantisation,
-    )
+    cost = costs.of(slowest, single_step)
     full = times(decode_step(math.ceil(work.sequences / work.micro_batches), single_step.context))
     cycle = cycle_s(full, work.micro_batches)
     energy = _energy_j(layout, full, serving, micro_batches=work.micro_batches, cycle=cycle)
@@ -740,7 +798,7 @@ def estimate_layout(
         bubble=work.bubble,
         bottleneck=bottleneck,
         limit=cost.limit,
-        ttft_parts=sum_parts(scale_parts(earlier.parts_of(earlier.slowest), chunks - 1), prefill.parts),
+        ttft_parts=sum_parts(scale_parts(earlier.parts, (chunks - 1) * earlier.overlap), prefill.parts),
         time_per_token_parts=single.parts,
         round_parts=work.parts,
         round_tokens=work.tokens,

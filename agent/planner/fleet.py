@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from agent.errors import FleetError
+from agent.facts.cluster import DeviceFacts
 from agent.planner.bound import Curve, counting_bound
 from agent.planner.cost import decode_step, stage_cost
 from agent.planner.layout import Layout, Place, StageLayout, cut_shares
@@ -33,6 +34,8 @@ TRIED_COUNTS = 4
 BISECTIONS = 48
 ACROSS = -1
 """The domain of a group whose devices are of several."""
+NOWHERE = -2
+"""The domain of devices that may not be used: their host lacks the label that names domains."""
 
 Signature = tuple[int, ...]
 Share = tuple[tuple[int, ...], tuple[int, ...], float]
@@ -55,6 +58,10 @@ class Fleet:
     cap_only: Ints
     num_layers: int
     num_kv_heads: int
+    most_places: int | None = None
+    """Most devices of one group."""
+    is_confined: bool = False
+    """Whether groups may not stand in several domains."""
 
 
 class FleetGroup(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,19 +89,11 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True):
 def fleet_of(problem: Problem) -> Fleet:
     """A problem's devices by domain and kind, with what a stage on each takes and holds."""
     places = problem.places
-    kinds: dict[tuple[object, ...], int] = {}
+    kinds: dict[DeviceFacts, int] = {}
     samples: list[Place] = []
     kind = np.empty(len(places), dtype=np.int64)
     for index, place in enumerate(places):
-        device = place.device
-        key = (
-            device.kind,
-            device.name,
-            device.usable_bytes,
-            device.cores,
-            device.read_bytes_per_s,
-            device.flops_per_s,
-        )
+        key = msgspec.structs.replace(place.device, id="")
         if key not in kinds:
             kinds[key] = len(samples)
             samples.append(place)
@@ -127,6 +126,8 @@ def fleet_of(problem: Problem) -> Fleet:
         cap_only=caps[:, 3],
         num_layers=problem.spec.num_layers,
         num_kv_heads=problem.spec.num_kv_heads,
+        most_places=problem.request.max_hosts,
+        is_confined=bool(problem.request.domain or problem.request.spread),
     )
 
 
@@ -134,8 +135,10 @@ def plan_fleet(fleet: Fleet, *, known: dict[Signature, tuple[Share, ...]] | None
     """As many tokens per second as copies over the fleet give, domain by domain, leftovers across them."""
     remembered = dict(known or {})
     members = _members(fleet, range(len(fleet.places)), lost=frozenset())
+    members.pop(NOWHERE, None)
     groups = _grouped(fleet, members, remembered)
-    groups += _across(fleet, groups, lost=frozenset(), known=remembered)
+    if not fleet.is_confined:
+        groups += _across(fleet, groups, lost=frozenset(), known=remembered)
     return FleetPlan(groups=tuple(groups), known=remembered)
 
 
@@ -153,7 +156,7 @@ def without_host(fleet: Fleet, plan: FleetPlan, host: str) -> FleetPlan:
     known = dict(plan.known)
     affected = np.flatnonzero(np.isin(fleet.domain, list(touched))).tolist()
     own = _grouped(fleet, _members(fleet, affected, lost=lost), known)
-    again = _across(fleet, [*kept, *own], lost=lost, known=known)
+    again = [] if fleet.is_confined else _across(fleet, [*kept, *own], lost=lost, known=known)
     return FleetPlan(groups=(*kept, *own, *again), known=known, lost=lost)
 
 
@@ -264,10 +267,17 @@ def _deals(fleet: Fleet, signature: Signature) -> list[list[list[int]]]:
     rest = [kind for kind, count in enumerate(signature) for _ in range(count) if not _holds_all(fleet, kind)]
     caps = fleet.cap_middle.tolist()
     rest = sorted((kind for kind in rest if caps[kind] > 0), key=lambda kind: (-caps[kind], kind))
-    most = sum(caps[kind] for kind in rest) // fleet.num_layers
-    if most == 0:
-        return [alone]
-    return [[*alone, *_dealt(rest, caps, count)] for count in range(max(1, most - TRIED_COUNTS + 1), most + 1)]
+    pools = [rest]
+    if fleet.most_places is not None:
+        # Of devices that hold their part each, any few are a group; with smaller ones, only some few.
+        pools.append([kind for kind in rest if caps[kind] * fleet.most_places >= fleet.num_layers])
+    deals = [alone]
+    for pool in pools:
+        most = sum(caps[kind] for kind in pool) // fleet.num_layers
+        for count in range(max(1, most - TRIED_COUNTS + 1), most + 1):
+            hands = (hand[: fleet.most_places] for hand in _dealt(pool, caps, count))
+            deals.append([*alone, *hands])
+    return deals
 
 
 def _dealt(kinds: Sequence[int], caps: Sequence[int], count: int) -> list[list[int]]:
@@ -379,13 +389,22 @@ def _caps(problem: Problem, place: Place) -> tuple[int, int, int, int]:
 
 
 def _domains(problem: Problem) -> Ints:
-    """The number of each place's domain: by labels where hosts have them, else so many hosts in their order."""
+    """The number of each place's domain.
+
+    By the labels that a request names, `NOWHERE` for hosts without them; else by those that tell where hosts stand,
+    or so many hosts in their order.
+    """
+    request = problem.request
+    named = [label for label in (request.spread, request.domain) if label]
     number: dict[object, int] = {}
     of_host: dict[str, int] = {}
     unlabelled = 0
-    for host in problem.request.facts.hosts:
-        stands = domain_of(host.labels)
+    for host in request.facts.hosts:
+        stands = tuple(host.labels.get(label, "") for label in named) if named else domain_of(host.labels)
         domain: object = stands
+        if named and not all(stands):
+            of_host[host.name] = NOWHERE
+            continue
         if not any(stands):
             domain = unlabelled // DOMAIN_HOSTS
             unlabelled += 1

@@ -5,13 +5,15 @@ Bars use eighths of a block where they end. `█` weights, `▓` KV cache, `▒`
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from agent.planner.carriers import stage_carriers
 from agent.planner.compare import imbalance, shape_words
+from agent.planner.explain import Section
 from agent.planner.plan import Plan, Predicted, Range, RankPlace, ShardBytes, draft_places, rank_places
 from agent.planner.words import bytes_words, list_words, rate_interval_words, seconds_interval_words, seconds_words
 
@@ -143,6 +145,16 @@ def draft_lines(plan: Plan) -> list[str]:
         return []
     where = list_words([f"{place.shard.host}/{place.shard.device}" for place in draft_places(plan)])
     return [f"draft  {plan.draft.name}, {bytes_words(plan.draft.weight_bytes)} of weights on {where}"]
+
+
+def section_lines(sections: Iterable[Section], *, width: int) -> list[str]:
+    """Sections of an explanation: a title a line, its sentences below, wrapped."""
+    lines: list[str] = []
+    for section in sections:
+        lines += ["", section.title]
+        for sentence in section.lines:
+            lines += textwrap.wrap(sentence, width, initial_indent="  ", subsequent_indent="    ")
+    return lines[1:]
 
 
 def predicted_lines(plan: Plan) -> list[str]:

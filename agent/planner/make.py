@@ -5,27 +5,30 @@ Deterministic: no clock, no environment, no randomness beyond the request; equal
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Mapping
+
 import msgspec
 
 from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
 from agent.planner.adaptive import STRATEGIES
-from agent.planner.advise import advise, choose_layout
+from agent.planner.advise import advise
 from agent.planner.calibration import Calibration
-from agent.planner.cost import Estimate, estimate_layout
-from agent.planner.hybrid import HybridStrategy
+from agent.planner.cost import estimate_layout
+from agent.planner.explain import Section, explain_plan
 from agent.planner.layout import Layout, Place, StageLayout, cut_shares, layouts_of_plan
 from agent.planner.memory import stage_bytes
-from agent.planner.plan import DraftRef, Learning, ObjectiveKind, Plan, Replica, Shard, Stage
+from agent.planner.plan import DraftRef, Learning, Plan, Replica, Shard, ShardBytes, Stage
 from agent.planner.predict import predict_layouts, rounded
 from agent.planner.problem import (
     PlanRequest,
     Problem,
-    Strategy,
     allowed_places,
     make_problem,
 )
+from agent.planner.propose import propose_layouts
+from agent.planner.replicas import choose_replicas, is_large
 from agent.planner.shards import shard_weight_bytes, whole_extent
 from agent.planner.shortage import does_not_fit
 from agent.planner.staleness import facts_digest
@@ -52,7 +55,8 @@ def make_plan(request: PlanRequest) -> Plan:
     if chosen is None:
         raise _what_binds(problem) or does_not_fit(problem, propose_layouts)
     layouts = [layout for layout, _ in chosen]
-    advice = advise(problem, propose_layouts(problem)) if request.lessons else None
+    is_advised = bool(request.lessons) and not is_large(problem)
+    advice = advise(problem, propose_layouts(problem)) if is_advised else None
     plan = _build_plan(problem, layouts, why=explain(problem, chosen, propose_layouts, advice=advice))
     if request.is_recorded and (advice is None or advice.choice.propensity == 1):
         return plan
@@ -103,79 +107,58 @@ def lay_out_plan(
     return msgspec.structs.replace(_build_plan(problem, layouts, why=plan.why), learning=plan.learning)
 
 
-def propose_layouts(problem: Problem) -> list[Layout]:
-    """Feasible layouts of the request's strategy, deduplicated."""
-    layouts = [layout for strategy in _strategies(problem) for layout in strategy.propose(problem)]
-    kind, request = problem.request.objective.strategy, problem.request
-    if kind == "tensor" and problem.is_forced:
-        layouts = [layout for layout in layouts if min(layout.tensor_parallel_sizes) > 1]
-    num_stages = len(request.tensor_parallel_sizes) or request.stages
-    if num_stages is not None:
-        layouts = [layout for layout in layouts if len(layout.stages) == num_stages]
-    return list(dict.fromkeys(layouts))
+def explain_made(
+    plan: Plan,
+    request: PlanRequest,
+    *,
+    now_s: float | None = None,
+    absent: Mapping[str, str] | None = None,
+) -> tuple[Section, ...]:
+    """A plan at length, against the request that it answers; `absent` says why hosts are not in its facts.
 
-
-def choose_replicas(problem: Problem) -> list[tuple[Layout, Estimate]] | None:
-    """A layout per replica on devices of its own; None when they do not fit.
-
-    Replicas take the best that is left one after another; when that starves a later one, devices are dealt out by
-    memory first.
+    Raises FleetError E106 when a device of the plan is gone.
     """
-    count = problem.request.replicas
-    if problem.request.spread:
-        return _choose_each([problem.varied(places=places) for places in _deal_domains(problem, count)])
-    left, chosen = problem, []
-    for _ in range(count):
-        best = choose_layout(left, _candidates(left))
-        if best is None:
-            break
-        chosen.append(best)
-        used = set(best[0].places)
-        left = left.varied(places=tuple(place for place in left.places if place not in used))
-    if len(chosen) == count:
-        return chosen
-    if count == 1:
-        return None
-    return _choose_each([problem.varied(places=places) for places in _deal_places(problem, count)])
+    problem = make_problem(msgspec.structs.replace(request, serving=plan.serving))
+    layouts = layouts_of_plan(plan, request.facts)
+    allowed = {place.name: place for place in problem.places}
+    missing = tuple(
+        place
+        for place in dict.fromkeys(place for layout in layouts for place in layout.places)
+        if place.name not in allowed
+    )
+    if missing:
+        problem = problem.varied(places=(*problem.places, *missing))
+    reserved = [_with_places(layout, allowed) for layout in layouts]
+    return explain_plan(problem, reserved, now_s=now_s, absent=absent)
 
 
-def _choose_each(dealt: list[Problem]) -> list[tuple[Layout, Estimate]] | None:
-    found = [choose_layout(share, _candidates(share)) for share in dealt if share.places]
-    best = [each for each in found if each is not None]
-    return best if len(best) == len(dealt) else None
+def request_of(plan: Plan, spec: ModelSpec, facts: ClusterFacts, *, draft: ModelSpec | None = None) -> PlanRequest:
+    """What a plan file tells of the request that it answered; its constraints are not in it."""
+    strategy = plan.objective.strategy if plan.objective.strategy in STRATEGIES else "adaptive"
+    return PlanRequest(
+        name=plan.name,
+        model=plan.model,
+        spec=spec,
+        facts=facts,
+        objective=msgspec.structs.replace(plan.objective, strategy=strategy),
+        serving=plan.serving,
+        healing=plan.healing,
+        replicas=len(plan.replicas),
+        controllers=plan.controllers,
+        prompt_tokens=plan.predicted.prompt_tokens,
+        answer_tokens=plan.predicted.answer_tokens or None,
+        draft=plan.draft,
+        draft_spec=draft,
+    )
 
 
-def _candidates(problem: Problem) -> list[Layout]:
-    """Layouts for the objective; for each SLO also those of the objective that it is about, and with pinned hosts.
-
-    Pinned hosts are all used where they alone are planned with; others join them, largest first, until it fits.
-    """
-    request = problem.request
-    layouts = propose_layouts(problem)
-    slos: list[tuple[float | None, ObjectiveKind]] = [
-        (request.max_ttft_s, "ttft"),
-        (request.max_time_per_token_s, "latency"),
-    ]
-    for bound, kind in slos:
-        if bound is not None:
-            objective = msgspec.structs.replace(request.objective, kind=kind)
-            layouts += propose_layouts(
-                problem.varied(request=msgspec.structs.replace(request, objective=objective))
-            )
-    if request.pinned:
-        memory: dict[str, int] = {}
-        for place in problem.places:
-            memory[place.host] = memory.get(place.host, 0) + place.device.usable_bytes
-        others = sorted(set(memory) - set(request.pinned), key=lambda host: (-memory[host], host))
-        for count in range(len(others) + 1):
-            hosts = {*request.pinned, *others[:count]}
-            all_of_them = msgspec.structs.replace(request, min_hosts=len(hosts))
-            places = tuple(place for place in problem.places if place.host in hosts)
-            found = propose_layouts(problem.varied(request=all_of_them, places=places))
-            layouts += found
-            if found or len(hosts) >= (request.max_hosts or len(memory)):
-                break
-    return list(dict.fromkeys(layouts))
+def _with_places(layout: Layout, places: dict[str, Place]) -> Layout:
+    """The same with devices as the request leaves them, what is reserved taken off."""
+    stages = tuple(
+        msgspec.structs.replace(stage, places=tuple(places.get(place.name, place) for place in stage.places))
+        for stage in layout.stages
+    )
+    return Layout(stages=stages)
 
 
 def _what_binds(problem: Problem) -> FleetError | None:
@@ -192,6 +175,8 @@ def _what_binds(problem: Problem) -> FleetError | None:
         ways.append((f"{list_words(request.pinned)} pinned", replace(request, pinned=())))
     if request.spread:
         ways.append((f"replicas spread over `{request.spread}`", replace(request, spread="")))
+    if request.domain:
+        ways.append((f"replicas within values of `{request.domain}`", replace(request, domain="")))
     if request.max_hosts is not None:
         ways.append((f"at most {request.max_hosts} hosts", replace(request, max_hosts=None)))
     binding = []
@@ -204,7 +189,9 @@ def _what_binds(problem: Problem) -> FleetError | None:
                 f"{seconds_words(estimate.time_per_token_s)} per token, {len(chosen[0][0].hosts)} hosts)"
             )
     if not binding and len(ways) > 1:
-        free = replace(request, max_ttft_s=None, max_time_per_token_s=None, pinned=(), spread="", max_hosts=None)
+        free = replace(
+            request, max_ttft_s=None, max_time_per_token_s=None, pinned=(), spread="", domain="", max_hosts=None
+        )
         if choose_replicas(problem.varied(request=free)) is not None:
             binding.append("together " + ", ".join(words for words, _ in ways))
     if not binding:
@@ -214,39 +201,6 @@ def _what_binds(problem: Problem) -> FleetError | None:
         f"no layout of {problem.spec.name} on {len(problem.places)} devices keeps " + "; nor ".join(binding),
         hint="relax what is named, or add faster hosts",
     )
-
-
-def _strategies(problem: Problem) -> tuple[Strategy, ...]:
-    request = problem.request
-    kind = request.objective.strategy
-    if kind == "manual":
-        raise FleetError("E106", "a manual plan is written by hand, not planned", hint="choose another --strategy")
-    if kind == "tensor" and max(request.stages or 1, len(request.tensor_parallel_sizes)) > 1:
-        return (HybridStrategy(),)
-    return (STRATEGIES[kind](),)
-
-
-def _deal_places(problem: Problem, count: int) -> list[tuple[Place, ...]]:
-    """Hosts' devices dealt into `count` hands, largest first to the hand with the least memory."""
-    hands: list[list[Place]] = [[] for _ in range(count)]
-    for place in sorted(problem.places, key=lambda place: (-place.device.usable_bytes, place.name)):
-        min(hands, key=lambda hand: sum(other.device.usable_bytes for other in hand)).append(place)
-    return [tuple(place for place in problem.places if place in hand) for hand in hands]
-
-
-def _deal_domains(problem: Problem, count: int) -> list[tuple[Place, ...]]:
-    """Whole fault domains dealt into `count` hands, largest first to the hand with the least memory."""
-    label = problem.request.spread
-    domain = {host.name: host.labels.get(label, "") for host in problem.request.facts.hosts}
-    by_domain: dict[str, list[Place]] = {}
-    for place in problem.places:
-        if domain[place.host]:
-            by_domain.setdefault(domain[place.host], []).append(place)
-    memory = {name: sum(place.device.usable_bytes for place in places) for name, places in by_domain.items()}
-    hands: list[list[str]] = [[] for _ in range(count)]
-    for name in sorted(by_domain, key=lambda name: (-memory[name], name)):
-        min(hands, key=lambda hand: sum(memory[other] for other in hand)).append(name)
-    return [tuple(place for place in problem.places if domain[place.host] in hand) for hand in hands]
 
 
 def _with_longest_context(problem: Problem) -> Problem:
@@ -276,7 +230,7 @@ def _build_plan(problem: Problem, layouts: list[Layout], *, why: tuple[str, ...]
         name=request.name,
         model=request.model,
         objective=request.objective,
-        replicas=tuple(_replica(problem, layout) for layout in layouts),
+        replicas=_replicas(problem, layouts),
         serving=problem.serving,
         controllers=controllers,
         predicted=predict_layouts(
@@ -288,6 +242,7 @@ def _build_plan(problem: Problem, layouts: list[Layout], *, why: tuple[str, ...]
             gateway=problem.serving.gateway or controllers[0],
             prompt_tokens=problem.prompt_tokens,
             answer_tokens=problem.answer_tokens,
+            known=problem.estimates,
         ),
         healing=request.healing,
         draft=_draft(problem, layouts),
@@ -335,11 +290,27 @@ def _draft(problem: Problem, layouts: list[Layout]) -> DraftRef | None:
     )
 
 
-def _replica(problem: Problem, layout: Layout) -> Replica:
-    spec, serving = problem.spec, problem.serving
+def _replicas(problem: Problem, layouts: list[Layout]) -> tuple[Replica, ...]:
+    """Every byte counted, of stages that hold the same kinds of layers on the same kinds of devices once."""
+    spec = problem.spec
+    known: dict[Hashable, tuple[ShardBytes, ...]] = {}
+
+    def bytes_of(stage: StageLayout) -> tuple[ShardBytes, ...]:
+        first, end = stage.layers
+        num_sparse = sum(map(spec.is_sparse, range(first, end)))
+        kinds = tuple(place.device.kind for place in stage.places)
+        key = (end - first, num_sparse, first == 0, end == spec.num_layers, stage.units, kinds)
+        if key not in known:
+            known[key] = stage_bytes(spec, stage, problem.serving, problem.draft)
+        return known[key]
+
+    return tuple(_replica(spec, layout, bytes_of) for layout in layouts)
+
+
+def _replica(spec: ModelSpec, layout: Layout, bytes_of: Callable[[StageLayout], tuple[ShardBytes, ...]]) -> Replica:
     stages = []
     for stage in layout.stages:
-        held_bytes = stage_bytes(spec, stage, serving, problem.draft)
+        held_bytes = bytes_of(stage)
         ranks = zip(stage.places, cut_shares(spec, stage.units), held_bytes, strict=True)
         shards = tuple(
             Shard(

@@ -11,13 +11,14 @@ import dataclasses
 import math
 import random
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import msgspec
 import numpy as np
 
 from agent.planner.cost import transfer_s
 from agent.planner.problem import Problem
-from agent.planner.split import OptionTable
+from agent.planner.split import OptionTable, least_values
 
 DOMAIN_LABELS = ("region", "zone", "site", "rack")
 """Labels of a host that tell where it stands, from the widest domain to the narrowest."""
@@ -47,13 +48,15 @@ class OrderSearch(msgspec.Struct, frozen=True, kw_only=True):
 
 def search_order(
     starts: Sequence[Order],
-    value_of: Callable[[Order], float],
+    values_of: Callable[[Sequence[Order]], Sequence[float]],
     *,
     seed: int,
     max_valued: int,
     rounds: int = 2,
 ) -> OrderSearch:
     """Search for the order of least value, from given ones and random ones; at most `max_valued` are valued.
+
+    Values are asked for a generation at a time, which a caller may compute together.
 
     The best value never gets worse from one generation to the next. A round ends when it is stale, and the next one
     begins with other random orders: where many orders are equal, as with the slowest stage, one may end early.
@@ -64,13 +67,11 @@ def search_order(
     known: dict[Order, float] = {}
 
     def ranked(orders: Sequence[Order]) -> list[Order]:
-        valued = []
-        for order in dict.fromkeys(orders):
-            if order not in known and len(known) < max_valued:
-                known[order] = value_of(order)
-            if order in known:
-                valued.append(order)
-        return sorted(valued, key=lambda order: (known[order], order))
+        unique = list(dict.fromkeys(orders))
+        new = [order for order in unique if order not in known][: max_valued - len(known)]
+        if new:
+            known.update(zip(new, values_of(new), strict=True))
+        return sorted((order for order in unique if order in known), key=lambda order: (known[order], order))
 
     def drawn(count: int) -> list[Order]:
         return [tuple(rng.sample(range(size), size)) for _ in range(count)]
@@ -121,6 +122,29 @@ def reordered(table: OptionTable, order: Sequence[int]) -> OptionTable:
     moved["end"] = moved["end"] + shift[index]
     moved["first_host"] = moved["last_host"] = position[table.first_host[index]]
     return OptionTable(**moved, hop_s=table.hop_s[np.ix_(index, index)])
+
+
+def values_in_orders(
+    table: OptionTable, orders: Sequence[Order], num_layers: int, *, minimise: Literal["sum", "max"]
+) -> list[float]:
+    """The least value of a split without limits in each of these orders of hosts. No option spans hosts."""
+    num_hosts = len(orders[0])
+    rows = [np.flatnonzero(table.first_host == host) for host in range(num_hosts)]
+    first = [int(table.start[own].min()) for own in rows]
+    sizes = np.array([int(table.end[own].max()) + 1 - begin for own, begin in zip(rows, first, strict=True)])
+    index = np.array([np.concatenate([rows[host] for host in order]) for order in orders])
+    # Where each host begins in an order, as a shift of its options' positions.
+    hosts = np.array(orders)
+    begins = np.zeros_like(hosts)
+    begins[:, 1:] = np.cumsum(sizes[hosts], axis=1)[:, :-1]
+    shift = np.empty_like(hosts)
+    np.put_along_axis(shift, hosts, begins, axis=1)
+    shift -= np.array(first)
+    moved = np.take_along_axis(shift, table.first_host[index], axis=1)
+    values = least_values(
+        table, index, table.start[index] + moved, table.end[index] + moved, num_layers, minimise=minimise
+    )
+    return [float(value) for value in values]
 
 
 def domain_of(labels: dict[str, str]) -> tuple[str, ...]:

@@ -9,9 +9,9 @@ import msgspec
 from agent.planner.adaptive import shape_of
 from agent.planner.cost import Estimate
 from agent.planner.layout import Layout
-from agent.planner.make import propose_layouts
 from agent.planner.plan import ObjectiveKind
 from agent.planner.problem import PlanRequest, Problem, is_allowed, make_problem
+from agent.planner.propose import propose_layouts
 
 MAX_CHOICES = 12
 """Most layouts that are told; those best at an objective always are."""

@@ -18,7 +18,7 @@ from agent.facts.model import DTYPE_BYTES
 from agent.planner.carriers import carrier_of
 from agent.planner.cost import StageCost, StepShape, decode_step, message_s, prefill_step, stage_cost
 from agent.planner.layout import Layout, Place, StageLayout, cut_shares
-from agent.planner.order import nearest_neighbours, reordered, search_order
+from agent.planner.order import nearest_neighbours, reordered, search_order, values_in_orders
 from agent.planner.problem import Problem
 from agent.planner.rates import DISTINCT_HOSTS, SAME_HOST_CPU, SAME_HOST_CUDA, rates_of
 from agent.planner.split import Floats, Ints, Minimise, OptionTable, Split, SplitLimits, split_layers
@@ -218,11 +218,16 @@ def _searched_order(
     key = (columns, tuple(starts), minimise, limits, num_layers, seed, max_valued)
     if key not in problem.searches:
 
-        def value_of(order: tuple[int, ...]) -> float:
-            split = split_layers(reordered(table, order), num_layers, minimise=minimise, limits=limits)
-            return math.inf if split is None else split.value
+        def values_of(orders: Sequence[tuple[int, ...]]) -> list[float]:
+            if limits == SplitLimits() and minimise != "squares":
+                return values_in_orders(table, orders, num_layers, minimise=minimise)
+            splits = (
+                split_layers(reordered(table, order), num_layers, minimise=minimise, limits=limits)
+                for order in orders
+            )
+            return [math.inf if split is None else split.value for split in splits]
 
-        problem.searches[key] = search_order(starts, value_of, seed=seed, max_valued=max_valued).order
+        problem.searches[key] = search_order(starts, values_of, seed=seed, max_valued=max_valued).order
     return problem.searches[key]
 
 

@@ -5,7 +5,7 @@ Ranges are half-open, `[first, end)`. Bytes are exact: what `planner.memory` com
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -15,6 +15,15 @@ from agent.planner.interval import Interval
 Range = tuple[int, int]
 ObjectiveKind = Literal["latency", "ttft", "throughput", "context", "energy"]
 StrategyKind = Literal["pipeline", "tensor", "hybrid", "adaptive", "manual"]
+"""Those that are ours; plugins bring others."""
+StrategyName = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[a-z][a-z0-9_-]{0,62}$",
+        extra={"form": "a strategy's name: a lower-case letter, then letters, digits, `_` and `-`"},
+    ),
+]
+"""What a plan records. Who reads the plan need not have the plugin: a layout is a layout."""
 SpeculationKind = Literal["none", "prompt_lookup", "draft_model"]
 PLAN_VERSION = 1
 BLOCK_TOKENS = 16
@@ -96,7 +105,7 @@ class DraftRef(ModelRef, frozen=True, kw_only=True):
 
 class Objective(msgspec.Struct, frozen=True, kw_only=True):
     kind: ObjectiveKind = "latency"
-    strategy: StrategyKind = "adaptive"
+    strategy: StrategyName = "adaptive"
 
 
 class Serving(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
 from agent.planner.calibration import Calibration, predict_interval, predict_rate_interval
-from agent.planner.cost import estimate_layout
+from agent.planner.estimates import Estimates
 from agent.planner.evidence import calibrate, gateway_way_s, model_key, time_per_token_parts, ttft_parts
+from agent.planner.interval import Interval
 from agent.planner.layout import Layout, layouts_of_plan
 from agent.planner.plan import Plan, Predicted, Serving
 from agent.planner.rates import LinkTable
@@ -44,37 +45,40 @@ def predict_layouts(
     gateway: str,
     prompt_tokens: int,
     answer_tokens: int,
+    known: Estimates | None = None,
 ) -> Predicted:
     """Estimates of all replicas as one: latencies of the slowest, throughput of all together.
 
+    `known` has estimates of these already, made with the same arguments.
+
     Each step also crosses from the gateway to the first stage and back from the last, as a message without weight.
     """
-    estimates = [
-        estimate_layout(
+    if known is None:
+        known = Estimates(
             spec,
-            layout,
             serving,
             prompt_tokens=prompt_tokens,
             answer_tokens=answer_tokens,
             links=links,
             calibration=calibration,
         )
-        for layout in layouts
-    ]
+    estimates = [known.of(layout) for layout in layouts]
     ways = [gateway_way_s(layout, links, gateway=gateway) for layout in layouts]
     slowest = max(range(len(layouts)), key=lambda index: estimates[index].time_per_token_s)
     estimate = estimates[slowest]
     stage = layouts[slowest].stages[estimate.bottleneck]
     model = model_key(spec, serving)
-    firsts = [
-        predict_interval(ttft_parts(e, way_s=way), calibration, model=model)
-        for e, way in zip(estimates, ways, strict=True)
-    ]
-    nexts = [
-        predict_interval(time_per_token_parts(e, way_s=way), calibration, model=model)
-        for e, way in zip(estimates, ways, strict=True)
-    ]
-    rates = [predict_rate_interval(e.round_tokens, e.round_parts, calibration, model=model) for e in estimates]
+    intervals: dict[tuple[int, float], tuple[Interval, Interval, Interval]] = {}
+    for each, way in zip(estimates, ways, strict=True):
+        # Layouts of one shape have the very same estimate.
+        if (id(each), way) not in intervals:
+            intervals[id(each), way] = (
+                predict_interval(ttft_parts(each, way_s=way), calibration, model=model),
+                predict_interval(time_per_token_parts(each, way_s=way), calibration, model=model),
+                predict_rate_interval(each.round_tokens, each.round_parts, calibration, model=model),
+            )
+    found = [intervals[id(each), way] for each, way in zip(estimates, ways, strict=True)]
+    firsts, nexts, rates = zip(*found, strict=True)
     first, following = (max(each, key=lambda interval: interval.expected) for each in (firsts, nexts))
     return Predicted(
         prompt_tokens=prompt_tokens,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Hashable
 from functools import cached_property
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -13,7 +13,8 @@ from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
 from agent.planner.calibration import PRIOR, Calibration, link_factors
-from agent.planner.cost import Estimate, estimate_layout
+from agent.planner.cost import Estimate
+from agent.planner.estimates import Estimates
 from agent.planner.evidence import calibrate
 from agent.planner.layout import Layout, Place
 from agent.planner.learning.records import Lesson
@@ -24,6 +25,9 @@ from agent.planner.rates import LinkTable, corrected_links
 
 DEFAULT_PROMPT_TOKENS = 512
 DEFAULT_ANSWER_TOKENS = 128
+MAX_NEAREST = 3
+MAX_LISTED = 12
+"""Names that a hint lists."""
 
 
 class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,16 +52,19 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     tensor_parallel_sizes: tuple[int, ...] = ()
     min_hosts: int = 1
     max_hosts: int | None = None
-    replicas: int = 1
+    replicas: int | Literal["max"] = 1
+    """Copies of the model; `max`: as many as fit, or for throughput as many as serve the most tokens per second."""
     controllers: tuple[str, ...] = ()
     pinned: tuple[str, ...] = ()
-    """Hosts that must have a rank."""
+    """Hosts, or `host/device` names, that must have a rank."""
     excluded: tuple[str, ...] = ()
-    """`host/device` names that must have none."""
+    """Hosts, or `host/device` names, that must have none."""
     reserved_bytes: dict[str, int] = {}
     """Memory left alone, by `host/device`."""
     spread: str = ""
     """Label of hosts: no two replicas stand on hosts of the same value, a fault domain."""
+    domain: str = ""
+    """Label of hosts: no replica stands on hosts of two values, and none on hosts without it."""
     max_ttft_s: float | None = None
     max_time_per_token_s: float | None = None
     """SLOs: what a layout is estimated to take at `prompt_tokens` of prompt; a plan above them is refused."""
@@ -75,6 +82,8 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Whether what the plan will be measured to do is kept to learn from."""
     may_explore: bool = False
     """Whether it may take a plan that is expected to be a little worse, to learn more."""
+    plugins: tuple[Strategy, ...] = ()
+    """Strategies beside ours: asked for by name, or competing where the strategy is `adaptive`."""
 
 
 class Problem:
@@ -137,6 +146,17 @@ class Problem:
         return max(1, min(DEFAULT_ANSWER_TOKENS, self.serving.context - self.prompt_tokens))
 
     @cached_property
+    def estimates(self) -> Estimates:
+        return Estimates(
+            self.spec,
+            self.serving,
+            prompt_tokens=self.prompt_tokens,
+            answer_tokens=self.answer_tokens,
+            links=self.plain_links,
+            calibration=self.calibration,
+        )
+
+    @cached_property
     def is_forced(self) -> bool:
         """A strategy that splits is asked for by name, and there is something to split over."""
         return self.request.objective.strategy in {"pipeline", "tensor", "hybrid"} and len(self.places) > 1
@@ -149,15 +169,7 @@ class Problem:
         return self.sizes.layout_fits(layout, usable)
 
     def estimate(self, layout: Layout) -> Estimate:
-        return estimate_layout(
-            self.spec,
-            layout,
-            self.serving,
-            prompt_tokens=self.prompt_tokens,
-            answer_tokens=self.answer_tokens,
-            links=self.plain_links,
-            calibration=self.calibration,
-        )
+        return self.estimates.of(layout)
 
     def varied(
         self,
@@ -169,7 +181,7 @@ class Problem:
         is_probe: bool | None = None,
     ) -> Problem:
         """The same problem but for what is given."""
-        return Problem(
+        varied = Problem(
             request or self.request,
             self.places if places is None else places,
             serving or self.serving,
@@ -179,6 +191,16 @@ class Problem:
             calibration=self.calibration,
             lessons=self.lessons,
         )
+        before = self.request
+        if serving is None and (request is None or _is_estimated_alike(request, before)):
+            varied.estimates = self.estimates
+        return varied
+
+
+def _is_estimated_alike(one: PlanRequest, other: PlanRequest) -> bool:
+    """Whether layouts of two requests have the same estimates."""
+    asked = (one.spec, one.prompt_tokens, one.answer_tokens)
+    return asked == (other.spec, other.prompt_tokens, other.answer_tokens) and one.facts is other.facts
 
 
 class Strategy(Protocol):
@@ -205,7 +227,7 @@ def objective_value(problem: Problem, estimate: Estimate) -> float:
 def is_allowed(request: PlanRequest, layout: Layout, estimate: Estimate) -> bool:
     """True when a layout has the pinned hosts and is estimated to keep the SLOs."""
     return (
-        set(request.pinned) <= set(layout.hosts)
+        set(request.pinned) <= {*layout.hosts, *(place.name for place in layout.places)}
         and (request.max_ttft_s is None or estimate.ttft_s <= request.max_ttft_s)
         and (request.max_time_per_token_s is None or estimate.time_per_token_s <= request.max_time_per_token_s)
     )
@@ -237,18 +259,12 @@ def make_problem(request: PlanRequest, *, calibration: Calibration | None = None
     """
     spec = request.spec
     known = {host.name for host in request.facts.hosts}
-    for kind, names in (("host", request.hosts), ("controller", request.controllers), ("host", request.pinned)):
+    for kind, names in (("host", request.hosts), ("controller", request.controllers)):
         for name in names:
             if name not in known:
-                raise FleetError("E106", f"no {kind} `{name}` in the cluster", hint=_near(name, known))
+                raise FleetError("E106", f"no {kind} `{name}` in the cluster", hint=near(name, known))
     places = _selected_places(request)
-    for name in request.pinned:
-        if name not in {place.host for place in places}:
-            raise FleetError(
-                "E107",
-                f"host `{name}` is pinned, but none of its devices may be used",
-                hint="drop --pin or select it",
-            )
+    _check_pinned(request, places)
     if not places:
         raise FleetError("E602", "no device is left to plan with", hint="select more hosts, or run `odctl status`")
     serving = request.serving
@@ -278,6 +294,31 @@ def make_problem(request: PlanRequest, *, calibration: Calibration | None = None
     return Problem(request, places, serving, calibration=calibration, lessons=lessons)
 
 
+def pinned_hosts(request: PlanRequest) -> frozenset[str]:
+    """Hosts that must have a rank, or of which a device must."""
+    return frozenset(name.partition("/")[0] for name in request.pinned)
+
+
+def _check_pinned(request: PlanRequest, places: tuple[Place, ...]) -> None:
+    hosts = {host.name for host in request.facts.hosts}
+    devices = {f"{host.name}/{device.id}" for host in request.facts.hosts for device in host.devices}
+    for name in request.pinned:
+        if name in hosts:
+            if name not in {place.host for place in places}:
+                raise FleetError(
+                    "E107",
+                    f"host `{name}` is pinned, but none of its devices may be used",
+                    hint="drop --pin or select it",
+                )
+        elif name not in devices:
+            kind, known = ("device", devices) if "/" in name else ("host", hosts)
+            raise FleetError("E106", f"no {kind} `{name}` in the cluster to pin", hint=near(name, known))
+        elif name not in {place.name for place in places}:
+            raise FleetError(
+                "E107", f"device `{name}` is pinned, but may not be used", hint="drop --pin or select it"
+            )
+
+
 def _check_draft(request: PlanRequest) -> None:
     serving, draft = request.serving, request.draft_spec
     if (draft is None) != (request.draft is None) or (draft is None) == (serving.speculation == "draft_model"):
@@ -304,16 +345,21 @@ def allowed_places(request: PlanRequest) -> tuple[Place, ...]:
         for device in sorted(host.devices, key=lambda device: _natural(device.id))
         if not request.hosts or host.name in request.hosts
     }
-    for name in (*request.excluded, *request.reserved_bytes):
+    hosts = {place.host for place in places.values()}
+    for name in request.excluded:
+        if name not in places and name not in hosts:
+            kind, known = ("device", set(places)) if "/" in name else ("host", hosts)
+            raise FleetError("E106", f"no {kind} `{name}` in the cluster to exclude", hint=near(name, known))
+    for name in request.reserved_bytes:
         if name not in places:
-            raise FleetError("E106", f"no device `{name}` in the cluster", hint=_near(name, set(places)))
+            raise FleetError("E106", f"no device `{name}` in the cluster", hint=near(name, set(places)))
     for name, num_bytes in request.reserved_bytes.items():
         usable = places[name].device.usable_bytes
         if not 0 <= num_bytes <= usable:
             raise FleetError("E106", f"{num_bytes} bytes of {name} are reserved, of {usable} usable ones")
         device = msgspec.structs.replace(places[name].device, usable_bytes=usable - num_bytes)
         places[name] = Place(host=places[name].host, device=device)
-    return tuple(place for name, place in places.items() if name not in request.excluded)
+    return tuple(place for name, place in places.items() if not {name, place.host} & set(request.excluded))
 
 
 def _selected_places(request: PlanRequest) -> tuple[Place, ...]:
@@ -322,7 +368,7 @@ def _selected_places(request: PlanRequest) -> tuple[Place, ...]:
         known = {place.name for place in places}
         for name in request.devices:
             if name not in known:
-                raise FleetError("E106", f"no device `{name}` in the cluster", hint=_near(name, known))
+                raise FleetError("E106", f"no device `{name}` in the cluster", hint=near(name, known))
         return tuple(place for place in places if place.name in request.devices)
     with_gpu = {place.host for place in places if place.device.kind == "cuda"}
     # A host's CPU beside its own GPU slows a pipeline by its memory bandwidth; it is used when asked for by name.
@@ -350,25 +396,33 @@ def _check_constraints(request: PlanRequest, *, num_places: int, num_hosts: int)
                 f"tensor-parallel size {size} cannot share the {spec.num_kv_heads} KV heads of {spec.name}",
                 hint=f"ask for 1 to {spec.num_kv_heads}",
             )
-    needed = request.replicas * (sum(sizes) if sizes else (request.stages or 1) * (request.tensor or 1))
-    if request.replicas < 1 or needed > num_places:
+    replicas = 1 if request.replicas == "max" else request.replicas
+    needed = replicas * (sum(sizes) if sizes else (request.stages or 1) * (request.tensor or 1))
+    if replicas < 1 or needed > num_places:
         raise FleetError(
             "E602",
-            f"{needed} devices are needed ({request.replicas} replicas), {num_places} are there",
+            f"{needed} devices are needed ({replicas} replicas), {num_places} are there",
             hint="ask for fewer stages or replicas, or add hosts",
+        )
+    if request.domain and not any(host.labels.get(request.domain) for host in request.facts.hosts):
+        known = {label for host in request.facts.hosts for label in host.labels}
+        raise FleetError(
+            "E602",
+            f"no host has the label `{request.domain}`, whose values replicas are to stand within",
+            hint=near(request.domain, known) if known else "label hosts in the inventory",
         )
     if request.spread:
         values = {host.labels.get(request.spread, "") for host in request.facts.hosts} - {""}
-        if len(values) < request.replicas:
+        if len(values) < replicas:
             raise FleetError(
                 "E602",
-                f"{request.replicas} replicas cannot be spread over {len(values)} values of the label "
-                f"`{request.spread}`",
+                f"{replicas} replicas cannot be spread over {len(values)} values of the label `{request.spread}`",
                 hint="ask for fewer replicas, or label more hosts in the inventory",
             )
-    if len(request.pinned) > (request.max_hosts or len(request.pinned)):
-        raise FleetError("E107", f"{len(request.pinned)} hosts are pinned, at most {request.max_hosts} asked for")
-    if request.pinned and request.replicas > 1:
+    num_pinned = len(pinned_hosts(request))
+    if num_pinned > (request.max_hosts or num_pinned):
+        raise FleetError("E107", f"{num_pinned} hosts are pinned, at most {request.max_hosts} asked for")
+    if request.pinned and request.replicas != 1:
         raise FleetError("E107", "pinned hosts are for one replica", hint="drop --pin, or plan one replica")
     if request.min_hosts > num_hosts:
         raise FleetError("E602", f"at least {request.min_hosts} hosts are asked for, {num_hosts} are there")
@@ -382,6 +436,10 @@ def _natural(device_id: str) -> tuple[str, int]:
     return kind, int(index) if index.isdigit() else 0
 
 
-def _near(name: str, known: set[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known)[:12])}"
+def near(name: str, known: set[str]) -> str:
+    """A hint for a name that is not known: the nearest ones, else what there is."""
+    found = difflib.get_close_matches(name, sorted(known), n=MAX_NEAREST)
+    if found:
+        return f"did you mean {' or '.join(f'`{each}`' for each in found)}?"
+    more = f" and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""
+    return f"known: {', '.join(sorted(known)[:MAX_LISTED])}{more}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import pairwise
 
 import msgspec
@@ -219,8 +220,13 @@ def nominal_of(device: DeviceFacts) -> Nominal:
             flops_per_s=CPU_CORE_FLOPS_PER_S * cores,
             watts=CPU_CORE_WATTS * cores,
         )
-    words = device.name.lower().replace("-", " ")
-    known = [name for name in GPUS if name.lower().replace("-", " ") in words]
+    return _gpu_of(device.name)
+
+
+@lru_cache(maxsize=256)
+def _gpu_of(name: str) -> Nominal:
+    words = name.lower().replace("-", " ")
+    known = [each for each in GPUS if each.lower().replace("-", " ") in words]
     return GPUS[max(known, key=len)] if known else UNKNOWN_GPU
 
 
@@ -259,13 +265,17 @@ class LinkTable:
 
     def __init__(self, facts: ClusterFacts, *, is_network_trusted: bool = False) -> None:
         self.is_network_trusted = is_network_trusted
+        self.are_equal = not facts.links
+        """No fact tells one pair of hosts from another."""
         self._links: dict[tuple[str, str], dict[CarrierKind | None, LinkFacts]] = {}
         for link in facts.links:
             self._links.setdefault((link.source, link.target), {})[link.carrier] = link
 
     def between(self, source: str, target: str, kind: DeviceKind) -> LinkFacts:
         """The link from one host to another, or within one. A fact of the way back serves where ours is missing."""
-        known = self.known(source, target, kind) or self.known(target, source, kind)
+        known = None
+        if not self.are_equal:
+            known = self.known(source, target, kind) or self.known(target, source, kind)
         if known is not None:
             return known
         if source != target:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import msgspec
 
 from agent.errors import FleetError
-from agent.planner.layout import Layout, Place
-from agent.planner.memory import stage_bytes
+from agent.planner.layout import Layout, Place, cut_shares
+from agent.planner.memory import runtime_bytes, stage_bytes
 from agent.planner.plan import ShardBytes
 from agent.planner.problem import Problem
+from agent.planner.replicas import is_large
 from agent.planner.words import bytes_words, layers_words
 
 Propose = Callable[[Problem], list[Layout]]
@@ -36,7 +37,9 @@ class Shortage(msgspec.Struct, frozen=True, kw_only=True):
 
 def does_not_fit(problem: Problem, propose: Propose) -> FleetError:
     """E601 with the numbers of the best attempt, or E602 when no memory in the world would help."""
-    if problem.request.replicas > 1:
+    if is_large(problem):
+        return _fleet_does_not_fit(problem)
+    if problem.request.replicas not in (1, "max"):
         single = msgspec.structs.replace(problem.request, replicas=1)
         if propose(problem.varied(request=single, is_probe=True)):
             return FleetError(
@@ -53,7 +56,14 @@ def does_not_fit(problem: Problem, propose: Propose) -> FleetError:
             hint="ask for fewer stages or hosts, a smaller tensor-parallel size, or another strategy",
         )
     short = sorted((rank for rank in ranks if rank.missing_bytes > 0), key=lambda rank: -rank.missing_bytes)
-    assert short, "a layout that fits was not proposed"
+    if not short:
+        # A plugin's strategy may propose nothing here and something on larger devices, whatever it needs of them.
+        return FleetError(
+            "E602",
+            f"strategy `{problem.request.objective.strategy}` proposes no layout of {problem.spec.name} on these "
+            f"{len(problem.places)} devices, though memory suffices",
+            hint="choose another --strategy",
+        )
     worst = short[0]
     lines = [
         f"{problem.spec.name} does not fit: {worst.place.name} is {bytes_words(worst.missing_bytes)} short in the "
@@ -63,6 +73,25 @@ def does_not_fit(problem: Problem, propose: Propose) -> FleetError:
     if len(ranks) > SHOWN_DEVICES:
         lines.append(f"  and {len(ranks) - SHOWN_DEVICES} more devices")
     return FleetError("E601", "\n".join(lines), hint=_ways_out(problem, propose, short), host=worst.place.host)
+
+
+def _fleet_does_not_fit(problem: Problem) -> FleetError:
+    """E601 for more devices than can be searched for the best attempt: what there is, and what a copy takes."""
+    spec, serving, replicas = problem.spec, problem.serving, problem.request.replicas
+    usable = [problem.usable_bytes(place) for place in problem.places]
+    kind = problem.places[0].device.kind
+    alone = problem.sizes.memory(cut_shares(spec, (spec.num_kv_heads,))[0], kind, first=True, last=True, leads=True)
+    needed = alone.fixed_bytes + spec.num_layers * alone.layer_bytes
+    what = f"{replicas} replicas" if replicas not in (1, "max") else "not even one replica"
+    verb = "do not fit" if replicas not in (1, "max") else "fits"
+    return FleetError(
+        "E601",
+        f"{what} of {spec.name} {verb} on {len(usable)} devices: they have {bytes_words(sum(usable))} usable in "
+        f"all, {bytes_words(max(usable))} at most; a replica takes {bytes_words(needed)} on one device, and "
+        f"{bytes_words(runtime_bytes(kind))} more for each further one ({serving.dtype}, context "
+        f"{serving.context}, batch {serving.batch})",
+        hint="add hosts, ask for fewer replicas, a shorter --context, a smaller --batch, or --quantisation int8",
+    )
 
 
 def best_attempt(problem: Problem, propose: Propose) -> list[Shortage] | None:

@@ -112,6 +112,49 @@ def split_layers(
     return _Programme(table, num_layers, minimise, limits or SplitLimits(), slowest_s).solve()
 
 
+def least_values(
+    table: OptionTable, orders: Ints, starts: Ints, ends: Ints, num_layers: int, *, minimise: Literal["sum", "max"]
+) -> Floats:
+    """What `split_layers` without limits finds as least, for many orders of the same options at once.
+
+    `orders` is [order, position]: rows of the table, sorted by the start that they have in that order; `starts` and
+    `ends` (inclusive) are their positions there. Infinite where memory allows no split.
+    """
+    op = np.maximum if minimise == "max" else np.add
+    count, num_options = orders.shape
+    most, total = num_layers - 1, num_layers
+    reached = np.full((count, num_options, total + 1), np.inf)
+    value = np.full(count, np.inf)
+    # Columns of the table in each order, by position.
+    layer_s, first_s, last_s = table.layer_s[orders], table.first_s[orders], table.last_s[orders]
+    cap_first, cap_middle = np.minimum(table.cap_first[orders], most), np.minimum(table.cap_middle[orders], most)
+    cap_last, cap_only = np.minimum(table.cap_last[orders], most), table.cap_only[orders]
+    ks = np.arange(1, total + 1)
+    for option in range(num_options):
+        seconds = layer_s[:, option, None] * ks
+        before = np.full((count, total + 1), np.inf)
+        if option > 0:
+            hops = table.hop_s[orders[:, :option], orders[:, option, None]]
+            hops = np.where(ends[:, :option] < starts[:, option, None], hops, np.inf)
+            before = op(reached[:, :option], hops[:, :, None]).min(axis=1)
+            widest = int(cap_middle[:, option].max())
+            if widest >= 1:
+                costs = np.where(ks[:widest] <= cap_middle[:, option, None], seconds[:, :widest], np.inf)
+                padded = np.concatenate([np.full((count, widest), np.inf), before], axis=1)
+                windows = np.lib.stride_tricks.sliding_window_view(padded, widest, axis=1)[:, 1 : most + 1]
+                reached[:, option, 1 : most + 1] = op(windows, costs[:, None, ::-1]).min(axis=2)
+            if most >= 1:
+                costs = last_s[:, option, None] + seconds[:, :most]
+                costs = np.where(ks[:most] <= cap_last[:, option, None], costs, np.inf)
+                value = np.minimum(value, op(before[:, total - ks[:most]], costs).min(axis=1))
+        first = first_s[:, option, None] + seconds[:, :most]
+        first = np.where(ks[:most] <= cap_first[:, option, None], first, np.inf)
+        reached[:, option, 1 : most + 1] = np.minimum(reached[:, option, 1 : most + 1], first)
+        alone = first_s[:, option] + layer_s[:, option] * total + last_s[:, option]
+        value = np.minimum(value, np.where(cap_only[:, option] >= total, alone, np.inf))
+    return value
+
+
 class _Programme:
     def __init__(
         self, table: OptionTable, num_layers: int, minimise: Minimise, limits: SplitLimits, slowest_s: float

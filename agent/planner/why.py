@@ -12,14 +12,18 @@ from agent.planner.adaptive import SLOW_LINK_BYTES_PER_S, AdaptiveStrategy, rule
 from agent.planner.advise import Advice
 from agent.planner.bound import throughput_bound
 from agent.planner.cost import Estimate, covered_experts, group_link, hop_pairs, link_between
-from agent.planner.layout import Layout, Place
+from agent.planner.layout import Layout, Place, cut_shares
 from agent.planner.memory import draft_bytes
+from agent.planner.order import domain_of
 from agent.planner.problem import Problem, choose_estimated, objective_value
 from agent.planner.rates import rates_of
+from agent.planner.replicas import EXACT_DEVICES, domain_values, is_large
 from agent.planner.words import bytes_words, list_words, moment_words, rate_words, seconds_words
 
 PLAIN_TYPES = ("", "F32", "BF16", "F16")
 Propose = Callable[[Problem], list[Layout]]
+MAX_RULED_DEVICES = 128
+"""Up to this many, the slowest of all pairs' links is looked for, which the rule of thumb asks for."""
 MAX_COMPARED_DEVICES = 16
 """Up to this many devices, the alternative is planned as well, to tell what it would change."""
 
@@ -30,6 +34,7 @@ def explain(
     """All reasons for these replicas, most important first."""
     layout, estimate = chosen[0]
     lines = [_choice(problem, chosen), _bottleneck(layout, estimate)]
+    lines += _packing(problem, [layout for layout, _ in chosen])
     lines += _split_or_not(problem, layout, estimate, propose)
     lines += _unequal_shares(layout)
     lines += _left_out(problem, [layout for layout, _ in chosen])
@@ -37,6 +42,7 @@ def explain(
     lines += _bound(problem, chosen)
     lines += _rule(problem, layout)
     lines += _drafting(problem, [layout for layout, _ in chosen])
+    lines += _plugged(problem, layout)
     lines += _learnt(problem, advice)
     lines += _quantised(problem)
     lines += _kind_of_model(problem)
@@ -229,13 +235,64 @@ def _holds_a_layer(problem: Problem, place: Place) -> bool:
     return problem.sizes.holds_a_layer(place.device.kind, problem.usable_bytes(place))
 
 
+def _packing(problem: Problem, layouts: list[Layout]) -> list[str]:
+    """How many devices were dealt into replicas, in which domains they stand, and what is left over."""
+    request, facts = problem.request, problem.request.facts
+    lines = []
+    if is_large(problem):
+        where = "their labels" if any(any(domain_of(host.labels)) for host in facts.hosts) else "32 hosts each"
+        by = " and ".join(f"`{label}`" for label in (request.spread, request.domain) if label) or where
+        count = "as many replicas as fit" if request.replicas == "max" else f"{request.replicas} replicas"
+        lines.append(
+            f"{len(problem.places)} devices are too many to search exactly for {count} (at most {EXACT_DEVICES}): "
+            f"replicas were packed by domain ({by}), their layers filled to equal times, and sought among the "
+            "fastest hosts where few are asked for"
+        )
+    for label, words in ((request.domain, "stand within"), (request.spread, "are spread over")):
+        if label:
+            values = domain_values(problem, label)
+            used = {values[host] for layout in layouts for host in layout.hosts}
+            lines.append(f"replicas {words} values of `{label}`: {list_words(sorted(used), most=6)}")
+            without = sorted({place.host for place in problem.places} - set(values))
+            if without:
+                lines.append(f"left out, without the label `{label}`: {list_words(without)}")
+    if request.replicas == "max":
+        lines += _left_over(problem, layouts)
+    return lines
+
+
+def _left_over(problem: Problem, layouts: list[Layout]) -> list[str]:
+    """What no replica stands on, and how far it is from one more."""
+    used = {place for layout in layouts for place in layout.places}
+    left = [place for place in problem.places if place not in used]
+    if not left:
+        return ["left over: nothing, every device has a part"]
+    whole = cut_shares(problem.spec, (problem.spec.num_kv_heads,))[0]
+    held = sum(
+        problem.sizes.memory(whole, place.device.kind, first=False, last=False).max_layers(
+            problem.usable_bytes(place)
+        )
+        for place in left
+    )
+    devices = "1 device" if len(left) == 1 else f"{len(left)} devices"
+    verdict = (
+        "too little for another replica"
+        if held < problem.spec.num_layers
+        else "but no layout of them fits, keeps what is asked for, or serves more"
+    )
+    return [
+        f"left over: {devices} ({list_words([place.name for place in left])}), which hold {held} layers of the "
+        f"{problem.spec.num_layers} that a replica takes, {verdict}"
+    ]
+
+
 def _more_replicas(problem: Problem, layouts: list[Layout]) -> list[str]:
     """Throughput grows with replicas more than with stages; said when there is room for one."""
     if problem.request.objective.kind != "throughput" or problem.request.objective.strategy != "adaptive":
         return []
     used = {place for layout in layouts for place in layout.places}
     left = tuple(place for place in problem.places if place not in used)
-    if not left or not _fits_on(problem, left):
+    if not left or len(left) > MAX_COMPARED_DEVICES or not _fits_on(problem, left):
         return []
     return [f"the devices left out can hold another replica: --replicas {len(layouts) + 1} adds its throughput"]
 
@@ -257,7 +314,8 @@ def _fits_on(problem: Problem, places: tuple[Place, ...]) -> bool:
 
 
 def _rule(problem: Problem, layout: Layout) -> list[str]:
-    if problem.request.objective.strategy != "adaptive" or len(problem.places) == 1:
+    num_places = len(problem.places)
+    if problem.request.objective.strategy != "adaptive" or num_places == 1 or num_places > MAX_RULED_DEVICES:
         return []
     slowest = group_link(problem.places, problem.links).bytes_per_s
     rule = rule_of_thumb(problem.spec.num_layers, problem.prompt_tokens, link_bytes_per_s=slowest)
@@ -269,6 +327,15 @@ def _rule(problem: Problem, layout: Layout) -> list[str]:
         "the rule of thumb (tensor parallelism above 2,048 prompt tokens, pipeline above 20 layers, hybrid above "
         f"both{link}) says {rule}; the estimate with these devices and links says {shape}"
     ]
+
+
+def _plugged(problem: Problem, layout: Layout) -> list[str]:
+    """Which plugin's it is, where ours did not propose the same."""
+    plugins = problem.request.plugins
+    if not plugins or layout in AdaptiveStrategy().propose(problem):
+        return []
+    names = [f"`{plugin.name}`" for plugin in plugins if layout in plugin.propose(problem)]
+    return [f"this layout was proposed by the plugin strategy {list_words(names)}"] if names else []
 
 
 def _learnt(problem: Problem, advice: Advice | None) -> list[str]:

@@ -169,7 +169,7 @@ def measure_files(
         )
         facts = await add_runs(fleet, trials[0].preview.facts)
         for_load = [load_prediction(trial, facts, loads) for trial in trials]
-        with ctrl_c() as presses:
+        with ctrl_c(and_sigterm=True) as presses:
             outcomes = await measure_trials(fleet, trials, loads, presses=presses, tell=_tell)
         after = await standing(fleet)
         comparison = compare_plans(plans, names, facts=trials[0].preview.facts)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from odctl.plugins import StrategyParameter, load_strategies
 from odctl.result import ExitCode, Result, run_command
 
 if TYPE_CHECKING:
     from agent.planner.problem import PlanRequest
+    from odctl.inventory import Inventory
 
 
 class PlanCommand(click.Command):
@@ -49,7 +52,8 @@ class PlanCommand(click.Command):
     "--strategy",
     default="adaptive",
     show_default=True,
-    type=click.Choice(["adaptive", "pipeline", "tensor", "hybrid"]),
+    type=StrategyParameter(),
+    help="Ours, or a plugin's; adaptive lets all of them compete.",
 )
 @click.option(
     "--hosts",
@@ -58,7 +62,7 @@ class PlanCommand(click.Command):
     show_default=True,
     help="Hosts that may be used: names, group:NAME, label=value.",
 )
-@click.option("--exclude", default="", help="Hosts that must not be used.")
+@click.option("--exclude", default="", help="Not to be used: hosts as in --hosts, or HOST/DEVICE.")
 @click.option("--context", type=int, default=2048, show_default=True, help="Tokens a sequence may have.")
 @click.option("--batch", type=int, default=8, show_default=True, help="Sequences that decode together.")
 @click.option(
@@ -106,11 +110,18 @@ class PlanCommand(click.Command):
 @click.option("--tensor", "tensor_sizes", default="", help="Tensor-parallel size of each stage: 2, or 1,2.")
 @click.option("--min-hosts", type=int, default=1, show_default=True)
 @click.option("--max-hosts", type=int, default=None)
-@click.option("--replicas", type=int, default=1, show_default=True)
-@click.option("--pin", default="", help="Hosts that must have a part of it.")
+@click.option(
+    "--replicas",
+    default="1",
+    show_default=True,
+    metavar="N|max",
+    help="Copies of the model; max: as many as fit, or for throughput as many as serve the most.",
+)
+@click.option("--pin", default="", help="Must have a part of it: hosts as in --hosts, or HOST/DEVICE.")
 @click.option("--exclude-device", "excluded_devices", multiple=True, help="HOST/DEVICE not to use; repeat.")
 @click.option("--reserve", "reserved", multiple=True, help="Memory to leave alone: HOST/DEVICE=GB; repeat.")
 @click.option("--spread", default="", help="Label of hosts: no two replicas share one of its values.")
+@click.option("--domain", default="", help="Label of hosts: each replica stands within one of its values.")
 @click.option("--max-ttft", "max_ttft_s", type=float, default=None, help="Most seconds to the first token.")
 @click.option(
     "--max-time-per-token",
@@ -119,6 +130,7 @@ class PlanCommand(click.Command):
     default=None,
     help="Most seconds per later token.",
 )
+@click.option("--explain", is_flag=True, help="Also say at length what bounds the plan and what would help it.")
 @click.option(
     "--prompt-tokens",
     type=click.IntRange(min=1),
@@ -166,13 +178,15 @@ def plan(
     tensor_sizes: str = "",
     min_hosts: int = 1,
     max_hosts: int | None = None,
-    replicas: int = 1,
+    replicas: str = "1",
     pin: str = "",
     excluded_devices: tuple[str, ...] = (),
     reserved: tuple[str, ...] = (),
     spread: str = "",
+    domain: str = "",
     max_ttft_s: float | None = None,
     max_time_per_token_s: float | None = None,
+    explain: bool = False,
     prompt_tokens: int | None = None,
     answer_tokens: int | None = None,
     pareto: bool = False,
@@ -182,19 +196,20 @@ def plan(
     check: bool = False,
 ) -> Result:
     """Raises E601 when nothing fits, E701 when a model is nowhere, E711 when the draft model has other tokens, E113
-    for options that contradict each other, E2xx when no host answers."""
+    for options that contradict each other, E119 for a strategy plugin that does not work, E2xx when
+    no host answers."""
     import msgspec
 
     from agent.errors import FleetError
     from agent.planner.file import plan_hash, plan_to_toml
-    from agent.planner.layout_text import preview_lines
+    from agent.planner.layout_text import preview_lines, section_lines
     from agent.planner.learning.records import Lesson
-    from agent.planner.make import make_plan
+    from agent.planner.make import explain_made, make_plan
     from agent.planner.plan import Objective, Serving
     from agent.planner.problem import PlanRequest
     from odctl.apply import add_runs, read_facts
     from odctl.fleet import Fleet
-    from odctl.inventory import Inventory, select
+    from odctl.inventory import select
     from odctl.learning import read_lessons
     from odctl.model_source import check_same_tokens, find_model
     from odctl.probing import measured_line
@@ -209,9 +224,16 @@ def plan(
             hint="leave --speculation out" if draft else "name a small model with --draft MODEL",
         )
 
+    plugins = load_strategies(strategy)
+    absent: dict[str, str] = {}
+
     def chosen_hosts(inventory: Inventory) -> list[str]:
-        excluded = {host.name for host in select(inventory, exclude)} if exclude else set()
-        return [host.name for host in select(inventory, selector) if host.name not in excluded]
+        excluded, _ = hosts_and_devices(inventory, exclude)
+        selected = {host.name for host in select(inventory, selector)}
+        for host in inventory.hosts:
+            if host.name in excluded or host.name not in selected:
+                absent[host.name] = "excluded" if host.name in excluded else f"not selected by --hosts {selector}"
+        return sorted(selected - set(excluded))
 
     async def lessons_for(fleet: Fleet, inventory: Inventory) -> tuple[Lesson, ...]:
         """None where the strategy is named, or learning is switched off."""
@@ -224,6 +246,7 @@ def plan(
         facts, missing = await read_facts(fleet, inventory.cluster)
         facts = await add_runs(fleet, facts)
         warn_unreachable(missing)
+        absent.update(dict.fromkeys(missing, "did not answer"))
         if not facts.hosts:
             raise next(iter(missing.values()), FleetError("E105", "no host is left to plan with"))
         found = await find_model(fleet, model)
@@ -257,11 +280,12 @@ def plan(
             tensor_parallel_sizes=_sizes(tensor_sizes) if "," in tensor_sizes else (),
             min_hosts=min_hosts,
             max_hosts=max_hosts,
-            replicas=replicas,
-            pinned=tuple(host.name for host in select(inventory, pin)) if pin else (),
-            excluded=excluded_devices,
+            replicas=_count(replicas),
+            pinned=tuple(itertools.chain(*hosts_and_devices(inventory, pin))),
+            excluded=(*excluded_devices, *hosts_and_devices(inventory, exclude)[1]),
             reserved_bytes=dict(_reserved(text) for text in reserved),
             spread=spread,
+            domain=domain,
             max_ttft_s=max_ttft_s,
             max_time_per_token_s=max_time_per_token_s,
             prompt_tokens=prompt_tokens,
@@ -273,6 +297,7 @@ def plan(
             lessons=await lessons_for(fleet, inventory),
             is_recorded=inventory.learning.enabled,
             may_explore=inventory.learning.explore and (name or found.ref.name) not in inventory.learning.protected,
+            plugins=plugins,
         )
 
     request = visit_fleet(inventory_path, ask, hosts=chosen_hosts)
@@ -280,9 +305,14 @@ def plan(
         return _pareto(request)
     made = make_plan(request)
     text = plan_to_toml(made)
-    data = {"plan": msgspec.to_builtins(made), "hash": plan_hash(made), "file": output}
-    lines = preview_lines(made, width=shutil.get_terminal_size((100, 24)).columns)
-    preview = "\n".join([*lines, measured_line(request.facts, made.hosts, now_s=time.time())])
+    data: dict[str, Any] = {"plan": msgspec.to_builtins(made), "hash": plan_hash(made), "file": output}
+    width = shutil.get_terminal_size((100, 24)).columns
+    lines = [*preview_lines(made, width=width), measured_line(request.facts, made.hosts, now_s=time.time())]
+    if explain:
+        sections = explain_made(made, request, now_s=time.time(), absent=absent)
+        data["explanation"] = msgspec.to_builtins(sections)
+        lines += ["", *section_lines(sections, width=width), ""]
+    preview = "\n".join(lines)
     if check:
         path = Path(output)
         differs = not path.exists() or path.read_text() != text
@@ -322,6 +352,18 @@ def _pareto(request: PlanRequest) -> Result:
     return Result(kind="pareto", data=data, prose="\n".join(lines))
 
 
+def hosts_and_devices(inventory: Inventory, text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Hosts that the selectors of a list mean, and its HOST/DEVICE names. Raises FleetError E108."""
+    from odctl.inventory import select
+
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    devices = tuple(part for part in parts if "/" in part and "=" not in part)
+    for name in devices:
+        inventory.host(name.partition("/")[0])
+    selectors = ",".join(part for part in parts if part not in devices)
+    return tuple(host.name for host in select(inventory, selectors)) if selectors else (), devices
+
+
 def _reserved(text: str) -> tuple[str, int]:
     from agent.errors import FleetError
 
@@ -332,6 +374,16 @@ def _reserved(text: str) -> tuple[str, int]:
         raise FleetError(
             "E113", f"--reserve {text!r} is not HOST/DEVICE=GB", hint="write --reserve gpu01/cuda:0=8"
         ) from None
+
+
+def _count(text: str) -> int | Literal["max"]:
+    from agent.errors import FleetError
+
+    if text == "max":
+        return "max"
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise FleetError("E113", f"--replicas {text!r} is neither a number above 0 nor max", hint="write --replicas 2")
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import click
 
 from agent.errors import FleetError
+from agent.planner.explain import Section
 from agent.planner.file import is_edited, plan_from_toml, plan_hash
-from agent.planner.layout_text import plan_text
+from agent.planner.layout_text import plan_text, section_lines
 from agent.planner.plan import Plan
 from odctl.result import Result, run_command
 
@@ -19,21 +22,59 @@ FALLBACK_SIZE = (100, 24)
 @click.command("show")
 @click.argument("plan_path", metavar="PLAN", type=click.Path(dir_okay=False))
 @click.option("--width", type=click.IntRange(min=40), help="Columns to draw in. [default: the terminal's]")
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Also say at length what bounds it and what would help, on the cluster as it is: asks the hosts.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(plan_path: str, width: int | None, as_json: bool) -> None:
+@click.pass_obj
+def command(inventory_path: str, plan_path: str, width: int | None, explain: bool, as_json: bool) -> None:
     """Show a plan: who holds which layers, how full memory gets, what is expected, and why."""
     columns = width or shutil.get_terminal_size(FALLBACK_SIZE).columns
-    run_command(lambda: show_plan(Path(plan_path), width=columns), as_json=as_json)
+    asked = inventory_path if explain else None
+    run_command(lambda: show_plan(Path(plan_path), width=columns, explained_by=asked), as_json=as_json)
 
 
-def show_plan(path: Path, *, width: int) -> Result:
-    """The plan in a file, drawn. Raises FleetError E101 to E107 for a file that is not one."""
+def show_plan(path: Path, *, width: int, explained_by: str | None = None) -> Result:
+    """The plan in a file, drawn; explained on the cluster of the inventory at `explained_by`.
+
+    Raises FleetError E101 to E107 for a file that is not one; to explain it also E2xx when no host answers,
+    E7xx for a model that is not there any more, and E106 for a device that is not.
+    """
     text = read_plan_text(path)
     plan = plan_from_toml(text, file=str(path))
     edited = is_edited(text, plan)
     footer = f"plan {plan_hash(plan)[:12]}" + (", edited by hand since it was written" if edited else "")
-    data = {"file": str(path), "hash": plan_hash(plan), "is_edited": edited, "plan": plan}
-    return Result(kind="plan", data=data, prose=f"{plan_text(plan, width=width)}\n\n{footer}")
+    data: dict[str, Any] = {"file": str(path), "hash": plan_hash(plan), "is_edited": edited, "plan": plan}
+    prose = f"{plan_text(plan, width=width)}\n\n{footer}"
+    if explained_by is not None:
+        sections = _explain(plan, explained_by)
+        data["explanation"] = sections
+        prose += "\n\n" + "\n".join(section_lines(sections, width=width))
+    return Result(kind="plan", data=data, prose=prose)
+
+
+def _explain(plan: Plan, inventory_path: str) -> tuple[Section, ...]:
+    from agent.facts.cluster import ClusterFacts
+    from agent.facts.model import ModelSpec
+    from agent.planner.make import explain_made, request_of
+    from odctl.apply import add_runs, read_facts
+    from odctl.fleet import Fleet
+    from odctl.inventory import Inventory
+    from odctl.model_source import check_model
+    from odctl.session import visit_fleet, warn_unreachable
+
+    async def look(fleet: Fleet, inventory: Inventory) -> tuple[ClusterFacts, ModelSpec, ModelSpec | None]:
+        facts, missing = await read_facts(fleet, inventory.cluster)
+        warn_unreachable(missing)
+        if not facts.hosts:
+            raise next(iter(missing.values()), FleetError("E105", "the inventory has no host"))
+        draft = (await check_model(fleet, plan.draft)).spec if plan.draft is not None else None
+        return await add_runs(fleet, facts), (await check_model(fleet, plan.model)).spec, draft
+
+    facts, spec, draft = visit_fleet(inventory_path, look)
+    return explain_made(plan, request_of(plan, spec, facts, draft=draft), now_s=time.time())
 
 
 def load_plan(path: Path) -> Plan:

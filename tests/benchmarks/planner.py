@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -24,8 +24,13 @@ from agent.facts.cluster import ClusterFacts
 from agent.planner.bound import Curve, counting_bound
 from agent.planner.fleet import Fleet, FleetPlan, fleet_bound, fleet_of, plan_fleet, without_host
 from agent.planner.machine_types import TypePlan, best_served, serve_types, stage_pareto
+from agent.planner.make import make_plan
+from agent.planner.plan import Objective, ObjectiveKind, Serving
+from agent.planner.problem import PlanRequest
+from agent.planner.replicas import EXACT_DEVICES
 from agent.planner.split import Minimise, OptionTable, split_layers
-from tests.agent.planner.fleets import HELIX_TRAFFIC, fleet_facts, fleet_problem, helix_types
+from tests.agent.planner.clusters import LLAMA_70B, request
+from tests.agent.planner.fleets import HELIX_TRAFFIC, fleet_facts, fleet_problem, helix_types, unequal_facts
 from tests.benchmarks.output import say
 from tests.shared_data import find_shared_data
 
@@ -35,6 +40,7 @@ SPLITS = ((16, 80, 5e-3), (64, 126, 50e-3), (256, 126, None))
 """Devices, layers, and the goal in seconds."""
 FLEETS = (100, 1_000, 10_000, 50_000)
 COLD_GOAL_S, REPLAN_GOAL_S = 1.0, 50e-3
+UNEQUAL_GOAL_S = 0.5
 WAYS: tuple[Minimise, ...] = ("sum", "max")
 HELIX_LAYERS = 80
 SIMULATED = {11: 263.7, 13: 270.5, 14: 268.5, 24: 220.6}
@@ -54,6 +60,8 @@ def main() -> int:
         *split_lines(options.repeats),
         "",
         *fleet_lines(options.repeats),
+        "",
+        *plan_lines(options.repeats),
     ]
     data = find_shared_data("planner/helix_single24.json")
     if data is not None:
@@ -108,6 +116,50 @@ def fleet_lines(repeats: int) -> list[str]:
             f"{plan.passes_per_s / fleet_bound(fleet):.1%} | {cold} | {known} | {lost} | {verdict} |"
         )
     return lines
+
+
+def plan_lines(repeats: int) -> list[str]:
+    """Whole plans, `make_plan` from facts to a plan with its bytes, predictions and reasons."""
+    lines = [
+        "| whole plan of a 70B model | replicas | time | goal | |",
+        "|---|---|---|---|---|",
+    ]
+    cases: list[tuple[str, PlanRequest, float | None, int]] = [
+        (f"16 hosts with unequal links, {kind}", _asked(unequal_facts(16), kind, 1), UNEQUAL_GOAL_S, repeats)
+        for kind in ("latency", "throughput")
+    ]
+    cases += [
+        (f"{num_hosts:,} hosts, exact search, {kind}", _asked(fleet_facts(num_hosts), kind, 1), None, repeats)
+        for num_hosts in (32, EXACT_DEVICES)
+        for kind in ("latency", "throughput")
+    ]
+    cases += [
+        (
+            f"{num_hosts:,} hosts, packed, throughput",
+            _asked(fleet_facts(num_hosts), "throughput", "max"),
+            COLD_GOAL_S if num_hosts == 10_000 else None,
+            min(3, repeats),
+        )
+        for num_hosts in (1_000, 10_000)
+    ]
+    for words, asked, goal_s, times in cases:
+        say(words)
+        plan = make_plan(asked)
+        taken = _times(partial(make_plan, asked), times)
+        goal = "" if goal_s is None else f"<= {goal_s * 1e3:.0f} ms"
+        verdict = "" if goal_s is None else _verdict(taken.wall_s <= goal_s)
+        lines.append(f"| {words} | {len(plan.replicas):,} | {taken} | {goal} | {verdict} |")
+    return lines
+
+
+def _asked(facts: ClusterFacts, kind: ObjectiveKind, replicas: int | Literal["max"]) -> PlanRequest:
+    return request(
+        LLAMA_70B,
+        facts,
+        objective=Objective(kind=kind),
+        serving=Serving(trusted_network=True),
+        replicas=replicas,
+    )
 
 
 def helix_lines(path: Path, repeats: int) -> list[str]:

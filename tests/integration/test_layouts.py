@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from odctl.result import ExitCode, exit_code_of
 from tests.integration.clients import Asker, ask
 from tests.integration.cluster import Cluster, free_listen, open_cluster, set_memory_fraction, until
 from tests.integration.models import write_endless_model
+from tests.odctl.plugins import HALVES, write_distribution
 
 NAME = "chat"
 PIPELINE = ("--strategy", "pipeline", "--stages", "2", "--min-hosts", "2")
@@ -242,6 +244,39 @@ def test_a_plan_that_does_not_fit_is_refused(empty: Room) -> None:
     refused = empty.cluster.odctl("apply", str(path), "--yes", "--json")
     assert refused.exit_code == ExitCode.DOES_NOT_FIT, refused
     assert not any(empty.cluster.children(host, "rank") for host in empty.cluster.hosts)
+
+
+def test_agents_serve_a_plan_of_a_plugin_that_they_lack(
+    empty: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only this machine's odctl has it; the plan is explained before and after it is a file."""
+    write_distribution(tmp_path, HALVES)
+    known = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{known}" if known else str(tmp_path))
+    cluster = empty.cluster
+    path = empty.plan("halves.toml", "--strategy", "halves", "--explain")
+    plan = read(path)
+    assert plan.objective.strategy == "halves"
+    assert [stage.shards[0].host for stage in plan.replicas[0].stages] == ["h3", "h1"]
+    monkeypatch.setenv("PYTHONPATH", known)
+    shown = cluster.must("show", str(path), "--explain")
+    titles = [section["title"] for section in shown["explanation"]]
+    assert {"bottleneck", "what would help most", "constants"} <= set(titles)
+    cluster.apply(path)
+    assert ask(empty.listen, NAME)
+    refused = cluster.odctl("plan", str(empty.model), "--strategy", "halves")
+    assert "'halves' is not one of 'adaptive'" in refused.stderr
+
+
+def test_as_many_replicas_as_fit_and_pinned_devices(empty: Room) -> None:
+    most = read(empty.plan("most.toml", "--replicas", "max", "--objective", "throughput"))
+    places = [(shard.host, shard.device) for replica in most.replicas for shard in replica.stages[0].shards]
+    assert sorted(places) == [("h1", "cpu"), ("h2", "cpu"), ("h3", "cpu")]
+    pinned = read(empty.plan("pinned.toml", "--pin", "h2/cpu", "--exclude", "h3", "--max-hosts", "1"))
+    assert [shard.host for stage in pinned.replicas[0].stages for shard in stage.shards] == ["h2"]
+    refused = empty.cluster.odctl("plan", str(empty.model), "--pin", "h2/cuda:0", "--json")
+    assert refused.exit_code == ExitCode.BAD_FILE
+    assert "no device `h2/cuda:0` in the cluster to pin" in refused.data["message"]
 
 
 def test_a_plan_of_a_cluster_that_has_changed_is_refused_naming_what_moved(empty: Room) -> None:

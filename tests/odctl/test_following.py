@@ -41,6 +41,14 @@ async def test_ctrl_c_ends_the_work_and_it_cleans_up() -> None:
     assert (presses.count, cleaned) == (1, ["up"])
 
 
+async def test_sigterm_is_a_press_where_it_is_asked_to_be() -> None:
+    with ctrl_c(and_sigterm=True) as presses:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            await until_pressed(endless([]), presses)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 async def test_a_press_that_was_looked_at_stops_nothing_more() -> None:
     presses = Presses()
     presses.press()

@@ -8,7 +8,7 @@ import msgspec
 
 from agent.planner.layout import shape_of_sizes
 from agent.planner.learning.workload import Context
-from agent.planner.plan import ObjectiveKind, StrategyKind
+from agent.planner.plan import ObjectiveKind, StrategyName
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +26,7 @@ class PlanChosen(msgspec.Struct, frozen=True, kw_only=True, tag="chosen"):
 
     model: str
     arm: str
-    asked: StrategyKind
+    asked: StrategyName
     objective: ObjectiveKind
     propensity: float
     predicted: Figures

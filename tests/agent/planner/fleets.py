@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -12,7 +13,7 @@ from agent.facts.cluster import ClusterFacts
 from agent.planner.machine_types import MachineType, Traffic
 from agent.planner.plan import Objective, Serving
 from agent.planner.problem import Problem, make_problem
-from tests.agent.planner.clusters import GB, LLAMA_70B, cluster, gpu, host, request
+from tests.agent.planner.clusters import GB, LLAMA_70B, cluster, gpu, host, link, request
 
 MIX = (("T4", 16, 0.35), ("A10", 24, 0.2), ("L4", 24, 0.15), ("V100", 32, 0.2), ("A100", 80, 0.1))
 """Name, gigabytes and share of the hosts: many small cards and few large ones, as in mixed data centres."""
@@ -40,6 +41,24 @@ def fleet_facts(num_hosts: int, *, seed: int = 1) -> ClusterFacts:
         for index, (name, gigabytes) in enumerate(rng.choices(names, shares, k=num_hosts))
     ]
     return cluster(*hosts)
+
+
+def unequal_facts(num_hosts: int, *, seed: int = 0) -> ClusterFacts:
+    """Hosts of one GPU of five kinds on three sites; every link differs, those between sites fifty times over."""
+    rng = random.Random(seed)
+    site = [rng.randrange(3) for _ in range(num_hosts)]
+    kinds = (("RTX 4090", 24), ("RTX 3090", 24), ("L4", 24), ("A100", 40), ("T4", 16))
+    hosts = [host(f"h{index:02}", gpu(0, *rng.choice(kinds))) for index in range(num_hosts)]
+    links = tuple(
+        link(
+            f"h{a:02}",
+            f"h{b:02}",
+            latency_s=(100e-6 if site[a] == site[b] else 5e-3) * rng.uniform(0.5, 2),
+            bytes_per_s=(1.2e9 if site[a] == site[b] else 50e6) * rng.uniform(0.5, 1),
+        )
+        for a, b in itertools.combinations(range(num_hosts), 2)
+    )
+    return cluster(*hosts, links=links)
 
 
 def fleet_problem(facts: ClusterFacts) -> Problem:

@@ -108,3 +108,43 @@ def test_the_number_of_hosts_is_named_when_it_binds() -> None:
         plan_for(LLAMA_1B, racked(), max_hosts=1)
     assert refused.value.code == "E602"
     assert "at most 1 hosts (without it: " in refused.value.message
+
+
+def devices_of(plan: Plan) -> set[str]:
+    return {f"{s.host}/{s.device}" for replica in plan.replicas for stage in replica.stages for s in stage.shards}
+
+
+def test_a_pinned_device_has_a_rank_though_another_of_its_host_would_do() -> None:
+    plan = plan_for(LLAMA_1B, MIXED_GPUS, pinned=("big1/cuda:1",), max_hosts=1, tensor=1)
+    assert devices_of(plan) == {"big1/cuda:1"}
+    several = plan_for(LLAMA_1B, MIXED_GPUS, pinned=("big1/cuda:1", "big1/cuda:0", "old2"))
+    assert {"big1/cuda:0", "big1/cuda:1", "old2/cuda:0"} == devices_of(several)
+    assert check_plan(several, LLAMA_1B, MIXED_GPUS) == []
+
+
+def test_a_host_is_excluded_with_all_of_its_devices() -> None:
+    plan = plan_for(LLAMA_1B, MIXED_GPUS, excluded=("big0", "big1/cuda:0"), min_hosts=7)
+    assert not devices_of(plan) & {"big0/cuda:0", "big0/cuda:1", "big1/cuda:0"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "message", "hint"),
+    [
+        ({"pinned": ("bog1",)}, "E106", "no host `bog1` in the cluster to pin", "did you mean `big1`?"),
+        ({"pinned": ("big1/cuda:2",)}, "E106", "no device `big1/cuda:2`", "`big1/cuda:1` or `big1/cuda:0`"),
+        ({"excluded": ("old",)}, "E106", "no host `old` in the cluster to exclude", "`old3` or `old2` or `old1`"),
+        ({"excluded": ("old0/cpu",)}, "E106", "no device `old0/cpu` in the cluster to exclude", "`old0/cuda:0`"),
+        (
+            {"pinned": ("big1/cuda:0",), "excluded": ("big1/cuda:0",)},
+            "E107",
+            "device `big1/cuda:0` is pinned, but may not be used",
+            "drop --pin",
+        ),
+    ],
+)
+def test_unknown_names_list_the_nearest(asked: dict[str, Any], code: str, message: str, hint: str) -> None:
+    with pytest.raises(FleetError) as refused:
+        plan_for(LLAMA_1B, MIXED_GPUS, **asked)
+    assert refused.value.code == code
+    assert message in refused.value.message
+    assert hint in refused.value.detail.hint

@@ -6,7 +6,9 @@ import itertools
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -15,11 +17,12 @@ import pytest
 from agent.facts.cluster import ClusterFacts, HostFacts
 from agent.planner.file import plan_to_toml
 from agent.planner.layout import Layout
-from agent.planner.make import make_plan, propose_layouts
-from agent.planner.order import STALE_GENERATIONS, nearest_neighbours, reordered, search_order
+from agent.planner.make import make_plan
+from agent.planner.order import STALE_GENERATIONS, nearest_neighbours, reordered, search_order, values_in_orders
 from agent.planner.pipeline import StageOption, propose_chains
 from agent.planner.plan import Objective, Serving
 from agent.planner.problem import Problem, choose_estimated, make_problem
+from agent.planner.propose import propose_layouts
 from agent.planner.split import Floats, Minimise, OptionTable, split_layers
 from tests.agent.planner.clusters import LLAMA_70B, cluster, gpu, host, link, request
 
@@ -105,9 +108,10 @@ def test_held_karp_is_what_trying_every_order_finds(minimise: Minimise) -> None:
         assert exact == best == math.inf or exact == pytest.approx(best, rel=1e-12)
 
 
-@pytest.mark.timeout(600)  # thousands of programmes: 5 s of CPU, minutes beside other work
 @pytest.mark.parametrize("minimise", ["sum", "max"])
-def test_the_search_is_within_one_percent_of_the_optimum_on_95_percent_of_seeds(minimise: Minimise) -> None:
+def test_the_search_is_within_one_percent_of_the_optimum_on_95_percent_of_seeds(
+    minimise: Literal["sum", "max"],
+) -> None:
     """The same instance for a few seeds each, all from random orders: no start gives the answer away."""
     close, feasible = 0, 0
     for instance in range(SEEDS // 2):
@@ -116,15 +120,18 @@ def test_the_search_is_within_one_percent_of_the_optimum_on_95_percent_of_seeds(
         exact = held_karp(table, NUM_LAYERS, minimise)
         known: dict[tuple[int, ...], float] = {}
 
-        def value_of(
-            order: tuple[int, ...], table: OptionTable = table, known: dict[tuple[int, ...], float] = known
-        ) -> float:
-            if order not in known:
-                known[order] = value_in(table, order, NUM_LAYERS, minimise)
-            return known[order]
+        def values_of(
+            orders: Sequence[tuple[int, ...]],
+            table: OptionTable = table,
+            known: dict[tuple[int, ...], float] = known,
+        ) -> list[float]:
+            new = [order for order in orders if order not in known]
+            if new:
+                known.update(zip(new, values_in_orders(table, new, NUM_LAYERS, minimise=minimise), strict=True))
+            return [known[order] for order in orders]
 
         for seed in range(2):
-            search = search_order([tuple(range(NUM_HOSTS))], value_of, seed=seed, max_valued=1200)
+            search = search_order([tuple(range(NUM_HOSTS))], values_of, seed=seed, max_valued=1200)
             if math.isinf(exact):
                 assert math.isinf(search.value)
                 continue
@@ -138,16 +145,35 @@ def test_the_search_is_within_one_percent_of_the_optimum_on_95_percent_of_seeds(
 def test_the_best_never_gets_worse_and_the_same_seed_gives_the_same_order() -> None:
     table = unequal_table(np.random.default_rng(3), num_hosts=9, num_layers=16)
 
-    def value_of(order: tuple[int, ...]) -> float:
-        return value_in(table, order, 16, "sum")
+    def values_of(orders: Sequence[tuple[int, ...]]) -> list[float]:
+        return values_in_orders(table, orders, 16, minimise="sum")
 
     starts = [tuple(range(9))]
-    first = search_order(starts, value_of, seed=4, max_valued=1200)
+    first = search_order(starts, values_of, seed=4, max_valued=1200)
     assert all(later <= earlier for earlier, later in itertools.pairwise(first.best_by_generation))
-    assert first.best_by_generation[-1] == first.value == value_of(first.order)
+    assert first.best_by_generation[-1] == first.value == value_in(table, first.order, 16, "sum")
     assert len(set(first.best_by_generation[-STALE_GENERATIONS:])) == 1, "it ends when it is stale"
-    assert search_order(starts, value_of, seed=4, max_valued=1200) == first
-    assert search_order(starts, value_of, seed=4, max_valued=60).num_valued == 60
+    assert search_order(starts, values_of, seed=4, max_valued=1200) == first
+    assert search_order(starts, values_of, seed=4, max_valued=60).num_valued == 60
+
+
+@pytest.mark.parametrize("minimise", ["sum", "max"])
+def test_many_orders_at_once_have_the_values_that_each_has_alone(minimise: Literal["sum", "max"]) -> None:
+    """To the last bit, also where hosts have several devices and groups of them."""
+    rng = np.random.default_rng(11)
+    for instance in range(6):
+        table = unequal_table(rng, num_hosts=7, num_layers=10)
+        num_hosts = 7
+        if instance % 2:
+            # Two devices and their group on the first and on the third host.
+            start, end = np.array([0, 0, 1, 2, 3, 3, 4]), np.array([0, 1, 1, 2, 3, 4, 4])
+            hosts = np.array([0, 0, 0, 1, 2, 2, 2])
+            columns = {**vars(table), "start": start, "end": end, "first_host": hosts, "last_host": hosts}
+            table, num_hosts = OptionTable(**columns), 3
+        orders = [tuple(int(host) for host in rng.permutation(num_hosts)) for _ in range(20)]
+        for num_layers in (1, 2, 10):
+            together = values_in_orders(table, orders, num_layers, minimise=minimise)
+            assert together == [value_in(table, order, num_layers, minimise) for order in orders]
 
 
 def test_options_in_another_order_keep_their_hosts_together() -> None:

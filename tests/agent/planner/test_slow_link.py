@@ -137,7 +137,7 @@ def test_a_link_whose_rate_alone_fell_is_left_for_the_first_token(slower: float)
     fast = [measured(first, THREE, at_s=float(index)) for index in range(4)]
     facts = with_runs(*fast, *[measured(first, there, at_s=100.0 + index) for index in range(CHANGED_RUNS)])
     again = predict_plan(first, SMALL, facts)
-    assert again.ttft_s == pytest.approx(facts.runs[-1].ttft_s, rel=0.3)
+    assert again.ttft_s == pytest.approx(facts.runs[-1].ttft_s, rel=0.35)
     assert again.time_per_token_s == pytest.approx(facts.runs[-1].time_per_token_s, rel=0.3)
     chosen = plan_for(SMALL, facts, **asked)
     assert hosts(chosen) != pair
