@@ -26,6 +26,7 @@ from agent.planner.calibration import (
     Parts,
     corrections_of,
     fit_calibration,
+    link_factors,
     sum_parts,
 )
 from agent.planner.cost import Estimate, estimate_layout
@@ -68,6 +69,14 @@ def calibrate(facts: ClusterFacts) -> Calibration:
         return PRIOR
     told = _told(facts)
     begins = _begins(facts.runs[-MAX_RUNS:], told)
+    fitted = _fit(told, begins)
+    if not link_factors(fitted):
+        return fitted
+    # A link as slow as runs say may be what a pipeline of chunks waits for, and then has a part in each of them.
+    return _fit(_told(facts, fitted), begins)
+
+
+def _fit(told: Sequence[Told], begins: Mapping[str, int]) -> Calibration:
     times = [time for at, each in enumerate(told) for time in _still_true(each, begins, at)]
     fitted = fit_calibration(times if _tells_links_apart(times) else [_of_any_link(time) for time in times])
     kept = {
@@ -93,8 +102,9 @@ def changes(facts: ClusterFacts) -> dict[str, float]:
     return {name: runs[begin].measured_at_s for name, begin in latest.items() if begin}
 
 
-def _told(facts: ClusterFacts) -> list[Told]:
-    return [_told_by(run, facts) for run in facts.runs[-MAX_RUNS:]]
+def _told(facts: ClusterFacts, calibration: Calibration = PRIOR) -> list[Told]:
+    """What runs tell where the constants are about these: they decide what a run waits for."""
+    return [_told_by(run, facts, calibration) for run in facts.runs[-MAX_RUNS:]]
 
 
 def _still_true(told: Told, begins: Mapping[str, int], index: int) -> list[MeasuredTime]:
@@ -187,7 +197,7 @@ def time_per_token_parts(estimate: Estimate, *, way_s: float) -> Parts:
     return sum_parts(estimate.time_per_token_parts, {GATEWAY_PART: way_s})
 
 
-def _told_by(run: MeasuredRun, facts: ClusterFacts) -> Told:
+def _told_by(run: MeasuredRun, facts: ClusterFacts, calibration: Calibration) -> Told:
     """Against the replica that should be slowest: a gateway's figures are those of all together."""
     plan = plan_from_toml(run.plan_toml, file=f"plan {run.plan_hash[:12]}")
     try:
@@ -204,6 +214,7 @@ def _told_by(run: MeasuredRun, facts: ClusterFacts) -> Told:
                 layout,
                 serving,
                 prompt_tokens=run.prompt_tokens,
+                calibration=calibration,
                 answer_tokens=run.answer_tokens,
                 links=links,
             ),
