@@ -556,22 +556,6 @@ class PipelineTimes(msgspec.Struct, frozen=True, kw_only=True):
     def slowest_s(self) -> float:
         return self.stages[self.slowest] + self.sends[self.slowest]
 
-    @property
-    def overlap(self) -> float:
-        """Of the way through all stages, what a further step takes behind another, before any correction.
-
-        As a share of all parts, not as those of the slowest stage: a correction that makes another stage the
-        slowest, or a link, then changes little about what runs tell of it.
-        """
-        slowest = self.parts_of(self.slowest_by_parts)
-        return sum(slowest.values()) / sum(self.parts.values())
-
-    @property
-    def slowest_by_parts(self) -> int:
-        """The same before any correction: runs are held against parts that no correction rearranges."""
-        busy = [sum(self.parts_of(index).values()) for index in range(len(self.stages))]
-        return max(range(len(busy)), key=lambda index: busy[index])
-
     def parts_of(self, stage: int) -> dict[str, float]:
         """What keeps one stage busy: its own parts, and of its hop those that it sends in."""
         share = self.sends[stage] / self.hops[stage] if stage < len(self.hops) else 0.0
@@ -725,7 +709,7 @@ def saturated_round(
         tokens=sequences * answer_tokens,
         seconds=prompts_s + mixed.total_s - mixed.slowest_s + alone * cycle_s(decode, micro_batches),
         parts=sum_parts(
-            scale_parts(mixed.parts_of(mixed.slowest_by_parts), num_chunks - 1),
+            scale_parts(mixed.parts_of(mixed.slowest), num_chunks - 1),
             mixed.parts,
             scale_parts(cycle_parts, alone),
         ),
@@ -735,10 +719,9 @@ def saturated_round(
 
 def _cycle_parts(times: PipelineTimes, micro_batches: int) -> dict[str, float]:
     """Of `cycle_s`: the round trip's, or those of the stage that serves all micro-batches one by one."""
-    slowest, whole = times.parts_of(times.slowest_by_parts), times.parts
-    if sum(whole.values()) >= micro_batches * sum(slowest.values()):
-        return whole
-    return scale_parts(slowest, micro_batches)
+    if times.total_s >= micro_batches * times.slowest_s:
+        return times.parts
+    return scale_parts(times.parts_of(times.slowest), micro_batches)
 
 
 def estimate_layout(
@@ -798,7 +781,7 @@ def estimate_layout(
         bubble=work.bubble,
         bottleneck=bottleneck,
         limit=cost.limit,
-        ttft_parts=sum_parts(scale_parts(earlier.parts, (chunks - 1) * earlier.overlap), prefill.parts),
+        ttft_parts=sum_parts(scale_parts(earlier.parts_of(earlier.slowest), chunks - 1), prefill.parts),
         time_per_token_parts=single.parts,
         round_parts=work.parts,
         round_tokens=work.tokens,
