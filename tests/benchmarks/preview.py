@@ -31,11 +31,11 @@ from tests.integration.cluster import Cluster, free_listen, open_cluster
 
 NAME, GATEWAY = "preview", "h1"
 """The first host decides and speaks to clients, and has no rank: its share is what the others leave."""
-PROMPT, ANSWER, BATCH, CONTEXT = 128, 32, 8, 256
-SINGLE_REQUESTS, FULL_REQUESTS = 8, 32
+PROMPT, ANSWER, BATCH, CONTEXT = 128, 24, 8, 256
+SINGLE_REQUESTS, FULL_REQUESTS = 6, 32
 MODELS = {
-    "wide": Shape(layers=8, hidden=1024, heads=16, kv_heads=4, ffn=2816, vocab=16_000),
-    "deep": Shape(layers=24, hidden=512, heads=8, kv_heads=4, ffn=1408, vocab=16_000),
+    "wide": Shape(layers=3, hidden=2048, heads=32, kv_heads=8, ffn=4096, vocab=8_000),
+    "deep": Shape(layers=8, hidden=512, heads=8, kv_heads=4, ffn=1408, vocab=8_000),
 }
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "one device": ("--max-hosts", "1"),
