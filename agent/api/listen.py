@@ -28,8 +28,8 @@ def listen_tcp(config: GatewayConfig) -> Iterator[socket.socket]:
             host=config.host,
         )
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    # Named TCP, or asyncio takes it for something else and leaves Nagle's delay on: a stream's first piece then waits
-    # 40 ms for the acknowledgement of its headers. Accepted connections inherit both.
+    # Named TCP: else asyncio leaves Nagle's delay on, and a stream's first piece waits 40 ms until its headers are
+    # acknowledged. Accepted connections inherit both.
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

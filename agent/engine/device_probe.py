@@ -246,7 +246,8 @@ def _step_s(decoder: Decoder, sequences: int, kind: torch.dtype, device: torch.d
             tokens=[0],
             samples=False,
             params=SamplingParams(),
-            new_blocks=list(range(slot * blocks, (slot + 1) * blocks)),
+            # In turn, as sequences that grow together take them.
+            new_blocks=list(range(slot, sequences * blocks, sequences)),
         )
         for slot in range(sequences)
     ]

@@ -44,6 +44,7 @@ PRIOR_DEVIATION = {
     "messages": 0.5,
     "message_bytes": 0.5,
     "step": 0.6,
+    "request": 0.8,
 }
 """Deviation of the logarithm of each constant, by the last word of a part's name.
 

@@ -29,6 +29,7 @@ from agent.planner.layout import Layout, Place, Share, StageLayout, cut_shares
 from agent.planner.plan import BLOCK_TOKENS, Serving
 from agent.planner.rates import (
     CARRIERS,
+    REQUEST_S,
     STEP_S,
     DeviceRates,
     LinkTable,
@@ -46,6 +47,7 @@ same run, of which reading it is 16.
 """
 
 
+REQUEST_PART = "request"
 RIDING_ALONG = 2.0
 """A product that takes less than this many times as long as with one row is bound by reading its weights."""
 
@@ -770,7 +772,8 @@ def estimate_layout(
     return Estimate(
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
-        ttft_s=time_to_first_token_s(earlier, prefill, num_chunks=chunks),
+        ttft_s=REQUEST_S * correction({REQUEST_PART: REQUEST_S}, calibration)
+        + time_to_first_token_s(earlier, prefill, num_chunks=chunks),
         time_per_token_s=single.total_s,
         tokens_per_s=work.tokens / work.seconds,
         joules_per_token=energy / work.sequences,
@@ -781,7 +784,9 @@ def estimate_layout(
         bubble=work.bubble,
         bottleneck=bottleneck,
         limit=cost.limit,
-        ttft_parts=sum_parts(scale_parts(earlier.parts_of(earlier.slowest), chunks - 1), prefill.parts),
+        ttft_parts=sum_parts(
+            {REQUEST_PART: REQUEST_S}, scale_parts(earlier.parts_of(earlier.slowest), chunks - 1), prefill.parts
+        ),
         time_per_token_parts=single.parts,
         round_parts=work.parts,
         round_tokens=work.tokens,

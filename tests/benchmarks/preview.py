@@ -1,7 +1,7 @@
 """`make bench-preview`: what plans predict against what deployments do; writes docs/preview-accuracy.md.
 
 Three clusters of three hosts share this machine: equal shares of a core, unequal ones, and a slow link. On each,
-devices and links are probed, and two models are applied in five layouts. A prediction is what stands in the plan
+devices and links are probed, and two models are applied in four layouts. A prediction is what stands in the plan
 file before it is applied; runs of earlier plans on that cluster have corrected it as they do for any operator. Then
 one client asks, and eight at once. Nothing is fitted afterwards.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,7 @@ from tests.benchmarks.cpu_quotas import can_limit, cpu_quotas
 from tests.benchmarks.models import Shape, write_random_model
 from tests.benchmarks.output import say
 from tests.benchmarks.preview_table import FIGURES, Case, summary, table, write
+from tests.benchmarks.shaped_network import ShapedLink, network_namespace
 from tests.benchmarks.table import commit_now
 from tests.integration.cluster import Cluster, free_listen, open_cluster
 
@@ -41,7 +43,6 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "one device": ("--max-hosts", "1"),
     "pipeline 2": ("--strategy", "pipeline", "--stages", "2"),
     "tensor 2": ("--strategy", "tensor", "--tensor", "2"),
-    "pipeline 3": ("--strategy", "pipeline", "--stages", "3"),
     "hybrid 1,2": ("--strategy", "hybrid", "--tensor", "1,2"),
 }
 
@@ -64,6 +65,7 @@ CONDITIONS = (
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dry-run", action="store_true", help="print the tables, leave the document alone")
+    parser.add_argument("--inside", action="store_true", help="the network namespace is made already")
     parser.add_argument("--conditions", default="", help="names, with commas; all")
     parser.add_argument("--models", default="", help="likewise")
     parser.add_argument("--layouts", default="", help="likewise")
@@ -71,6 +73,10 @@ def main() -> int:
     if not can_limit():
         say("unequal hosts are made with the kernel's cpu controller, which takes root: nothing measured")
         return 1
+    if not options.inside:
+        with network_namespace(f"odctl-{NAME}-{os.getpid()}") as enter:
+            command = [*enter, sys.executable, "-m", "tests.benchmarks.preview", "--inside", *sys.argv[1:]]
+            return subprocess.run(command, check=False).returncode
     head = _head()
     cases: list[Case] = []
     with tempfile.TemporaryDirectory(prefix="odp-") as folder:
@@ -110,6 +116,9 @@ def _measure(condition: Condition, folder: Path, *, models: Sequence[str], layou
         cluster = stack.enter_context(open_cluster(num_hosts=1 + len(condition.cores)))
         shares = {cluster.agent_pid(f"h{index}"): share for index, share in enumerate(condition.cores, start=2)}
         stack.enter_context(cpu_quotas(shares, name=NAME))
+        if condition.slow_link is not None:
+            one, other, rate = condition.slow_link
+            ShapedLink(cluster.hosts[one].address, cluster.hosts[other].address).set_rate(rate)
         say(f"{condition.name}: probing")
         cluster.must("probe", ",".join(host for host in cluster.hosts if host != GATEWAY), timeout_s=600)
         for model in models:
