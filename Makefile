@@ -17,8 +17,8 @@ demo: $(VENV)/.agent ## make a cluster and a model, plan, apply, stream an answe
 demo-ssh: $(VENV)/.agent debian ## the same over real sshds on loopback addresses
 	$(BIN)/odctl demo --ssh
 
-test: $(VENV)/.dev debian ## every test but the slow ones
-	$(PYTEST) -m "not slow"
+test: $(VENV)/.dev debian ## every test but the slow ones, labs in one process and the rest in another
+	$(PYTEST) -m "not slow" -n 2 --dist loadgroup
 
 test-slow: $(VENV)/.dev debian ## the minutes-long ones
 	$(PYTEST) -m slow -s

@@ -28,7 +28,8 @@ def network_namespace(name: str) -> Iterator[list[str]]:
     run(["ip", "netns", "add", name])
     try:
         run(["ip", "-n", name, "link", "set", "lo", "mtu", str(MTU), "up"])
-        yield ["ip", "netns", "exec", name]
+        # Not `ip netns exec`: that mounts another /sys, without the control groups.
+        yield ["nsenter", f"--net=/run/netns/{name}"]
     finally:
         run(["ip", "netns", "del", name])
 
