@@ -75,6 +75,14 @@ def test_a_group_of_three_is_summed_and_has_no_links(tmp_path: Path) -> None:
     assert all(report.failures == () for report in reports.values())
 
 
+def test_members_that_reckon_otherwise_sum_equally_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their means differ in the last bits, and sometimes in the number of repeats that they make of them."""
+    monkeypatch.setattr(link_probe._Turns, "mean", lambda turns, value: value * 3 ** (turns.index - 1))
+    reports = measure(tmp_path, [step("0", A, B, C)], [A, B, C])
+    assert all(report.failures == () for report in reports.values())
+    assert len(reports[A].groups) == 1
+
+
 def test_a_member_that_does_not_come_is_named_and_waited_for_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
