@@ -176,6 +176,8 @@ def draw_token(logits_V: Floats, params: SamplingParams, history: list[int], pos
     if params.temperature <= 0:
         return int(logits_V.argmax())
     chance = uniform(params.seed, position)
+    if params.top_k <= 0 and params.top_p >= 1 and params.min_p <= 0:
+        return _draw_unfiltered(logits_V, params.temperature, chance)
     for count in _LIKELIEST:
         if params.top_k <= 0 and len(logits_V) > count:
             token = _draw_likeliest(logits_V, params, chance, count)
@@ -187,6 +189,14 @@ def draw_token(logits_V: Floats, params: SamplingParams, history: list[int], pos
     cumulative_C = softmax(logits_C[:kept] / params.temperature).cumsum()
     place = np.searchsorted(cumulative_C, chance * cumulative_C[-1], side="right")
     return int(candidates_C[min(int(place), kept - 1)])
+
+
+def _draw_unfiltered(logits_V: Floats, temperature: float, chance: float) -> int:
+    """The draw from all tokens, by id: without a filter nothing has to be sorted."""
+    weights_V = np.exp((logits_V - logits_V.max()) / temperature)
+    cumulative_V = weights_V.cumsum()
+    place = int(np.searchsorted(cumulative_V, chance * cumulative_V[-1], side="right"))
+    return place if place < len(weights_V) else int(np.flatnonzero(weights_V)[-1])
 
 
 def _draw_likeliest(logits_V: Floats, params: SamplingParams, chance: float, count: int) -> int | None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from agent.engine.sampling import (
     Sampler,
+    _draw_unfiltered,
     draw_token,
     keep_min_p,
     keep_top_k,
@@ -191,9 +192,7 @@ def test_logits_that_are_not_finite_are_an_error(bad: float) -> None:
 
 
 @pytest.mark.parametrize("spread", [0.2, 3.0])
-@pytest.mark.parametrize(
-    ("top_p", "min_p"), [(1.0, 0.0), (0.9, 0.0), (0.3, 0.0), (1.0, 0.02), (1.0, 1e-9), (0.99, 0.01)]
-)
+@pytest.mark.parametrize(("top_p", "min_p"), [(0.9, 0.0), (0.3, 0.0), (1.0, 0.02), (1.0, 1e-9), (0.99, 0.01)])
 def test_sorting_the_likeliest_first_changes_no_draw(top_p: float, min_p: float, spread: float) -> None:
     random = np.random.default_rng(7)
     logits = random.normal(size=5000) * spread
@@ -206,3 +205,18 @@ def test_sorting_the_likeliest_first_changes_no_draw(top_p: float, min_p: float,
         place = int(np.searchsorted(cumulative, uniform(3, position) * cumulative[-1], side="right"))
         params = SamplingParams(seed=3, temperature=0.8, top_p=top_p, min_p=min_p)
         assert draw_token(logits, params, [], position) == ids[min(place, kept - 1)]
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
+def test_without_a_filter_tokens_are_drawn_by_their_probabilities(temperature: float) -> None:
+    logits = np.array([0.0, -math.inf, 1.0, 2.0, -math.inf])
+    drawn = [draw_token(logits, SamplingParams(seed=seed, temperature=temperature), [], 7) for seed in range(4000)]
+    shares = np.bincount(drawn, minlength=5) / len(drawn)
+    assert shares == pytest.approx(softmax(logits / temperature), abs=0.03)
+    assert shares[[1, 4]].tolist() == [0.0, 0.0]
+
+
+def test_a_chance_next_to_one_is_the_last_token_that_can_be() -> None:
+    logits = np.array([0.0, -800.0, 0.0, -math.inf])
+    assert _draw_unfiltered(logits, 1.0, float(np.nextafter(1.0, 0.0))) == 2
+    assert _draw_unfiltered(logits, 1.0, 0.0) == 0
