@@ -28,7 +28,8 @@ from tests.integration.models import write_endless_model
 from tests.odctl.plugins import HALVES, write_distribution
 
 NAME = "chat"
-PIPELINE = ("--strategy", "pipeline", "--stages", "2", "--min-hosts", "2")
+PIPELINE = ("--strategy", "pipeline", "--stages", "2", "--min-hosts", "2", "--exclude", "h3")
+"""On h1 and h2, whatever runs of earlier tests said of their link."""
 HYBRID = ("--strategy", "hybrid", "--tensor", "1,2", "--min-hosts", "3")
 
 

@@ -69,7 +69,7 @@ async def test_every_value_of_a_healthy_gpu_is_read(fake: FakeNvml, reader: GpuR
     assert process.pid == os.getpid()
     assert process.memory_bytes == Ok(1e9)
     assert process.user == psutil.Process().username()
-    assert "pytest" in process.command
+    assert process.command == " ".join(psutil.Process().cmdline())
 
 
 @pytest.mark.parametrize(
