@@ -136,6 +136,7 @@ def _link(config: LinkProbeConfig, step: LinkStep, turns: _Turns) -> LinkProbe:
         target_hardware=config.order.hardware[target],
     )
 
+
 LEAST_SHARE = 0.1
 """Of a crossing, what its bytes take at least."""
 
