@@ -22,6 +22,7 @@ from agent.planner.calibration import (
     correction,
     over_links,
     scale_parts,
+    seconds_of,
     sum_parts,
 )
 from agent.planner.carriers import DIRECT_SUM_BYTES, CarrierKind, carrier_of
@@ -650,6 +651,8 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 
     sequences: int
     micro_batches: int
+    decode: PipelineTimes
+    """A micro-batch's step of decoding alone."""
     tokens: int
     seconds: float
     parts: Parts
@@ -682,6 +685,7 @@ def saturated_round(
         return Round(
             sequences=sequences,
             micro_batches=micro_batches,
+            decode=decode,
             tokens=sequences,
             seconds=cycle_s(decode, micro_batches),
             parts=cycle_parts,
@@ -708,6 +712,7 @@ def saturated_round(
     return Round(
         sequences=sequences,
         micro_batches=micro_batches,
+        decode=decode,
         tokens=sequences * answer_tokens,
         seconds=prompts_s + mixed.total_s - mixed.slowest_s + alone * cycle_s(decode, micro_batches),
         parts=sum_parts(
@@ -766,13 +771,12 @@ def estimate_layout(
     bottleneck = max(range(num_stages), key=lambda index: single.stages[index])
     slowest = layout.stages[bottleneck]
     cost = costs.of(slowest, single_step)
-    full = times(decode_step(math.ceil(work.sequences / work.micro_batches), single_step.context))
-    cycle = cycle_s(full, work.micro_batches)
-    energy = _energy_j(layout, full, serving, micro_batches=work.micro_batches, cycle=cycle)
+    cycle = cycle_s(work.decode, work.micro_batches)
+    energy = _energy_j(layout, work.decode, serving, micro_batches=work.micro_batches, cycle=cycle)
     return Estimate(
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
-        ttft_s=REQUEST_S * correction({REQUEST_PART: REQUEST_S}, calibration)
+        ttft_s=seconds_of({REQUEST_PART: REQUEST_S}, calibration)
         + time_to_first_token_s(earlier, prefill, num_chunks=chunks),
         time_per_token_s=single.total_s,
         tokens_per_s=work.tokens / work.seconds,

@@ -12,16 +12,26 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
-from agent.facts.cluster import DeviceFacts, LinkFacts
+from agent.facts.cluster import DeviceFacts
 from agent.facts.model import Dtype, Quantisation
 from agent.planner.adaptive import rule_of_thumb, shape_of
 from agent.planner.bound import throughput_bound
-from agent.planner.calibration import PRIOR
+from agent.planner.calibration import PRIOR, corrections_of
 from agent.planner.cost import Estimate, carrier_between, group_link, hop_pairs, link_between
 from agent.planner.layout import Layout, Place
+from agent.planner.plan import Serving
 from agent.planner.problem import Problem, objective_value
 from agent.planner.propose import candidates
-from agent.planner.rates import CARRIERS, EFFICIENCY, STEP_S, nominal_of, rates_of
+from agent.planner.rates import (
+    CARRIERS,
+    EFFICIENCY,
+    REQUEST_S,
+    STEP_S,
+    nominal_of,
+    probed_overheads,
+    rates_of,
+    slowed_link,
+)
 from agent.planner.replicas import choose_replicas, is_large
 from agent.planner.why import value_words
 from agent.planner.words import age_words, bytes_words, list_words, moment_words, rate_words, seconds_words
@@ -279,7 +289,7 @@ def _link_levers(problem: Problem, chosen: Chosen) -> list[Lever]:
         kinds = {place.device.kind for layout, _ in chosen for place in layout.places if place.host in {one, other}}
         link = problem.plain_links.between(one, other, "cuda" if kinds == {"cuda"} else "cpu")
         for words, rate, latency in (("twice the rate of", 2.0, 1.0), ("half the latency of", 1.0, 0.5)):
-            faster = _scaled_link(link, rate=rate, latency=latency)
+            faster = slowed_link(link, latency, 1 / rate)
             # Later facts stand for earlier ones of the same carrier.
             back = msgspec.structs.replace(faster, source=other, target=one)
             there = msgspec.structs.replace(faster, source=one, target=other)
@@ -303,17 +313,6 @@ def _used_links(chosen: Chosen) -> set[tuple[str, str]]:
 def _linked_places(layout: Layout) -> list[tuple[Place, Place]]:
     pairs = [pair for a, b in itertools.pairwise(layout.stages) for pair in hop_pairs(a, b)]
     return pairs + [pair for stage in layout.stages for pair in itertools.combinations(stage.places, 2)]
-
-
-def _scaled_link(link: LinkFacts, *, rate: float, latency: float) -> LinkFacts:
-    own_latency, own_rate = link.reduce_latency_s, link.reduce_bytes_per_s
-    return msgspec.structs.replace(
-        link,
-        latency_s=link.latency_s * latency,
-        bytes_per_s=link.bytes_per_s * rate,
-        reduce_latency_s=None if own_latency is None else own_latency * latency,
-        reduce_bytes_per_s=None if own_rate is None else own_rate * rate,
-    )
 
 
 def _device_levers(problem: Problem, chosen: Chosen) -> list[Lever]:
@@ -491,10 +490,10 @@ def _constants(problem: Problem, layouts: list[Layout], now_s: float | None) -> 
         by_words.setdefault(words, []).append(place.name)
     lines = [f"{list_words(names)} {words}" for words, names in by_words.items()]
     lines += _link_constants(problem, layouts, when)
-    kinds = sorted({place.device.kind for layout in layouts for place in layout.places})
-    launches = " and ".join(f"{seconds_words(EFFICIENCY[kind].layer_overhead_s)} ({kind})" for kind in kinds)
+    lines += _launch_constants(layouts, serving, when)
     lines.append(
-        f"launching a layer {launches}; gateway and sampling {seconds_words(STEP_S)} a step: table defaults"
+        f"gateway and sampling {seconds_words(STEP_S)} a step, a request's way {seconds_words(REQUEST_S)}: table "
+        "defaults"
     )
     carriers = sorted(
         {carrier_between(pair, problem.links) for layout in layouts for pair in _linked_places(layout)}
@@ -507,6 +506,18 @@ def _constants(problem: Problem, layouts: list[Layout], now_s: float | None) -> 
     ]
     lines.append(_corrections(problem, layouts))
     return lines
+
+
+def _launch_constants(layouts: list[Layout], serving: Serving, when: Callable[[float | None], str]) -> list[str]:
+    """What launching a layer takes, by whether thin layers were probed on the device."""
+    by_words: dict[str, list[str]] = {}
+    for place in dict.fromkeys(place for layout in layouts for place in layout.places):
+        seconds = rates_of(place.device, serving.dtype, serving.quantisation).layer_overhead_s
+        probe = place.device.probe
+        is_probed = probe is not None and probed_overheads(probe, serving.dtype, serving.quantisation) is not None
+        source = when(probe.measured_at_s) if probe is not None and is_probed else "table default"
+        by_words.setdefault(f"launches a layer in {seconds_words(seconds)}: {source}", []).append(place.name)
+    return [f"{list_words(names)} {words}" for words, names in by_words.items()]
 
 
 def _table_words(place: Place) -> str:
@@ -533,7 +544,14 @@ def _link_constants(problem: Problem, layouts: list[Layout], when: Callable[[flo
 
 def _corrections(problem: Problem, layouts: list[Layout]) -> str:
     calibration = problem.calibration
-    parts = sorted({name for layout in layouts for name in problem.estimate(layout).time_per_token_parts})
+    parts = sorted(
+        {
+            name
+            for layout in layouts
+            for part in problem.estimate(layout).time_per_token_parts
+            for name in corrections_of(part)
+        }
+    )
     told = [
         f"{name} x{math.exp(calibration.corrections[name]):.2f}"
         for name in parts

@@ -144,7 +144,12 @@ def layouts_of_plan(plan: Plan, facts: ClusterFacts) -> list[Layout]:
         for stage in replica.stages:
             for shard in stage.shards:
                 if (shard.host, shard.device) not in places:
-                    raise FleetError("E106", f"no device `{shard.host}/{shard.device}` in the cluster")
+                    raise FleetError(
+                        "E106",
+                        f"the plan puts a shard on {shard.host}/{shard.device}, which is not in the cluster",
+                        hint="plan anew, or look for it with `odctl status`",
+                        host=shard.host,
+                    )
             chosen = tuple(places[shard.host, shard.device] for shard in stage.shards)
             stages.append(layout_of_stage(stage, chosen))
         layouts.append(Layout(stages=tuple(stages)))

@@ -251,12 +251,13 @@ def corrected_links(
         if {one, other} <= there and (one, other) not in known and (other, one) not in known
     ]
     return tuple(
-        _slowed(link, *factors.get((min(link.source, link.target), max(link.source, link.target)), (1.0, 1.0)))
+        slowed_link(link, *factors.get((min(link.source, link.target), max(link.source, link.target)), (1.0, 1.0)))
         for link in (*facts.links, *unknown)
     )
 
 
-def _slowed(link: LinkFacts, longer: float, slower: float) -> LinkFacts:
+def slowed_link(link: LinkFacts, longer: float, slower: float) -> LinkFacts:
+    """Its latencies `longer` times as long and its rates `slower` times as slow; below 1: a better link."""
     if longer == slower == 1.0:
         return link
     sums = (link.reduce_latency_s, link.reduce_bytes_per_s)

@@ -6,15 +6,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import msgspec
 
-from agent.errors import FleetError
-from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
 from agent.planner.cost import PipelineTimes, StepShape, pipeline_times
-from agent.planner.layout import Layout, Place, layout_of_stage
+from agent.planner.layout import Layout
 from agent.planner.plan import BLOCK_TOKENS, Plan, Serving
 from agent.planner.rates import STEP_S, LinkTable
 from agent.wire.rank import SequenceSlice, Step
@@ -147,29 +144,3 @@ def shape_of(step: Step) -> StepShape:
 def _mean_context(part: SequenceSlice) -> float:
     """Positions up to and with its own that a row of the slice attends to, on average (causal)."""
     return part.start + (len(part.tokens) + 1) / 2
-
-
-def layouts_of(plan: Plan, facts: ClusterFacts) -> tuple[Layout, ...]:
-    """A plan's replicas with the devices of today. Raises FleetError E106 for a device that is not there."""
-    devices = {(host.name, device.id): device for host in facts.hosts for device in host.devices}
-
-    def places(shards: Sequence[tuple[str, str]]) -> tuple[Place, ...]:
-        for place in shards:
-            if place not in devices:
-                raise FleetError(
-                    "E106",
-                    f"the plan puts a shard on {'/'.join(place)}, which is not in the cluster",
-                    hint="plan anew, or look for it with `odctl status`",
-                    host=place[0],
-                )
-        return tuple(Place(host=host, device=devices[host, device]) for host, device in shards)
-
-    return tuple(
-        Layout(
-            stages=tuple(
-                layout_of_stage(stage, places([(shard.host, shard.device) for shard in stage.shards]))
-                for stage in replica.stages
-            )
-        )
-        for replica in plan.replicas
-    )

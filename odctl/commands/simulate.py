@@ -177,17 +177,18 @@ def simulate_plan(
     """A pure function of its arguments but for warnings on stderr. Raises E106, E107, E118, E601."""
     from agent.planner.check import check_plan, raise_problems
     from agent.planner.cost import PipelineTimes, StepShape
+    from agent.planner.layout import layouts_of_plan
     from agent.planner.rates import LinkTable
     from agent.simulation.calibrate import calibrate
     from agent.simulation.simulator import simulate as run
-    from agent.simulation.step_times import Calibration, StepCosts, drafting_of, layouts_of
+    from agent.simulation.step_times import Calibration, StepCosts, drafting_of
     from odctl.bench.load import trace_of
 
     problems = check_plan(plan, spec, facts, draft=draft)
     raise_problems([each for each in problems if each.code != "E401"])
     for each in problems:
         sys.stderr.write(f"warning: {each.message}\n")
-    layouts = layouts_of(plan, facts)
+    layouts = layouts_of_plan(plan, facts)
     links = LinkTable(facts, is_network_trusted=plan.serving.trusted_network)
     known: list[dict[StepShape, PipelineTimes]] = [{} for _ in layouts]
 

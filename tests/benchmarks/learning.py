@@ -25,7 +25,7 @@ from agent.planner.learning.bandit import ResidualBandit
 from agent.planner.learning.choose import Candidate, choose
 from agent.planner.learning.workload import NUM_FEATURES, features_of
 from agent.planner.rates import SAME_HOST_CUDA
-from tests.benchmarks.output import say
+from tests.benchmarks.output import say, write_between
 from tests.benchmarks.silicon import NVLINK, Arm, Case, read_cases
 from tests.shared_data import find_shared_data
 
@@ -250,10 +250,7 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def _write(text: str) -> None:
-    document = DOCUMENT.read_text()
-    before, rest = document.split(BEGIN, 1)
-    _, after = rest.split(END, 1)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    write_between(DOCUMENT, BEGIN, END, text)
     say(f"written to {DOCUMENT}")
 
 

@@ -31,7 +31,7 @@ from agent.planner.replicas import EXACT_DEVICES
 from agent.planner.split import Minimise, OptionTable, split_layers
 from tests.agent.planner.clusters import LLAMA_70B, request
 from tests.agent.planner.fleets import HELIX_TRAFFIC, fleet_facts, fleet_problem, helix_types, unequal_facts
-from tests.benchmarks.output import say
+from tests.benchmarks.output import say, write_between
 from tests.shared_data import find_shared_data
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
@@ -71,10 +71,7 @@ def main() -> int:
     table = "\n".join(lines)
     sys.stdout.write(table + "\n")
     if not options.dry_run:
-        text = DOCUMENT.read_text()
-        before, rest = text.split(BEGIN)
-        _, after = rest.split(END)
-        DOCUMENT.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+        write_between(DOCUMENT, BEGIN, END, table)
     return 0
 
 

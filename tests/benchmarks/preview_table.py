@@ -8,6 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+from tests.benchmarks.output import write_between
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "preview-accuracy.md"
 BEGIN, END = "<!-- preview: begin -->", "<!-- preview: end -->"
 FIGURES = ("time to first token", "time per token", "throughput")
@@ -128,7 +130,4 @@ def _verdict(errors: Sequence[float]) -> str:
 
 def write(text: str) -> None:
     """Between the document's marks."""
-    document = DOCUMENT.read_text()
-    before, _, rest = document.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    write_between(DOCUMENT, BEGIN, END, text)

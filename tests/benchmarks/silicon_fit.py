@@ -25,6 +25,7 @@ from agent.planner.calibration import (
     predict_interval,
 )
 from agent.planner.interval import Interval
+from tests.benchmarks.output import write_between
 from tests.benchmarks.silicon_runs import Run, SiliconRuns, bare_roofline_s, parts_of, read_runs
 from tests.shared_data import find_shared_data
 
@@ -224,9 +225,7 @@ def main() -> int:
     found = read_runs(path)
     text = table(found, judge(found.runs))
     print(text)
-    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    write_between(DOCUMENT, BEGIN, END, text)
     return 0
 
 

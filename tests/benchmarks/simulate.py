@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from agent.simulation.trace import parse_trace, trace_text
+from tests.benchmarks.output import write_between
 from tests.integration.cluster import Cluster, free_listen, open_cluster
 
 LAYOUTS = {
@@ -54,7 +55,7 @@ def main() -> int:
     table = "\n".join(lines)
     sys.stdout.write(table + "\n")
     if not options.dry_run:
-        _write(table)
+        write_between(DOCUMENT, BEGIN, END, table)
     return 0
 
 
@@ -121,13 +122,6 @@ def _row(layout: str, name: str, *, fitted: Any, unfitted: Any, repeated: Any) -
         f"| {layout} | {name} | {measured:.1f} {unit} | {simulated:.1f} | {error:+.1%}{verdict} | "
         f"{of(repeated) / measured - 1:+.1%} | {of(unfitted) / measured - 1:+.1%} |"
     )
-
-
-def _write(table: str) -> None:
-    text = DOCUMENT.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from odctl.lab import Lab
-from tests.benchmarks.output import say
+from tests.benchmarks.output import say, write_between
 from tests.benchmarks.shaped_network import UNSHAPED, ShapedLink, network_namespace
 from tests.benchmarks.table import commit_now
 
@@ -253,10 +253,7 @@ def table(story: Story, rate: str) -> str:
 
 
 def _write(text: str) -> None:
-    document = DOCUMENT.read_text()
-    before, rest = document.split(BEGIN, 1)
-    _, after = rest.split(END, 1)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    write_between(DOCUMENT, BEGIN, END, text)
     say(f"written to {DOCUMENT}")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from tests.benchmarks.alternate import Measured
+from tests.benchmarks.output import write_between
 from tests.benchmarks.peers import VERSION
 from tests.benchmarks.rows import Row
 
@@ -69,10 +70,7 @@ def table(rows: Iterable[Row], results: Results) -> str:
 
 
 def write_document(text: str) -> None:
-    document = DOCUMENT.read_text()
-    before, _, rest = document.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    write_between(DOCUMENT, BEGIN, END, text)
 
 
 def _head() -> list[str]:

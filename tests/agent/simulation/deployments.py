@@ -8,11 +8,12 @@ import msgspec
 
 from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
+from agent.planner.layout import layouts_of_plan
 from agent.planner.plan import Plan
 from agent.planner.rates import LinkTable
 from agent.simulation.result import Simulation
 from agent.simulation.simulator import simulate
-from agent.simulation.step_times import Calibration, StepCosts, drafting_of, layouts_of
+from agent.simulation.step_times import Calibration, StepCosts, drafting_of
 from agent.simulation.trace import TraceRequest
 from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS, plan_for
 
@@ -33,7 +34,7 @@ def costs_of(
     links = LinkTable(facts)
     return [
         StepCosts(spec, layout, plan.serving, links=links, calibration=calibration)
-        for layout in layouts_of(plan, facts)
+        for layout in layouts_of_plan(plan, facts)
     ]
 
 

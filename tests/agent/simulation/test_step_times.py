@@ -4,8 +4,9 @@ import pytest
 
 from agent.errors import FleetError
 from agent.planner.cost import StepShape, pipeline_times
+from agent.planner.layout import layouts_of_plan
 from agent.planner.rates import LinkTable
-from agent.simulation.step_times import Calibration, layouts_of, shape_of
+from agent.simulation.step_times import Calibration, shape_of
 from agent.wire.rank import SequenceSlice, Step
 from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS, cluster, cpu, host
 from tests.agent.simulation.deployments import costs_of, plan_with
@@ -27,7 +28,7 @@ def test_without_a_calibration_times_are_the_cost_models() -> None:
     found = costs.of(DECODES)
     modelled = pipeline_times(
         LLAMA_1B,
-        layouts_of(plan, THREE_CPUS)[0],
+        layouts_of_plan(plan, THREE_CPUS)[0],
         step=shape_of(DECODES),
         dtype=plan.serving.dtype,
         links=LinkTable(THREE_CPUS),
@@ -46,4 +47,4 @@ def test_a_calibration_tells_decode_from_prefill_and_counts_rows_by_layers() -> 
 
 def test_a_device_that_is_gone_is_named() -> None:
     with pytest.raises(FleetError, match="b/cpu, which is not in the cluster"):
-        layouts_of(plan_with(stages=3), cluster(host("a", cpu(64)), host("c", cpu(64))))
+        layouts_of_plan(plan_with(stages=3), cluster(host("a", cpu(64)), host("c", cpu(64))))
