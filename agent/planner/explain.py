@@ -17,7 +17,7 @@ from agent.facts.model import Dtype, Quantisation
 from agent.planner.adaptive import rule_of_thumb, shape_of
 from agent.planner.bound import throughput_bound
 from agent.planner.calibration import PRIOR, corrections_of
-from agent.planner.cost import Estimate, carrier_between, group_link, hop_pairs, link_between
+from agent.planner.cost import RIDING_ALONG, Estimate, carrier_between, group_link, hop_pairs, link_between
 from agent.planner.layout import Layout, Place
 from agent.planner.plan import Serving
 from agent.planner.problem import Problem, objective_value
@@ -372,13 +372,24 @@ def _scaled_device(
         (gemm for gemm in device.probe.gemms if (gemm.dtype, gemm.quantisation) == (dtype, quantisation)),
         key=lambda gemm: gemm.rows,
     )
-    # The fewest rows tell the bandwidth, all others the arithmetic (`rates.probed_rates`).
+    if not own:
+        return device
+    # Products that take little longer than with the fewest rows are bound by reading, as `cost` has it.
+    reading_s = RIDING_ALONG * own[0].seconds
     faster = [
-        msgspec.structs.replace(gemm, seconds=gemm.seconds / (reads if index == 0 else flops))
-        for index, gemm in enumerate(own)
+        msgspec.structs.replace(gemm, seconds=gemm.seconds / (reads if gemm.seconds <= reading_s else flops))
+        for gemm in own
+    ]
+    saved_s = (own[0].seconds - faster[0].seconds) / own[0].size ** 2
+    # What launching a thin layer takes beside its products stays.
+    layers = [
+        msgspec.structs.replace(layer, seconds=layer.seconds - layer.weight_elements * saved_s)
+        if (layer.dtype, layer.quantisation) == (dtype, quantisation)
+        else layer
+        for layer in device.probe.layers
     ]
     rest = [gemm for gemm in device.probe.gemms if (gemm.dtype, gemm.quantisation) != (dtype, quantisation)]
-    probe = msgspec.structs.replace(device.probe, gemms=(*rest, *faster))
+    probe = msgspec.structs.replace(device.probe, gemms=(*rest, *faster), layers=tuple(layers))
     return msgspec.structs.replace(device, probe=probe)
 
 

@@ -9,10 +9,13 @@ import pytest
 
 from agent.facts.cluster import ClusterFacts, HostFacts
 from agent.facts.model import ModelSpec
-from agent.planner.explain import Section
+from agent.facts.probe import LayerProbe
+from agent.planner.explain import Section, _scaled_device
 from agent.planner.layout_text import section_lines
 from agent.planner.make import explain_made, make_plan, request_of
 from agent.planner.plan import Objective, ObjectiveKind, Serving
+from agent.planner.rates import rates_of
+from tests.agent.facts.probes import device_probe
 from tests.agent.planner.clusters import (
     GB,
     LLAMA_1B,
@@ -141,6 +144,34 @@ def test_constants_are_measured_with_an_age_or_defaults() -> None:
     assert "table default for `cpu` (82% of 30 GB/s)" in text
     assert "link a>b 80 us and 8 Gbit/s: measured 2 h ago" in text or "link b>a 80 us" in text
     assert "no run was measured here yet" in text
+
+
+def test_a_probed_device_that_reads_or_computes_faster_does_so_at_the_rows_that_are_bound_by_it() -> None:
+    probe = device_probe(read_bytes_per_s=8e9, skinny_flops_per_s=60e9, large_flops_per_s=90e9)
+    thin = LayerProbe(
+        dtype="bfloat16",
+        quantisation="none",
+        sequences=1,
+        context=128,
+        seconds=1_000_000 * 2 / 8e9 + 300e-6,
+        weight_elements=1_000_000,
+        cache_bytes=65536,
+    )
+    layers = (thin, msgspec.structs.replace(thin, sequences=8))
+    device = msgspec.structs.replace(cpu(8), probe=msgspec.structs.replace(probe, layers=layers))
+    before = rates_of(device, "bfloat16")
+    reading = rates_of(_scaled_device(device, "bfloat16", "none", reads=2.0, flops=1.0), "bfloat16")
+    computing = rates_of(_scaled_device(device, "bfloat16", "none", reads=1.0, flops=2.0), "bfloat16")
+    for rows, bound_by in ((1, reading), (8, reading), (64, computing), (512, computing)):
+        assert bound_by.product_s(rows) == pytest.approx(before.product_s(rows) / 2)
+        other = computing if bound_by is reading else reading
+        assert other.product_s(rows) == pytest.approx(before.product_s(rows))
+    assert reading.layer_overhead_s == pytest.approx(before.layer_overhead_s) == pytest.approx(300e-6)
+
+
+def test_launches_are_a_default_where_no_thin_layers_were_probed() -> None:
+    text = "\n".join(explained(LLAMA_1B, THREE_CPUS)["constants"])
+    assert "launches a layer in 350 us: table default" in text
 
 
 @pytest.mark.parametrize("kind", ["latency", "ttft", "throughput", "context", "energy"])
