@@ -111,8 +111,18 @@ def _measure(config: LinkProbeConfig, step: LinkStep, links: list[LinkProbe], gr
                     hardware=tuple(config.order.hardware[_host(member)] for member in step.members),
                 )
             )
+        _part(config, step, index)
     finally:
         carrier.close()
+
+
+def _part(config: LinkProbeConfig, step: LinkStep, index: int) -> None:
+    """Nobody closes its connections while another still reads from them: of a sum, one member is through first."""
+    store = _store(config, step.name, limit_s=MEET_LIMIT_S)
+    store.set(f"through-{index}", b"1")
+    through = [f"through-{each}" for each in range(len(step.members))]
+    with contextlib.suppress(FleetError):  # a member that failed says so itself; what was measured here stands
+        store.wait(through, timedelta(seconds=STEP_LIMIT_S))
 
 
 def _link(config: LinkProbeConfig, step: LinkStep, turns: _Turns) -> LinkProbe:

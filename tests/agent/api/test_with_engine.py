@@ -106,14 +106,14 @@ def test_a_client_that_leaves_frees_its_slot(served: Served) -> None:
 
 def test_a_killed_rank_ends_both_protocols_streams_with_an_error(served: Served) -> None:
     """The last test of this file: the ranks are gone after it."""
-    started = queue.Queue[str]()
+    started = {"ollama": queue.Queue[str](), "openai": queue.Queue[str]()}
 
     def read_ollama() -> str:
         with ollama.Client(served.rig.base_url) as client:
             options = {"temperature": 0, "num_predict": 240}
             try:
                 for part in client.generate("demo", "x", raw=True, options=options, stream=True):
-                    started.put(part.response or "")
+                    started["ollama"].put(part.response or "")
             except ollama.ResponseError as error:
                 return error.error
         return "the stream ended as if all were well"
@@ -126,14 +126,17 @@ def test_a_killed_rank_ends_both_protocols_streams_with_an_error(served: Served)
         ):
             try:
                 for chunk in stream:
-                    started.put(chunk.choices[0].text)
+                    started["openai"].put(chunk.choices[0].text)
             except openai.APIError as error:
                 return error.message
         return "the stream ended as if all were well"
 
     with ThreadPoolExecutor(2) as clients:
         streams = [clients.submit(read_ollama), clients.submit(read_openai)]
-        wait_until(lambda: served.rig.backend().running == 2 and started.qsize() > 4, "both stream")
+        wait_until(
+            lambda: served.rig.backend().running == 2 and all(each.qsize() > 2 for each in started.values()),
+            "both stream",
+        )
         served.ranks[2].kill()
         messages = [stream.result(timeout=10) for stream in streams]
     for message in messages:
