@@ -36,7 +36,7 @@ from odctl.following import Presses, apply_interruptibly, until_pressed
 Tell = Callable[[str], None]
 
 DEFAULT_REQUESTS = 40
-"""A gateway's medians count as evidence for the next plan from 32 requests on."""
+"""Requests count as evidence for the next plan from 32 on."""
 DEFAULT_OUTPUT_TOKENS = 64
 WARM_UP = 2
 OWN_PORTS = (21000, 29999)

@@ -12,7 +12,6 @@ import msgspec
 
 from agent.errors import FleetError
 from agent.facts.fault import Fault
-from agent.facts.run import MeasuredRun
 from agent.healing.detect import DeathSeen, DetectState, HostSeen, Observation, RankSeen, SilentHost, detect
 from agent.healing.react import react
 from agent.healing.state import (
@@ -39,7 +38,8 @@ from agent.supervisor.faults import FaultBook
 from agent.supervisor.history import HistoryBook
 from agent.supervisor.outcomes import OutcomeBook
 from agent.supervisor.reach import Reach
-from agent.supervisor.runs import LoadWindow, RunBook, without_tensors
+from agent.supervisor.runs import RunBook
+from agent.supervisor.stretch import GatewayMeter
 from agent.wire.agent import DeploymentStatus, Heartbeat, RankView, RestartRank, RetireBackends
 from agent.wire.gateway import BackendStatus
 from agent.wire.rank import RankStatus
@@ -77,10 +77,10 @@ class DeploymentWatch:
         self._state = state
         self._faults = faults
         self._outcome = outcomes.open(self.plan, controlled)
-        self._runs = runs
+        self._runs = runs.open(self.plan, controlled)
         self._history = history
         history.note(self.plan.name, controlled)
-        self._load: LoadWindow | None = None
+        self._meter = GatewayMeter()
         self._own_heartbeat = own_heartbeat
         self._is_apply_pending = is_apply_pending
         self._beats: dict[str, Heartbeat] = {}
@@ -118,8 +118,7 @@ class DeploymentWatch:
                 started = time.monotonic()
                 beats, silent = await self._listen()
                 self._remember(beats)
-                self._outcome.look(self._backend(), now_s=time.monotonic())
-                self._watch_load()
+                self._measure()
                 is_late = time.monotonic() - started > BEAT_TIMEOUT_S + PORT_PROBE_TIMEOUT_S + OWN_STALL_S
                 if not self._is_apply_pending():
                     for event in self._events(beats, silent, was_stalled=is_late):
@@ -393,39 +392,16 @@ class DeploymentWatch:
             None,
         )
 
-    def _watch_load(self) -> None:
-        """Tell what the backend did once enough requests ended under one generation."""
-        beat = self._beats.get(self.plan.gateway_host)
-        backend = next(
-            (
-                each
-                for each in (beat.backends if beat else ())
-                if (each.deployment, each.generation) == (self.plan.name, self._health.generation)
-            ),
-            None,
-        )
-        if backend is None or self._health.phase != "serving" or self.plan.serving.speculation != "none":
-            self._load = None
+    def _measure(self) -> None:
+        """What the backend did since it was measured last, told to all who write of it."""
+        stretch = self._meter.look(self._backend(), now_s=time.monotonic())
+        if stretch is None:
             return
-        if self._load is None or self._load.generation != backend.generation:
-            self._load = LoadWindow(generation=backend.generation)
-        seen = self._load.take(backend)
-        if seen is None:
-            return
-        run = MeasuredRun(
-            deployment=self.plan.name,
-            plan_hash=self.controlled.plan_hash,
-            plan_toml=self.controlled.plan_toml,
-            spec=without_tensors(self.controlled.spec),
-            prompt_tokens=seen.prompt_tokens,
-            answer_tokens=seen.answer_tokens,
-            streams=seen.streams,
-            ttft_s=seen.ttft_s,
-            time_per_token_s=seen.time_per_token_s,
-            tokens_per_s=seen.tokens_per_s,
-            measured_at_s=time.time(),
-        )
-        self._runs.record(run, generation=backend.generation)
+        self._outcome.write_measured(stretch)
+        if self._health.phase == "serving":
+            self._runs.take(stretch)
+        else:
+            self._runs.forget()
 
     def _rank_views(self) -> tuple[RankView, ...]:
         views = []

@@ -1,4 +1,4 @@
-"""What applied plans turned out to do: measured from their gateway's counts, and journalled to be learnt from."""
+"""What applied plans turned out to do, journalled to be learnt from: one lesson for each stretch of requests."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ from agent.planner.learning.workload import Context, link_class
 from agent.planner.plan import Plan, Predicted
 from agent.planner.shards import weight_bytes
 from agent.supervisor.deployment import Controlled
-from agent.wire.gateway import BackendStatus
+from agent.supervisor.stretch import Stretch
 
 MAX_LESSONS = 5000
 """The newest that are told: their moving averages have forgotten what was before."""
-IDLE_S = 1.0
-"""Requests that follow each other closer than this are measured together."""
-MAX_WINDOW_S = 60.0
-"""Under a load that never ends, a measurement is due this often."""
 
 
 class OutcomeBook:
@@ -27,7 +23,7 @@ class OutcomeBook:
         self._journal = journal
 
     def open(self, plan: Plan, controlled: Controlled) -> Outcome:
-        """Watch one layout; that it was chosen is written once, however often its controller is restarted."""
+        """Lessons of one layout; that it was chosen is written once, however often its controller is restarted."""
         outcome = Outcome(plan, controlled, self._journal)
         if outcome.is_recorded and not any(
             (lesson.deployment, lesson.generation, lesson.plan_hash)
@@ -56,39 +52,20 @@ class OutcomeBook:
 
 
 class Outcome:
-    """One layout in service: turns counts that only grow into measurements of what came between two looks."""
+    """One layout in service: writes what there is to learn of it."""
 
     def __init__(self, plan: Plan, controlled: Controlled, journal: Journal) -> None:
         self._plan = plan
         self._controlled = controlled
         self._journal = journal
-        self._before: BackendStatus | None = None
-        self._began_s = 0.0
-        self._idle_since_s: float | None = None
 
     @property
     def is_recorded(self) -> bool:
         return self._plan.learning is None or self._plan.learning.records
 
-    def look(self, status: BackendStatus | None, *, now_s: float) -> None:
-        """Write a measurement when requests have ended and none is there any more, or when one is overdue."""
-        if status is None or not self.is_recorded:
-            return
-        if self._before is None or status.generation != self._before.generation or _restarted(status, self._before):
-            self._before, self._began_s, self._idle_since_s = status, now_s, None
-            return
-        is_idle = status.running == 0 and status.queued == 0
-        if not is_idle:
-            self._idle_since_s = None
-        elif self._idle_since_s is None:
-            self._idle_since_s = now_s
-        has_rested = self._idle_since_s is not None and now_s - self._idle_since_s >= IDLE_S
-        if not has_rested and now_s - self._began_s < MAX_WINDOW_S:
-            return
-        measured = measure(self._plan, self._controlled, self._before, status, observed_s=now_s - self._began_s)
-        if measured is not None:
-            self._append("PlanMeasured", measured)
-            self._before, self._began_s = status, now_s
+    def write_measured(self, stretch: Stretch) -> None:
+        if self.is_recorded:
+            self._append("PlanMeasured", measure(self._plan, self._controlled, stretch))
 
     def write_chosen(self) -> None:
         plan = self._plan
@@ -112,26 +89,15 @@ class Outcome:
         )
 
 
-def measure(
-    plan: Plan, controlled: Controlled, before: BackendStatus, after: BackendStatus, *, observed_s: float
-) -> PlanMeasured | None:
-    """What happened between two looks at a backend's counts; None when no request ended."""
-    finished, failed = after.finished - before.finished, after.failed - before.failed
-    answered = after.num_first_tokens - before.num_first_tokens
-    if finished + failed == 0:
-        return None
-    busy_s = after.busy_s - before.busy_s
-    ttft_s, decode_s = after.ttft_s_sum - before.ttft_s_sum, after.decode_s_sum - before.decode_s_sum
-    decoded = after.decoded_tokens - before.decoded_tokens
-    generated = after.generated_tokens - before.generated_tokens
+def measure(plan: Plan, controlled: Controlled, stretch: Stretch) -> PlanMeasured:
+    """A stretch of requests as a lesson on the plan that served them."""
     return PlanMeasured(
         model=plan.model.name,
         arm=_arm(plan),
         context=Context(
-            prompt_tokens=(after.prompt_tokens - before.prompt_tokens) / max(1, answered),
-            output_tokens=generated / max(1, answered),
-            # By Little's law: seconds that requests were there, all added up, per second that any was.
-            batch=max(1.0, (ttft_s + decode_s) / busy_s) if busy_s > 0 else 1.0,
+            prompt_tokens=stretch.prompt_tokens,
+            output_tokens=stretch.answer_tokens,
+            batch=stretch.streams,
             num_layers=controlled.spec.num_layers,
             weight_bytes=controlled.spec.num_active_parameters
             * weight_bytes(plan.serving.dtype, plan.serving.quantisation),
@@ -140,21 +106,14 @@ def measure(
         ),
         predicted=_figures(plan.predicted),
         measured=Figures(
-            time_per_token_s=decode_s / decoded if decoded else None,
-            ttft_s=ttft_s / answered if answered else None,
-            tokens_per_s=generated / busy_s if busy_s > 0 else None,
+            time_per_token_s=stretch.time_per_token_s, ttft_s=stretch.ttft_s, tokens_per_s=stretch.tokens_per_s
         ),
-        slots=after.slots,
-        finished=finished,
-        failed=failed,
-        busy_s=busy_s,
-        observed_s=observed_s,
+        slots=stretch.after.slots,
+        finished=stretch.finished,
+        failed=stretch.failed,
+        busy_s=stretch.busy_s,
+        observed_s=stretch.observed_s,
     )
-
-
-def _restarted(after: BackendStatus, before: BackendStatus) -> bool:
-    """Counts of a gateway that began anew."""
-    return after.generated_tokens < before.generated_tokens or after.finished < before.finished
 
 
 def _arm(plan: Plan) -> str:

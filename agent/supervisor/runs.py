@@ -11,13 +11,15 @@ from agent.facts.model import ModelSpec
 from agent.facts.run import MeasuredRun
 from agent.journal import Journal
 from agent.planner.plan import Plan
-from agent.wire.gateway import BackendStatus, CheckReport
+from agent.supervisor.deployment import Controlled
+from agent.supervisor.stretch import Stretch
+from agent.wire.gateway import CheckReport
 
 KIND = "RunMeasured"
 LEAST_REQUESTS = 32
 """Finished requests before their means say something."""
 MOST_REQUESTS = 512
-"""So many are told as one run under a load that never rests; otherwise what ended when there was a rest."""
+"""Where requests are still there at the end, so many: those that are cut in two weigh little then."""
 MAX_TOLD_RUNS = 256
 
 
@@ -27,6 +29,13 @@ class RunBook:
     def __init__(self, journal: Journal, *, clock: Callable[[], float] = time.time) -> None:
         self._journal = journal
         self._clock = clock
+
+    def now_s(self) -> float:
+        return self._clock()
+
+    def open(self, plan: Plan, controlled: Controlled) -> RunSeries:
+        """The runs of one layout, as its controller measures them."""
+        return RunSeries(plan, controlled, self)
 
     def record(self, run: MeasuredRun, *, generation: int) -> None:
         self._journal.append(
@@ -48,7 +57,7 @@ class RunBook:
             streams=1,
             ttft_s=checked.ttft_s,
             time_per_token_s=checked.time_per_token_s,
-            measured_at_s=self._clock(),
+            measured_at_s=self.now_s(),
         )
         self.record(run, generation=generation)
 
@@ -63,55 +72,52 @@ class RunBook:
         return tuple(runs)
 
 
-class WindowFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """What a backend did in one window; a time of 0 would mislead, as `LoadWindow.take` says."""
+class RunSeries:
+    """The requests of one layout: stretches too short to say something are joined until they do."""
 
-    prompt_tokens: int
-    answer_tokens: int
-    streams: int
-    ttft_s: float
-    time_per_token_s: float
-    tokens_per_s: float
+    def __init__(self, plan: Plan, controlled: Controlled, book: RunBook) -> None:
+        self._plan = plan
+        self._controlled = controlled
+        self._book = book
+        self._joined: Stretch | None = None
 
+    def take(self, stretch: Stretch) -> None:
+        """Write a run once there is enough of it. Guessed tokens are no step of the cost model's."""
+        if self._plan.serving.speculation != "none":
+            return
+        so_far = (self._joined.joined(stretch) if self._joined is not None else None) or stretch
+        if so_far.finished < (LEAST_REQUESTS if so_far.is_at_rest else MOST_REQUESTS):
+            self._joined = so_far
+            return
+        self._joined = None
+        run = self._run(so_far)
+        if run is not None:
+            self._book.record(run, generation=so_far.generation)
 
-class LoadWindow:
-    """Requests of one backend since a moment: how many decoded together, and their means."""
+    def forget(self) -> None:
+        """What came so far was not of the whole layout."""
+        self._joined = None
 
-    def __init__(self, *, generation: int, opened: BackendStatus | None = None) -> None:
-        self.generation = generation
-        self._opened = opened
-        self._running: list[int] = []
-
-    def take(self, backend: BackendStatus) -> WindowFigures | None:
-        """The window's figures when it is full; the next one then begins.
-
-        A time is 0 where it would mislead: TTFT beside other streams or with prompts that were known already.
-        """
-        if self._opened is None or backend.finished < self._opened.finished:
-            self._opened, self._running = backend, []
-        if backend.running:
-            self._running.append(backend.running)
-        opened = self._opened
-        ended = backend.finished - opened.finished
-        rests = backend.running == 0 and backend.queued == 0
-        if ended < (LEAST_REQUESTS if rests else MOST_REQUESTS) or not self._running:
+    def _run(self, stretch: Stretch) -> MeasuredRun | None:
+        """None where nothing was decoded. First tokens are left out beside others, or of prompts known already."""
+        prompt_tokens = round(stretch.prompt_tokens)
+        if prompt_tokens < 1 or stretch.ttft_s is None or stretch.time_per_token_s is None:
             return None
-        streams = max(1, round(sum(self._running) / len(self._running)))
-        prompt_tokens = round((backend.prompt_tokens - opened.prompt_tokens) / ended)
-        generated, busy_s = backend.generated_tokens - opened.generated_tokens, backend.busy_s - opened.busy_s
-        decoded = backend.decoded_tokens - opened.decoded_tokens
-        answered = backend.num_first_tokens - opened.num_first_tokens
-        is_plain = streams == 1 and backend.prefix_hit_tokens == opened.prefix_hit_tokens
-        self._opened, self._running = backend, []
-        if prompt_tokens < 1 or decoded < 1 or answered < 1:
-            return None
-        return WindowFigures(
+        # Those beyond the slots waited, and decoded with nobody.
+        streams = max(1, min(stretch.after.slots, round(stretch.streams)))
+        is_plain = streams == 1 and not stretch.has_known_prompts
+        return MeasuredRun(
+            deployment=self._plan.name,
+            plan_hash=self._controlled.plan_hash,
+            plan_toml=self._controlled.plan_toml,
+            spec=without_tensors(self._controlled.spec),
             prompt_tokens=prompt_tokens,
-            answer_tokens=round(generated / ended),
+            answer_tokens=round(stretch.answer_tokens),
             streams=streams,
-            ttft_s=(backend.ttft_s_sum - opened.ttft_s_sum) / answered if is_plain else 0.0,
-            time_per_token_s=(backend.decode_s_sum - opened.decode_s_sum) / decoded,
-            tokens_per_s=generated / busy_s if busy_s > 0 else 0.0,
+            ttft_s=stretch.ttft_s if is_plain else 0.0,
+            time_per_token_s=stretch.time_per_token_s,
+            tokens_per_s=stretch.tokens_per_s or 0.0,
+            measured_at_s=self._book.now_s(),
         )
 
 

@@ -1,99 +1,106 @@
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
+from agent.facts.run import MeasuredRun
 from agent.journal import Journal
 from agent.planner.file import plan_hash, plan_to_toml
-from agent.planner.plan import Serving
-from agent.supervisor.runs import KIND, LEAST_REQUESTS, MOST_REQUESTS, LoadWindow, RunBook, WindowFigures
+from agent.planner.plan import Plan, Serving
+from agent.supervisor.deployment import Controlled
+from agent.supervisor.runs import KIND, LEAST_REQUESTS, MOST_REQUESTS, RunBook
+from agent.supervisor.stretch import Stretch
 from agent.wire.gateway import BackendStatus, CheckReport
 from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS, plan_for
+from tests.agent.supervisor.gateway_counts import after, counts
 
 CHECKED = CheckReport(is_ok=True, reason="", prompt_tokens=12, ttft_s=0.05, time_per_token_s=0.02, tokens=(1, 2))
 
 
-def backend(finished: int, **fields: Any) -> BackendStatus:
-    known: dict[str, Any] = {
-        "deployment": "chat",
-        "generation": 1,
-        "plan_hash": "p",
-        "state": "active",
-        "running": 1,
-        "queued": 0,
-        "slots": 8,
-        "failed": 0,
-        "cancelled": 0,
-        "prompt_tokens": 100 * finished,
-        "generated_tokens": 50 * finished,
-        "tokens_per_s": 40.0,
-        "ttft_s_p50": 0.1,
-        "ttft_s_p95": 0.2,
-        "time_per_token_s_p50": 0.02,
-        "time_per_token_s_p95": 0.03,
-        "busy_s": 2.0 * finished,
-        "ttft_s_sum": 0.1 * finished,
-        "num_first_tokens": finished,
-        "decode_s_sum": 0.98 * finished,
-        "decoded_tokens": 49 * finished,
-    }
-    return BackendStatus(finished=finished, **(known | fields))
+PLAN = plan_for(LLAMA_1B, THREE_CPUS)
+CONTROLLED = Controlled(
+    plan_toml=plan_to_toml(PLAN),
+    plan_hash=plan_hash(PLAN),
+    spec=LLAMA_1B,
+    members=(),
+    generation=3,
+    spawn_generation=3,
+    gateway_socket="",
+    applied_at_s=0.0,
+    checked=None,
+)
 
 
-def resting(finished: int, **fields: Any) -> BackendStatus:
-    return backend(finished, running=0, **fields)
+@pytest.fixture
+def book(tmp_path: Path) -> Iterator[RunBook]:
+    journal = Journal(tmp_path / "journal.db", host="a")
+    yield RunBook(journal, clock=lambda: 7.0)
+    journal.close()
 
 
-def assert_told(told: WindowFigures | None, *, streams: int, ttft_s: float) -> None:
-    assert told is not None
-    assert (told.prompt_tokens, told.answer_tokens, told.streams) == (100, 50, streams)
-    times = (told.ttft_s, told.time_per_token_s, told.tokens_per_s)
-    assert times == pytest.approx((ttft_s, 0.02, 25.0))
+def between(before: BackendStatus, later: BackendStatus) -> Stretch:
+    return Stretch(before=before, after=later, observed_s=60.0)
 
 
-def test_a_window_is_told_when_its_requests_have_ended_and_nothing_runs_any_more() -> None:
-    window = LoadWindow(generation=1)
-    assert window.take(backend(0)) is None
-    assert window.take(resting(LEAST_REQUESTS - 1)) is None
-    assert window.take(backend(LEAST_REQUESTS)) is None, "one is still running"
-    assert_told(window.take(resting(LEAST_REQUESTS)), streams=1, ttft_s=0.1)
+def runs_of(book: RunBook, *looks: BackendStatus, plan: Plan = PLAN) -> tuple[MeasuredRun, ...]:
+    """What is written of stretches that end with these looks."""
+    series = book.open(plan, CONTROLLED)
+    for before, later in itertools.pairwise((counts(), *looks)):
+        series.take(between(before, later))
+    return book.all()
 
 
-def test_the_next_window_tells_of_its_own_requests_alone() -> None:
-    window = LoadWindow(generation=1)
-    window.take(backend(0))
-    window.take(resting(LEAST_REQUESTS))
-    slower = {"decode_s_sum": 0.98 * LEAST_REQUESTS + 49 * LEAST_REQUESTS * 0.2}
-    assert window.take(backend(LEAST_REQUESTS)) is None
-    told = window.take(resting(2 * LEAST_REQUESTS, **slower))
-    assert told is not None
+def test_short_stretches_are_joined_until_their_means_say_something(book: RunBook) -> None:
+    assert runs_of(book, after(LEAST_REQUESTS // 2), after(LEAST_REQUESTS - 1)) == ()
+    (run,) = runs_of(book, after(LEAST_REQUESTS // 2), after(LEAST_REQUESTS))
+    assert (run.plan_hash, run.prompt_tokens, run.answer_tokens, run.streams) == (plan_hash(PLAN), 100, 50, 1)
+    assert (run.ttft_s, run.time_per_token_s) == pytest.approx((0.1, 0.02))
+    assert run.tokens_per_s == pytest.approx(50 / 1.08)
+    assert (run.measured_at_s, run.spec.tensors) == (7.0, ())
+
+
+def test_the_next_run_tells_of_its_own_requests_alone(book: RunBook) -> None:
+    slower = after(2 * LEAST_REQUESTS, decode_s_sum=0.98 * LEAST_REQUESTS + 49 * LEAST_REQUESTS * 0.2)
+    _, told = runs_of(book, after(LEAST_REQUESTS), slower)
     assert told.time_per_token_s == pytest.approx(0.2), "what was before does not blur it"
 
 
-def test_under_a_load_that_never_rests_a_window_is_told_after_many_requests() -> None:
-    window = LoadWindow(generation=1)
-    window.take(backend(10_000))
-    assert window.take(backend(10_000 + MOST_REQUESTS - 1)) is None
-    assert window.take(backend(10_000 + MOST_REQUESTS)) is not None
+def test_under_a_load_that_never_rests_a_run_is_told_after_many_requests(book: RunBook) -> None:
+    assert runs_of(book, after(LEAST_REQUESTS, running=1), after(MOST_REQUESTS - 1, running=1)) == ()
+    assert len(runs_of(book, after(LEAST_REQUESTS, running=1), after(MOST_REQUESTS, running=1))) == 1
 
 
-def test_first_tokens_that_waited_for_others_or_were_known_already_are_left_out() -> None:
-    window = LoadWindow(generation=1)
-    window.take(backend(0, running=7))
-    window.take(backend(20, running=9))
-    assert_told(window.take(resting(40)), streams=8, ttft_s=0.0)
-    alone = LoadWindow(generation=1)
-    alone.take(backend(0))
-    assert_told(alone.take(resting(40, prefix_hit_tokens=64)), streams=1, ttft_s=0.0)
+def test_first_tokens_that_waited_for_others_or_were_known_already_are_left_out(book: RunBook) -> None:
+    beside, known = runs_of(
+        book, after(40, together=7), after(80, prefix_hit_tokens=64, busy_s=40 * 1.08 * (1 + 1 / 7))
+    )
+    assert (beside.streams, beside.ttft_s) == (7, 0.0)
+    assert (known.streams, known.ttft_s) == (1, 0.0)
 
 
-def test_an_idle_backend_tells_nothing() -> None:
-    window = LoadWindow(generation=1)
-    window.take(backend(0, running=0))
-    assert window.take(backend(40, running=0)) is None
+def test_requests_that_waited_for_a_slot_are_no_streams(book: RunBook) -> None:
+    (run,) = runs_of(book, after(200, together=50))
+    assert run.streams == after(200).slots
+
+
+def test_what_was_not_of_the_whole_layout_is_in_no_run(book: RunBook) -> None:
+    series = book.open(PLAN, CONTROLLED)
+    series.take(between(counts(), after(20)))
+    series.forget()
+    series.take(between(after(20), after(40)))
+    assert book.all() == ()
+    series.take(between(counts(generation=4), after(20, generation=4)))
+    assert book.all() == (), "nor are requests of another generation"
+
+
+def test_nothing_is_told_of_requests_without_tokens_or_with_guessed_ones(book: RunBook) -> None:
+    assert runs_of(book, counts(finished=40)) == ()
+    guessing = msgspec.structs.replace(PLAN, serving=Serving(speculation="prompt_lookup"))
+    assert runs_of(book, after(40), plan=guessing) == ()
 
 
 def test_the_canary_of_an_apply_is_kept_and_read_back_without_the_models_tensors(tmp_path: Path) -> None:
