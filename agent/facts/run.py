@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from agent.facts.model import ModelSpec
+
+RunSource = Literal["requests", "check"]
+"""Clients' requests, or the canary of an apply: inside the gateway, alone, right after the shards were loaded."""
 
 
 class MeasuredRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,6 +21,8 @@ class MeasuredRun(msgspec.Struct, frozen=True, kw_only=True):
     """Who held what, and how it was served."""
     spec: ModelSpec
     """Without its tensors: sizes are all that times hang on."""
+    source: RunSource = "requests"
+    """What it is of. An earlier release did not say: its canaries are taken for requests."""
     prompt_tokens: int
     """Of the requests measured."""
     streams: int

@@ -102,7 +102,7 @@ class HistoryBook:
                     at = standing.get((event.deployment, event.generation))
                     found = _figures(event)
                     if at is not None and found is not None:
-                        figures.setdefault(at, []).append(_told_apart(found, told[at].checked))
+                        figures.setdefault(at, []).append(found)
         return GenerationHistory(
             generations=tuple(
                 msgspec.structs.replace(served, measured=tuple(figures.get(at, ())))
@@ -138,15 +138,6 @@ def _end(event: Event) -> DeploymentEnd:
     return DeploymentEnd(deployment=event.deployment, generation=event.generation, at_s=event.at_s, by=body.holder)
 
 
-def _told_apart(found: MeasuredFigures, checked: CheckReport | None) -> MeasuredFigures:
-    """An apply's canary is journalled as a run, too: evidence for the next plan."""
-    is_check = checked is not None and (found.ttft_s, found.time_per_token_s) == (
-        checked.ttft_s,
-        checked.time_per_token_s,
-    )
-    return msgspec.structs.replace(found, source="check") if is_check else found
-
-
 def _figures(event: Event) -> MeasuredFigures | None:
     """None for an event that an earlier release wrote otherwise."""
     try:
@@ -154,7 +145,7 @@ def _figures(event: Event) -> MeasuredFigures | None:
             run = msgspec.json.decode(event.body, type=MeasuredRun)
             return MeasuredFigures(
                 at_s=event.at_s,
-                source="medians",
+                source="check" if run.source == "check" else "medians",
                 streams=run.streams,
                 prompt_tokens=run.prompt_tokens,
                 ttft_s=run.ttft_s or None,

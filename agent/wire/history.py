@@ -18,7 +18,8 @@ class MeasuredFigures(msgspec.Struct, frozen=True, kw_only=True):
     at_s: float
     """Seconds since the epoch, at its end."""
     source: Literal["check", "medians", "window"]
-    """`check`: the canary of an apply. `medians`: of a gateway's requests. `window`: means over a busy stretch."""
+    """`check`: the canary of an apply. `window`: means over a busy stretch of requests. `medians`: means over the
+    stretches of a run, named as an earlier release measured them."""
     streams: float
     """Sequences that were there together."""
     prompt_tokens: float

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.facts.run import MeasuredRun
+from agent.facts.run import MeasuredRun, RunSource
 from agent.journal import Journal
 from agent.supervisor.deployment import Controlled
 from agent.supervisor.history import HistoryBook
@@ -50,12 +50,13 @@ def book(journal: Journal) -> HistoryBook:
     return HistoryBook(journal, host="h1")
 
 
-def run(*, ttft_s: float, streams: int = 1) -> MeasuredRun:
+def run(*, ttft_s: float, streams: int = 1, source: RunSource = "requests") -> MeasuredRun:
     return MeasuredRun(
         deployment="chat",
         plan_hash="aaa",
         plan_toml="the first plan",
         spec=model(),
+        source=source,
         prompt_tokens=12,
         streams=streams,
         ttft_s=ttft_s,
@@ -87,8 +88,8 @@ def test_what_was_measured_belongs_to_the_generation_that_served(journal: Journa
     """1. applied, with its canary  2. measured  3. destroyed  4. a generation 1 again, which was not measured."""
     runs = RunBook(journal)
     book.note("chat", FIRST)
+    runs.record(run(ttft_s=CHECKED.ttft_s, source="check"), generation=1)
     runs.record(run(ttft_s=CHECKED.ttft_s), generation=1)
-    runs.record(run(ttft_s=0.75), generation=1)
     runs.record(run(ttft_s=0.0, streams=4), generation=9)
     journal.append("Destroyed", deployment="chat", generation=1, body={"holder": "bob@desk:2", "out_of_reach": []})
     book.note("chat", msgspec.structs.replace(FIRST, applied_at_s=300.0))
@@ -96,8 +97,8 @@ def test_what_was_measured_belongs_to_the_generation_that_served(journal: Journa
     assert [len(told.measured) for told in history.generations] == [2, 0]
     assert [(each.source, each.ttft_s) for each in history.generations[0].measured] == [
         ("check", 0.5),
-        ("medians", 0.75),
-    ]
+        ("medians", 0.5),
+    ], "a run says itself what it is of, whatever it measured"
     assert [(end.deployment, end.by) for end in history.ends] == [("chat", "bob@desk:2")]
 
 

@@ -60,7 +60,7 @@ def test_short_stretches_are_joined_until_their_means_say_something(book: RunBoo
     assert (run.plan_hash, run.prompt_tokens, run.answer_tokens, run.streams) == (plan_hash(PLAN), 100, 50, 1)
     assert (run.ttft_s, run.time_per_token_s) == pytest.approx((0.1, 0.02))
     assert run.tokens_per_s == pytest.approx(50 / 1.08)
-    assert (run.measured_at_s, run.spec.tensors) == (7.0, ())
+    assert (run.source, run.measured_at_s, run.spec.tensors) == ("requests", 7.0, ())
 
 
 def test_the_next_run_tells_of_its_own_requests_alone(book: RunBook) -> None:
@@ -115,6 +115,7 @@ def test_the_canary_of_an_apply_is_kept_and_read_back_without_the_models_tensors
     (run,) = book.all()
     assert (run.plan_hash, run.prompt_tokens, run.streams, run.measured_at_s) == (plan_hash(plan), 12, 1, 7.0)
     assert (run.ttft_s, run.time_per_token_s, run.spec.tensors) == (0.05, 0.02, ())
+    assert run.source == "check"
     (event,) = journal.read_last(10)
     assert (event.kind, event.deployment, event.generation) == (KIND, "chat", 3)
     journal.close()
@@ -131,4 +132,14 @@ def test_runs_are_told_oldest_first_and_what_cannot_be_read_is_left_out(tmp_path
     journal.append(KIND, body={"from": "another release"})
     journal.append("Applied")
     assert [run.measured_at_s for run in book.all()] == [0.0, 1.0, 2.0]
+    journal.close()
+
+
+def test_a_run_that_does_not_say_what_it_is_of_is_read_as_one_of_requests(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db", host="a")
+    book = RunBook(journal)
+    (run,) = runs_of(book, after(40))
+    body = {name: value for name, value in msgspec.to_builtins(run).items() if name != "source"}
+    journal.append(KIND, deployment="chat", generation=3, plan_hash=run.plan_hash, body=body)
+    assert book.all() == (run, run)
     journal.close()
