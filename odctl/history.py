@@ -9,7 +9,7 @@ import msgspec
 
 from agent.errors import FleetError
 from agent.planner.file import plan_from_toml
-from agent.planner.interval import Interval
+from agent.planner.measured import HeldFigure, hold_figure
 from agent.planner.plan import Plan
 from agent.wire.agent import DeploymentRecord
 from agent.wire.history import GenerationHistory, ServedGeneration
@@ -18,8 +18,8 @@ from odctl.fleet import Fleet
 EntryState = Literal["current", "replaced", "destroyed"]
 MANY_STREAMS = 1.5
 """From here on figures are of requests beside each other, which a plan's prediction for one alone is not."""
-
-
+OF_ANY_LOAD = "a mean, whatever the lengths were"
+"""Why the figures of a history are not judged by their intervals."""
 SAME_PROMPT_WITHIN = 0.25
 """Mean prompts that differ by no more from the predicted one's length are held against it: a first token takes as
 long as its prompt. A load's first requests, which learn how words are counted, are in the mean."""
@@ -34,22 +34,6 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     plan_toml: str
     ended_by: str = ""
     """Who destroyed it."""
-
-
-class Held(msgspec.Struct, frozen=True, kw_only=True):
-    """A predicted figure, and what was measured of it last; None: never."""
-
-    predicted: Interval
-    measured: float | None
-
-    @property
-    def ratio(self) -> float | None:
-        """Measured over predicted."""
-        return (
-            None
-            if self.measured is None or not self.predicted.expected
-            else self.measured / self.predicted.expected
-        )
 
 
 class FleetHistory(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,7 +97,7 @@ def join_histories(told: Sequence[GenerationHistory], records: Sequence[Deployme
     return tuple(entries)
 
 
-def held_figures(entry: Entry) -> dict[str, Held]:
+def held_figures(entry: Entry) -> dict[str, HeldFigure]:
     """`ttft`, `time_per_token` and `throughput`: predicted beside what was measured last under such a load.
 
     First tokens and times per token are predicted for one request alone, throughput for a full batch: figures of
@@ -135,10 +119,15 @@ def held_figures(entry: Entry) -> dict[str, Held]:
     if time_per_token_s is None and checked is not None:
         # The canary's prompt is of another length than the predicted one: no first token to hold against it.
         time_per_token_s = checked.time_per_token_s
+    tokens_per_s = _last([each.tokens_per_s for each in many])
     return {
-        "ttft": Held(predicted=predicted.ttft, measured=ttft_s),
-        "time_per_token": Held(predicted=predicted.time_per_token, measured=time_per_token_s),
-        "throughput": Held(predicted=predicted.throughput, measured=_last([each.tokens_per_s for each in many])),
+        "ttft": hold_figure("ttft", predicted=predicted.ttft, measured=ttft_s, remark=OF_ANY_LOAD),
+        "time_per_token": hold_figure(
+            "latency", predicted=predicted.time_per_token, measured=time_per_token_s, remark=OF_ANY_LOAD
+        ),
+        "throughput": hold_figure(
+            "throughput", predicted=predicted.throughput, measured=tokens_per_s, remark=OF_ANY_LOAD
+        ),
     }
 
 

@@ -51,17 +51,19 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HeldFigure(msgspec.Struct, frozen=True, kw_only=True):
-    """`unit` is `s` or `tokens/s`."""
+    """A predicted figure beside what was measured of it. `unit` is `s` or `tokens/s`."""
 
     objective: Objective
     name: str
     unit: str
     predicted: Interval
-    measured: Spread | None
+    measured: float | None
+    """The middle request's, or the mean where a gateway's counts are all that is known."""
+    measured_p95: float | None
     ratio: float | None
-    """Measured median over the expected."""
+    """Measured over the expected."""
     is_inside: bool | None
-    """Whether the median lies in the predicted interval; None where that says nothing, and `remark` why."""
+    """Whether the predicted interval has it; None where that says nothing, and `remark` why."""
     remark: str = ""
 
 
@@ -104,14 +106,41 @@ def hold_figures(plan: Plan, measured: Measured, *, for_load: Predicted | None =
     }
     intervals = {"ttft": predicted.ttft, "latency": predicted.time_per_token, "throughput": predicted.throughput}
     return tuple(
-        _held(
+        hold_figure(
             objective,
-            name,
             predicted=intervals[objective],
-            measured=_spread(measured, objective),
+            measured=None if spread is None else spread.p50,
+            measured_p95=None if spread is None else spread.p95,
             remark=remarks[objective],
         )
-        for objective, name, _ in OBJECTIVES
+        for objective, _, _ in OBJECTIVES
+        for spread in (_spread(measured, objective),)
+    )
+
+
+def hold_figure(
+    objective: Objective,
+    *,
+    predicted: Interval,
+    measured: float | None,
+    measured_p95: float | None = None,
+    remark: str = "",
+) -> HeldFigure:
+    """A `remark` says why the interval does not judge what was measured."""
+    if measured is None:
+        remark = "not measured"
+    elif not remark and predicted.low >= predicted.high:
+        remark = "the plan has no bounds"
+    return HeldFigure(
+        objective=objective,
+        name=next(name for each, name, _ in OBJECTIVES if each == objective),
+        unit="tokens/s" if objective == "throughput" else "s",
+        predicted=predicted,
+        measured=measured,
+        measured_p95=measured_p95,
+        ratio=measured / predicted.expected if measured is not None and predicted.expected > 0 else None,
+        is_inside=predicted.low <= measured <= predicted.high if measured is not None and not remark else None,
+        remark=remark,
     )
 
 
@@ -146,26 +175,6 @@ def measured_verdicts(
             )
         )
     return tuple(verdicts)
-
-
-def _held(
-    objective: Objective, name: str, *, predicted: Interval, measured: Spread | None, remark: str
-) -> HeldFigure:
-    is_known = predicted.low < predicted.high
-    if measured is None:
-        remark = "not measured"
-    elif not remark and not is_known:
-        remark = "the plan has no bounds"
-    return HeldFigure(
-        objective=objective,
-        name=name,
-        unit="tokens/s" if objective == "throughput" else "s",
-        predicted=predicted,
-        measured=measured,
-        ratio=measured.p50 / predicted.expected if measured is not None and predicted.expected > 0 else None,
-        is_inside=predicted.low <= measured.p50 <= predicted.high if measured is not None and not remark else None,
-        remark=remark,
-    )
 
 
 def _spread(measured: Measured, objective: Objective) -> Spread | None:

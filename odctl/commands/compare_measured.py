@@ -62,7 +62,7 @@ def measured_result(
         "loads": msgspec.to_builtins(loads),
         "plans": [
             msgspec.to_builtins(outcome)
-            | {"held": msgspec.to_builtins(held[index]), "predicted": msgspec.to_builtins(predicted[index])}
+            | {"held": [_data(each) for each in held[index]], "predicted": msgspec.to_builtins(predicted[index])}
             for index, outcome in enumerate(outcomes)
         ],
         "verdicts": msgspec.to_builtins(verdicts),
@@ -108,12 +108,17 @@ def _outcome_lines(letter: str, outcome: TrialOutcome, held: Sequence[HeldFigure
     return lines
 
 
+def _data(figure: HeldFigure) -> dict[str, Any]:
+    data: dict[str, Any] = msgspec.to_builtins(figure)
+    p50, p95 = data.pop("measured"), data.pop("measured_p95")
+    return data | {"measured": None if p50 is None else {"p50": p50, "p95": p95}}
+
+
 def _held_line(figure: HeldFigure) -> str:
     interval_words, words = (
         (seconds_interval_words, seconds_words) if figure.unit == "s" else (rate_interval_words, rate_words)
     )
-    measured = figure.measured
-    p50, p95 = (words(measured.p50), words(measured.p95)) if measured is not None else ("-", "-")
+    p50, p95 = ("-" if each is None else words(each) for each in (figure.measured, figure.measured_p95))
     ratio = f"{figure.ratio:.2f}" if figure.ratio is not None else "-"
     inside = {True: "inside", False: "OUTSIDE", None: figure.remark}[figure.is_inside]
     return f"   {figure.name:<21}{interval_words(figure.predicted):<26}{p50:>13}{p95:>12}{ratio:>8}  {inside}"

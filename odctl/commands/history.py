@@ -10,7 +10,8 @@ import click
 from odctl.result import ExitCode, Result, run_command
 
 if TYPE_CHECKING:
-    from odctl.history import Entry, Held
+    from agent.planner.measured import HeldFigure
+    from odctl.history import Entry
 
 SHOWN_GENERATIONS = 20
 """Of each deployment, on a terminal."""
@@ -102,7 +103,7 @@ def _entry_lines(entry: Entry) -> list[str]:
     return lines
 
 
-def _figures_words(held: dict[str, Held]) -> str:
+def _figures_words(held: dict[str, HeldFigure]) -> str:
     from agent.planner.words import rate_words, seconds_words
 
     def cell(name: str, title: str) -> str:
@@ -133,5 +134,5 @@ def _data(entry: Entry) -> dict[str, Any]:
         "ended_by": entry.ended_by,
         "layout": shape_words(entry.plan) if entry.plan is not None else "",
         "plan_toml": entry.plan_toml,
-        "figures": {name: msgspec.to_builtins(each) | {"ratio": each.ratio} for name, each in held.items()},
+        "figures": msgspec.to_builtins(held),
     }

@@ -140,6 +140,7 @@ def test_figures_are_held_against_predictions_of_their_own_load() -> None:
         "throughput": 7.0,
     }
     assert held["ttft"].ratio == pytest.approx(0.5 / ONE.predicted.ttft_s)
+    assert held["ttft"].is_inside is None, "of lengths that are near the predicted ones at best"
     short = msgspec.structs.replace(alone, prompt_tokens=as_predicted / 8)
     (entry,) = join_histories([history(served(1, ONE, at_s=0, measured=(short,)))], [])
     assert held_figures(entry)["ttft"].measured is None, "of another prompt"
