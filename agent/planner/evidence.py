@@ -6,8 +6,6 @@ for what was wrong before.
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -34,28 +32,14 @@ from agent.planner.file import plan_from_toml
 from agent.planner.layout import Layout, layouts_of_plan
 from agent.planner.plan import Plan, Serving
 from agent.planner.rates import LinkTable
+from agent.planner.regimes import CHANGE, Told, find_begins
 
 MAX_RUNS = 64
 """The newest that count: a cluster's machines are maintained, and what they did long ago says little."""
-CHANGE = math.log(1.6)
-"""From here on, runs of one plan differ by more than their noise and their machines' usual load."""
-CHANGED_RUNS = 2
-"""So many in a row, all off to the same side: one alone may have met a busy machine."""
 NOTICED_LINK = CHANGE
 """A link that differs by less is like the others: a plan does not move for the noise of its own runs."""
 GATEWAY_PART = "gateway messages"
 """A step's way from the gateway to the first stage and back from the last."""
-
-
-class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """What one run tells: its times, and what of the cluster they hang on."""
-
-    times: tuple[MeasuredTime, ...] = ()
-    touched: frozenset[str] = frozenset()
-    """Links between hosts that it went over, by their corrections' names; without any, its devices."""
-    series: tuple[str, ...] = ()
-    """What it may be held against: runs of the same model on the same devices in the same roles, however the plan's
-    file has changed since."""
 
 
 def calibrate(facts: ClusterFacts) -> Calibration:
@@ -68,7 +52,7 @@ def calibrate(facts: ClusterFacts) -> Calibration:
     if not facts.runs:
         return PRIOR
     told = _told(facts)
-    begins = _begins(facts.runs[-MAX_RUNS:], told)
+    begins = find_begins(facts.runs[-MAX_RUNS:], told)
     fitted = _fit(told, begins)
     if not link_factors(fitted):
         return fitted
@@ -94,7 +78,7 @@ def changes(facts: ClusterFacts) -> dict[str, float]:
     """
     runs = facts.runs[-MAX_RUNS:]
     told = _told(facts)
-    begins = _begins(runs, told)
+    begins = find_begins(runs, told)
     latest = {
         run.plan_hash: max((begins.get(name, 0) for name in each.touched), default=0)
         for run, each in zip(runs, told, strict=True)
@@ -138,42 +122,6 @@ def _of_any_link(time: MeasuredTime) -> MeasuredTime:
     return msgspec.structs.replace(
         time, parts=sum_parts(*({part.partition(AT)[0]: seconds} for part, seconds in time.parts.items()))
     )
-
-
-def _begins(runs: Sequence[MeasuredRun], told: Sequence[Told]) -> dict[str, int]:
-    """Of each link, or device, that changed, the index of the first run since.
-
-    A change is found in runs of one layout, held against each other. It may be any of its links', and so ends what
-    other layouts' runs told of them before.
-    """
-    series: dict[tuple[tuple[str, ...], int, bool], list[tuple[int, float]]] = {}
-    for index, run in enumerate(runs):
-        for number, time in enumerate(told[index].times):
-            is_ttft = number > 0 or run.time_per_token_s <= 0
-            series.setdefault((told[index].series, run.streams, is_ttft), []).append((index, _log_off(time)))
-    begins: dict[str, int] = {}
-    for of_one_plan in series.values():
-        begin = of_one_plan[regime_start([off for _, off in of_one_plan])][0]
-        if begin > of_one_plan[0][0]:
-            for name in told[begin].touched:
-                begins[name] = max(begins.get(name, 0), begin)
-    return begins
-
-
-def _log_off(time: MeasuredTime) -> float:
-    return math.log(time.measured_s / sum(time.parts.values()))
-
-
-def regime_start(values: Sequence[float]) -> int:
-    """Where the values begin that the last one belongs to: after the latest change that `CHANGED_RUNS` confirm."""
-    start, since = 0, 0
-    for index in range(1, len(values)):
-        usual = statistics.median(values[start : index - since])
-        off = [value - usual for value in values[index - since : index + 1]]
-        since = since + 1 if min(off) > CHANGE or max(off) < -CHANGE else int(abs(off[-1]) > CHANGE)
-        if since >= CHANGED_RUNS:
-            start, since = index + 1 - since, 0
-    return start
 
 
 def model_key(spec: ModelSpec, serving: Serving) -> str:

@@ -17,7 +17,7 @@ from agent.planner.calibration import (
     over_links,
     seconds_of,
 )
-from agent.planner.evidence import CHANGED_RUNS, calibrate, changes, regime_start
+from agent.planner.evidence import calibrate, changes
 from agent.planner.file import plan_hash, plan_to_toml
 from agent.planner.learning.records import Figures, Lesson, PlanMeasured
 from agent.planner.learning.workload import Context
@@ -25,6 +25,7 @@ from agent.planner.plan import Objective, Plan, Serving
 from agent.planner.predict import predict_plan
 from agent.planner.problem import make_problem
 from agent.planner.rates import corrected_links
+from agent.planner.regimes import CHANGED_RUNS, regime_start
 from tests.agent.planner.clusters import cluster, cpu, host, model, plan_for, request
 
 THREE = cluster(*(host(name, cpu(8)) for name in "abc"))
