@@ -6,7 +6,7 @@ for what was wrong before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -32,7 +32,7 @@ from agent.planner.file import plan_from_toml
 from agent.planner.layout import Layout, layouts_of_plan
 from agent.planner.plan import Plan, Serving
 from agent.planner.rates import LinkTable
-from agent.planner.regimes import CHANGE, Told, find_begins
+from agent.planner.regimes import CHANGE, Regimes, Told, find_regimes
 
 MAX_RUNS = 64
 """The newest that count: a cluster's machines are maintained, and what they did long ago says little."""
@@ -47,21 +47,22 @@ def calibrate(facts: ClusterFacts) -> Calibration:
 
     A run on devices that are not there any more is left out. Of one from before a change, what it tells of the
     links that changed is told of other links, which are not there any more: so the rest of its time still says that
-    the devices were as they are now, and the change is laid on the links. Without links, it is left out.
+    the devices were as they are now, and the change is laid on the links. Without links, it is left out. What
+    one tells that met busy hosts is told of no single link, but of what all of them have in common.
     """
     if not facts.runs:
         return PRIOR
     told = _told(facts)
-    begins = find_begins(facts.runs[-MAX_RUNS:], told)
-    fitted = _fit(told, begins)
+    regimes = find_regimes(facts.runs[-MAX_RUNS:], told)
+    fitted = _fit(told, regimes)
     if not link_factors(fitted):
         return fitted
     # A link as slow as runs say may be what a pipeline of chunks waits for, and then has a part in each of them.
-    return _fit(_told(facts, fitted), begins)
+    return _fit(_told(facts, fitted), regimes)
 
 
-def _fit(told: Sequence[Told], begins: Mapping[str, int]) -> Calibration:
-    times = [time for at, each in enumerate(told) for time in _still_true(each, begins, at)]
+def _fit(told: Sequence[Told], regimes: Regimes) -> Calibration:
+    times = [time for at, each in enumerate(told) for time in _still_true(each, regimes, at)]
     fitted = fit_calibration(times if _tells_links_apart(times) else [_of_any_link(time) for time in times])
     kept = {
         name: value
@@ -78,7 +79,7 @@ def changes(facts: ClusterFacts) -> dict[str, float]:
     """
     runs = facts.runs[-MAX_RUNS:]
     told = _told(facts)
-    begins = find_begins(runs, told)
+    begins = find_regimes(runs, told).begins
     latest = {
         run.plan_hash: max((begins.get(name, 0) for name in each.touched), default=0)
         for run, each in zip(runs, told, strict=True)
@@ -91,9 +92,11 @@ def _told(facts: ClusterFacts, calibration: Calibration = PRIOR) -> list[Told]:
     return [_told_by(run, facts, calibration) for run in facts.runs[-MAX_RUNS:]]
 
 
-def _still_true(told: Told, begins: Mapping[str, int], index: int) -> list[MeasuredTime]:
+def _still_true(told: Told, regimes: Regimes, index: int) -> list[MeasuredTime]:
     """What a run's times say now, given since when what it touched is as it is."""
-    changed = {name for name in told.touched if index < begins.get(name, 0)}
+    if index in regimes.busy:
+        return [_of_any_link(time) for time in told.times]
+    changed = {name for name in told.touched if index < regimes.begins.get(name, 0)}
     if not changed:
         return list(told.times)
     if not any(name.startswith(LINK) for name in changed):
@@ -177,6 +180,7 @@ def _told_by(run: MeasuredRun, facts: ClusterFacts, calibration: Calibration) ->
         times=tuple(times),
         touched=frozenset(crossed or {place.name for place in layout.places}),
         series=(model_key(run.spec, serving), *(stage.name for stage in layout.stages)),
+        hosts=frozenset({plan.gateway_host, *(place.host for place in layout.places)}),
     )
 
 

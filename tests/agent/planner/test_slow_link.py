@@ -25,7 +25,7 @@ from agent.planner.plan import Objective, Plan, Serving
 from agent.planner.predict import predict_plan
 from agent.planner.problem import make_problem
 from agent.planner.rates import corrected_links
-from agent.planner.regimes import CHANGED_RUNS, regime_start
+from agent.planner.regimes import CHANGED_RUNS, regime_starts
 from tests.agent.planner.clusters import cluster, cpu, host, model, plan_for, request
 
 THREE = cluster(*(host(name, cpu(8)) for name in "abc"))
@@ -203,4 +203,4 @@ def test_lessons_are_held_against_what_is_predicted_today_and_end_with_a_change(
 )
 def test_a_regime_begins_where_the_change_did(before: list[float], after: list[float]) -> None:
     expected = len(before) if len(after) >= CHANGED_RUNS else 0
-    assert regime_start([*before, *after]) == expected
+    assert regime_starts([*before, *after])[-1] == expected
