@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from agent.facts.run import MeasuredRun
+from agent.facts.run import MeasuredRun, RunSource
 from agent.planner.calibration import LINK, RATE, WAIT, MeasuredTime, Parts, corrections_of
 
 CHANGE = math.log(1.6)
@@ -53,6 +53,7 @@ class _Key(msgspec.Struct, frozen=True, kw_only=True):
     """Times that may be held against each other."""
 
     layout: tuple[str, ...]
+    source: RunSource
     streams: int
     is_ttft: bool
 
@@ -135,7 +136,7 @@ def _series(runs: Sequence[MeasuredRun], told: Sequence[Told]) -> list[_Series]:
     for index, (run, each) in enumerate(zip(runs, told, strict=True)):
         for number, time in enumerate(each.times):
             is_ttft = number > 0 or run.time_per_token_s <= 0
-            key = _Key(layout=each.series, streams=run.streams, is_ttft=is_ttft)
+            key = _Key(layout=each.series, source=run.source, streams=run.streams, is_ttft=is_ttft)
             one = found.setdefault(key, _Series(key=key, told=each, parts=time.parts, indices=[], offs=[]))
             one.indices.append(index)
             one.offs.append(math.log(time.measured_s / sum(time.parts.values())))

@@ -148,6 +148,21 @@ def test_who_is_on_other_hosts_or_served_from_them_is_no_witness(is_touched: boo
     assert plan_hash(first) in changes(seen([*runs, run(alone, SMALL, factor=4.0)]))
 
 
+def test_canaries_are_held_against_canaries() -> None:
+    """Alone, inside the gateway, of another prompt: two applies in a row are no change."""
+    first = plan_for(LLAMA_1B, THREE, **ON_TWO)
+    canaries = [run(first, LLAMA_1B, factor=0.8, ttft_factor=0.3, source="check")] * CHANGED_RUNS
+    assert changes(seen(noisy(first, LLAMA_1B, 4) + canaries)) == {}
+    slow = over_slow_link(first, LLAMA_1B, CHANGED_RUNS, longer=400.0, slower=1.0)
+    checks = [
+        msgspec.structs.replace(
+            each, source="check", ttft_s=0.3 * each.ttft_s, time_per_token_s=0.8 * each.time_per_token_s
+        )
+        for each in slow
+    ]
+    assert plan_hash(first) in changes(seen(canaries + noisy(first, LLAMA_1B, 2) + checks))
+
+
 FULL_S = ((0.139, 0.0343), (0.151, 0.0358), (0.121, 0.0259))
 MBIT_S = ((1.133, 0.0476), (0.642, 0.0851))
 """(first token, per token) of runs 1 to 5 in docs/benchmarks.md, "slow link"."""
