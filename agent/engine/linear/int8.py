@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agent.engine.linear.kernel import Kernel, KernelShape, named_parts
+from agent.engine.linear.kernel import Kernel, KernelShape, fill_rows, named_parts
 
 _LEVELS = 127
 _ZERO_POINT = 128
@@ -63,7 +63,8 @@ class Int8Kernel(Kernel):
     def multiply(self, rows_RK: Tensor) -> Tensor:
         peaks_R1 = rows_RK.abs().amax(-1, True).clamp_min_(_SMALLEST_PEAK)  # torch's norms are no vector loops
         codes_RK = (rows_RK * (_LEVELS / peaks_R1.float())).add_(_ZERO_POINT + 0.5).to(torch.uint8)
-        product_RN = self._multiply_codes(codes_RK, 1 / _LEVELS, rows_RK.dtype).mul_(peaks_R1)
+        product_RN = self._multiply_codes(fill_rows(codes_RK), 1 / _LEVELS, rows_RK.dtype)
+        product_RN = product_RN[: rows_RK.shape[0]].mul_(peaks_R1)
         return product_RN if self._bias_N is None else product_RN.add_(self._bias_N)
 
     def _multiply_codes(self, codes_RK: Tensor, scale: float, dtype: torch.dtype) -> Tensor:

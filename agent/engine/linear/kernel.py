@@ -57,6 +57,26 @@ class Kernel(ABC):
         return any(part is tensor for part in self.parts.values())
 
 
+ROWS_AT_ONCE = 16
+"""Rows that matrix units take together: a few more cost nothing."""
+
+
+def fill_rows(rows_RK: Tensor) -> Tensor:
+    """More than 16 rows filled up to a multiple of it with zeros; the caller drops theirs from the product.
+
+    oneDNN compiles a kernel for every number of rows that it meets. Prompts come in any length, and each new one took
+    14 ms longer than the next of its length (layers of 36 million weights): a quarter of its time to first token.
+    """
+    num_rows = rows_RK.shape[0]
+    missing = -num_rows % ROWS_AT_ONCE
+    if num_rows <= ROWS_AT_ONCE or not missing:
+        return rows_RK
+    filled_RK = rows_RK.new_empty((num_rows + missing, rows_RK.shape[1]))
+    filled_RK[:num_rows].copy_(rows_RK)
+    filled_RK[num_rows:].zero_()
+    return filled_RK
+
+
 def named_parts(bias_N: Tensor | None, **parts: Tensor) -> dict[str, Tensor]:
     return parts if bias_N is None else {**parts, "bias": bias_N}
 

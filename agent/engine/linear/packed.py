@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agent.engine.linear.kernel import Kernel, KernelShape, named_parts
+from agent.engine.linear.kernel import Kernel, KernelShape, fill_rows, named_parts
 
 _WIDE_BYTES = 8 << 20
 _WIDE_ROWS = 64
@@ -50,5 +50,6 @@ class PackedKernel(Kernel):
         )
 
     def __call__(self, rows_RK: Tensor) -> Tensor:
-        product_RN: Tensor = self._multiply(rows_RK, self._packed_NK, self._bias_N, "none", [], "")
-        return product_RN
+        filled_RK = fill_rows(rows_RK)
+        product_RN: Tensor = self._multiply(filled_RK, self._packed_NK, self._bias_N, "none", [], "")
+        return product_RN if filled_RK is rows_RK else product_RN[: rows_RK.shape[0]]

@@ -13,7 +13,7 @@ from agent.engine.linear import Linear, choose
 from agent.engine.linear.choose import is_sound, make_kernel
 from agent.engine.linear.int4 import Int4Kernel
 from agent.engine.linear.int8 import Int8Kernel
-from agent.engine.linear.kernel import Kernel
+from agent.engine.linear.kernel import Kernel, fill_rows
 from agent.engine.linear.opaque import bytes_of, layout_of, wrap
 from agent.engine.linear.packed import PackedKernel
 from agent.engine.linear.weight_only import WeightOnlyInt4Kernel, WeightOnlyKernel
@@ -167,3 +167,18 @@ def test_int4_keeps_its_least_and_greatest_weight() -> None:
     kernel = Int4Kernel.pack(weight, None)
     product = kernel(torch.eye(64))
     assert torch.allclose(product.T, weight, atol=0.004)
+
+
+@pytest.mark.parametrize(
+    ("rows", "filled"), [(1, 1), (15, 15), (16, 16), (17, 32), (31, 32), (32, 32), (100, 112), (256, 256)]
+)
+def test_onednn_meets_few_numbers_of_rows_and_the_product_is_of_those_asked_for(rows: int, filled: int) -> None:
+    x = torch.randn(rows, 24)
+    all_rows = fill_rows(x)
+    assert all_rows.shape == (filled, 24)
+    assert torch.equal(all_rows[:rows], x)
+    assert not all_rows[rows:].any()
+    for kind in (Int8Kernel, PackedKernel):
+        if kind.supports(torch.device("cpu"), torch.bfloat16):
+            kernel = kind.pack(torch.randn(40, 24).to(torch.bfloat16), None)
+            assert kernel(x.to(torch.bfloat16)).shape == (rows, 40)
