@@ -21,7 +21,15 @@ from agent.facts.probe import GroupProbe, HostProbe, LinkProbe, ProbedCarrier, P
 from agent.planner.carriers import carrier_of
 from agent.planner.words import age_words
 from agent.wire.agent import HostAddress
-from agent.wire.probe import LinkReport, LinkStep, ProbeDevices, ProbeLinks, ProbeSizes, serving_refusal
+from agent.wire.probe import (
+    LinkReport,
+    LinkStep,
+    ProbeDevices,
+    ProbeLinks,
+    ProbeModel,
+    ProbeSizes,
+    serving_refusal,
+)
 from odctl.fleet import Fleet
 
 MAX_HOSTS_ALL_PAIRS = 16
@@ -107,31 +115,41 @@ async def probe_fleet(
     is_forced: bool,
     even_serving: bool,
     on_progress: OnProgress,
+    model: ProbeModel | None = None,
 ) -> ProbeOutcome:
-    """Measure what is not known yet, or everything.
+    """Measure what is not known yet, or everything; a `model` is rehearsed besides, and only it again by force.
 
     Raises the E501 of a host that serves; what goes wrong elsewhere is among the outcome's troubles.
     """
     names = [host.name for host in facts.hosts]
     records = await read_records(fleet, names)
+    is_all_forced = is_forced and model is None
     for name in names:
         if name not in records:
             hint = f"odctl bootstrap {name}"
             raise FleetError("E302", "its agent knows no probes: it is of an older release", hint=hint, host=name)
     wanted = [
         host for host in facts.hosts
-        if is_forced or records[host.name].probe is None or _is_rougher(records[host.name].probe, sizes)
+        if is_all_forced or records[host.name].probe is None or _is_rougher(records[host.name].probe, sizes)
     ]  # fmt: skip
     steps = link_steps(facts.hosts, is_network_trusted=fleet.is_network_trusted)
-    if not is_forced:
+    if not is_all_forced:
         steps = _missing_steps(steps, records, hardware_of(facts))
-    needed = {host.name for host in wanted} | {_host(member) for step in steps for member in step.members}
+    rehearsing = [
+        host for host in facts.hosts
+        if model is not None and (is_forced or not _has_rehearsed(records[host.name].probe, model))
+    ]  # fmt: skip
+    needed = {host.name for host in (*wanted, *rehearsing)}
+    needed |= {_host(member) for step in steps for member in step.members}
     for name in sorted(needed):
         if records[name].serving and not even_serving:
             raise serving_refusal(name, records[name].serving)
     order = ProbeDevices(sizes=sizes, even_serving=even_serving)
     troubles = await _probe_devices(fleet, wanted, order, on_progress)
     lost = {trouble.host for trouble in troubles}
+    if model is not None:
+        there = [host for host in rehearsing if host.name not in lost]
+        troubles += await _probe_devices(fleet, there, model, on_progress)
     steps = _without(steps, [step for step in steps if lost & {_host(member) for member in step.members}])
     measured = 0
     if steps:
@@ -156,23 +174,31 @@ def _is_rougher(known: HostProbe | None, sizes: ProbeSizes) -> bool:
     return known is not None and known.is_quick and not sizes.is_quick
 
 
+def _has_rehearsed(known: HostProbe | None, model: ProbeModel) -> bool:
+    key = (model.model.widths, model.dtype, model.quantisation)
+    return known is not None and all(device.rehearsals(*key) for device in known.devices)
+
+
 # --- devices ------------------------------------------------------------------------------------------
 
 
 async def _probe_devices(
-    fleet: Fleet, hosts: Sequence[HostFacts], order: ProbeDevices, on_progress: OnProgress
+    fleet: Fleet, hosts: Sequence[HostFacts], order: ProbeDevices | ProbeModel, on_progress: OnProgress
 ) -> list[FleetError]:
     """All machines at once, each of their hosts in turn. Raises E501; other troubles are returned."""
     machines: dict[str, list[HostFacts]] = {}
     for host in hosts:
         machines.setdefault(machine_of(host), []).append(host)
     troubles: list[FleetError] = []
+    is_model = isinstance(order, ProbeModel)
+    doing = f"rehearsing {order.model.name} on" if isinstance(order, ProbeModel) else "measuring"
 
     async def measure(of_one_machine: list[HostFacts]) -> None:
         for host in of_one_machine:
-            on_progress(f"{host.name}: measuring {', '.join(device.id for device in host.devices)}")
+            on_progress(f"{host.name}: {doing} {', '.join(device.id for device in host.devices)}")
+            route = "/v1/probe/model" if is_model else "/v1/probe"
             try:
-                await fleet.post(host.name, "/v1/probe", order, HostProbe, timeout_s=ANSWER_LIMIT_S)
+                await fleet.post(host.name, route, order, HostProbe, timeout_s=ANSWER_LIMIT_S)
             except FleetError as error:
                 troubles.append(error)
                 if error.code == "E501":

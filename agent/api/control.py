@@ -51,7 +51,7 @@ from agent.wire.agent import (
 from agent.wire.framing import encode_frame
 from agent.wire.gateway import BackendReport
 from agent.wire.history import GenerationHistory
-from agent.wire.probe import LinkReport, ProbeDevices, ProbeLinks
+from agent.wire.probe import LinkReport, ProbeDevices, ProbeLinks, ProbeModel
 
 MSGPACK = "application/msgpack"
 FRAMES = "application/x-msgpack-frames"
@@ -77,6 +77,7 @@ class Control(Protocol):
         ...
 
     async def probe(self, request: ProbeDevices) -> HostProbe: ...
+    async def probe_model(self, request: ProbeModel) -> HostProbe: ...
     async def probe_links(self, order: ProbeLinks) -> LinkReport: ...
     async def ranges(self, request: RangeRequest) -> tuple[str, AsyncIterator[bytes]]:
         """SHA-256 (hex) of the bytes, and the bytes."""
@@ -141,6 +142,9 @@ def _host_routes(control: Control, history: SampleHistory, journal: Journal) -> 
     async def probe(request: Request) -> Response:
         return _encoded(request, await control.probe(await _body(request, ProbeDevices)))
 
+    async def probe_model(request: Request) -> Response:
+        return _encoded(request, await control.probe_model(await _body(request, ProbeModel)))
+
     async def probe_links(request: Request) -> Response:
         return _encoded(request, await control.probe_links(await _body(request, ProbeLinks)))
 
@@ -186,6 +190,7 @@ def _host_routes(control: Control, history: SampleHistory, journal: Journal) -> 
         Route("/v1/facts", facts),
         Route("/v1/probes", probes),
         Route("/v1/probe", probe, methods=["POST"]),
+        Route("/v1/probe/model", probe_model, methods=["POST"]),
         Route("/v1/probe/links", probe_links, methods=["POST"]),
         Route("/v1/samples", samples),
         Route("/v1/events", events),

@@ -20,7 +20,15 @@ import msgspec
 
 from agent.errors import ErrorDetail, FleetError
 from agent.wire.accuracy import AccuracyReport, CheckConfig
-from agent.wire.probe import LOAD_LIMIT_S, DeviceProbeConfig, DeviceReport, LinkProbeConfig, LinkReport
+from agent.wire.probe import (
+    LOAD_LIMIT_S,
+    DeviceProbeConfig,
+    DeviceReport,
+    LinkProbeConfig,
+    LinkReport,
+    ModelProbeConfig,
+    ModelReport,
+)
 from agent.wire.rank import RankConfig
 
 _FIELDS_OF_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message"}
@@ -81,15 +89,22 @@ def _check() -> int:
 
 def _probe() -> int:
     """Measure a device or links and say what came of it. Ends by SIGALRM: its limit counts once torch is there."""
-    config = msgspec.json.decode(sys.stdin.buffer.read(), type=DeviceProbeConfig | LinkProbeConfig)
+    config = msgspec.json.decode(
+        sys.stdin.buffer.read(), type=DeviceProbeConfig | LinkProbeConfig | ModelProbeConfig
+    )
     signal.alarm(LOAD_LIMIT_S + config.limit_s)
-    answer: DeviceReport | LinkReport | ErrorDetail
+    answer: DeviceReport | LinkReport | ModelReport | ErrorDetail
     try:
         if isinstance(config, DeviceProbeConfig):
             from agent.engine.device_probe import measure_device
 
             signal.alarm(config.limit_s)
             answer = measure_device(config)
+        elif isinstance(config, ModelProbeConfig):
+            from agent.engine.model_probe import measure_model
+
+            signal.alarm(config.limit_s)
+            answer = measure_model(config)
         else:
             from agent.engine.link_probe import measure_links
 

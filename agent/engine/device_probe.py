@@ -62,7 +62,7 @@ DISK_WRITE_LIMIT_S = 3.0
 DISK_SPARE = 4
 """Free space must be so many times the file's."""
 _DISK_BLOCK_BYTES = 4 << 20
-_KINDS: dict[Dtype, torch.dtype] = {
+KINDS: dict[Dtype, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -76,7 +76,9 @@ def measure_device(config: DeviceProbeConfig) -> DeviceReport:
     device = torch.device(config.device)
     sizes = config.sizes
     # the widest of a turn: float32 weights, the one they are copied from and what packing holds meanwhile
-    _check_memory(config, device, sizes.weights_bytes + 3 * 4 * sizes.matrix_size**2 + sizes.copy_bytes)
+    needed_bytes = sizes.weights_bytes + 3 * 4 * sizes.matrix_size**2 + sizes.copy_bytes
+    hint = "free memory there, or measure with --quick"
+    check_room(config.host, config.device, device, needed_bytes, hint=hint)
     kinds = _served_kinds(device)
     with torch.inference_mode():
         copy_s, read_s = _measure_memory(device, sizes)
@@ -95,7 +97,8 @@ def measure_device(config: DeviceProbeConfig) -> DeviceReport:
     return DeviceReport(device=probe, disk_read_bytes_per_s=disk)
 
 
-def _check_memory(config: DeviceProbeConfig, device: torch.device, needed_bytes: int) -> None:
+def check_room(host: str, name: str, device: torch.device, needed_bytes: int, *, hint: str) -> None:
+    """Raises FleetError E804 naming the device, with a way out, or E805."""
     try:
         check_memory(device, needed_bytes)
     except FleetError as error:
@@ -103,9 +106,9 @@ def _check_memory(config: DeviceProbeConfig, device: torch.device, needed_bytes:
             raise
         raise FleetError(
             "E804",
-            f"a probe of {config.device} needs {needed_bytes / 1e9:.1f} GB, and they are not free",
-            hint="free memory there, or measure with --quick",
-            host=config.host,
+            f"a probe of {name} needs {needed_bytes / 1e9:.1f} GB, and they are not free",
+            hint=hint,
+            host=host,
         ) from error
 
 
@@ -126,7 +129,7 @@ def _measure_gemms(
     device: torch.device, sizes: ProbeSizes, dtype: Dtype, quantisation: Quantisation
 ) -> Iterator[GemmProbe]:
     """Skinny products and a large one. As many weights take turns as caches cannot hold."""
-    size, kind = sizes.matrix_size, _KINDS[dtype]
+    size, kind = sizes.matrix_size, KINDS[dtype]
     bytes_each = size * size * (1 if quantisation == "int8" else kind.itemsize)
     base_NK = torch.randn((size, size), dtype=torch.float32, device=device).mul_(size**-0.5).to(kind)
     number = max(2, sizes.weights_bytes // bytes_each)
@@ -190,7 +193,7 @@ def _measure_layers(
     device: torch.device, sizes: ProbeSizes, dtype: Dtype, quantisation: Quantisation
 ) -> Iterator[LayerProbe]:
     """Thin layers, so that products take little of their time; enough of them that each finds its code cold."""
-    kind = _KINDS[dtype]
+    kind = KINDS[dtype]
     extent = msgspec.structs.replace(whole_extent(THIN), is_first_stage=False, is_last_stage=False)
     kernels: dict[tuple[str, int | None], Kernel] = {}
     tensors: dict[tuple[str, int | None], Tensor] = {}

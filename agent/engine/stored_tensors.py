@@ -85,7 +85,7 @@ def read_tensors(
     _check(sources)
     by_key: dict[TensorKey, list[_Source]] = {}
     for source in sources:
-        by_key.setdefault(_key(source.piece), []).append(source)
+        by_key.setdefault(key_of(source.piece), []).append(source)
     buffer = bytearray(min(BLOCK_BYTES, max(_num_bytes(source) for source in sources)))
     for key in sorted(by_key, key=lambda key: len(by_key[key][0].piece.shape)):  # stable
         yield key, _read_fused(spec, by_key[key], buffer, kind=kind, device=device, on_read=on_read)
@@ -115,7 +115,8 @@ def _read_fused(
     return tensor
 
 
-def _key(piece: TensorSlice) -> TensorKey:
+def key_of(piece: TensorSlice) -> TensorKey:
+    """Where a slice's rows lie: in a tensor of its own, or behind those that it is fused with."""
     role = _FUSED_ROLES.get(piece.role, piece.role)
     return (role if piece.expert is None else expert_role(role, piece.expert)), piece.layer
 

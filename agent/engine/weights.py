@@ -96,7 +96,7 @@ def load_weights(
         mapped = _map(spec, extent, cache, read, kind=kind, quantisation=quantisation, on_read=on_read)
         if mapped is not None:
             return ShardWeights(mapped.kernels(), mapped.tensors(), is_exact=is_exact, looked_up=mapped.looked_up())
-    for key, made in _lay_out(spec, extent, read(), quantisation=quantisation, shares_embedding=True):
+    for key, made in lay_out_weights(spec, extent, read(), quantisation=quantisation, shares_embedding=True):
         if isinstance(made, Kernel):
             kernels[key] = made
         else:
@@ -127,7 +127,7 @@ def _map(
     is_embedding_of_head = extent.is_first_stage and extent.is_last_stage and spec.tie_word_embeddings
 
     def write(writer: PackedFileWriter) -> None:
-        for key, made in _lay_out(spec, extent, read(), quantisation=quantisation, shares_embedding=False):
+        for key, made in lay_out_weights(spec, extent, read(), quantisation=quantisation, shares_embedding=False):
             if isinstance(made, Kernel):
                 writer.add_kernel(key, made)
             else:
@@ -138,7 +138,7 @@ def _map(
     return cache.make(key, num_bytes=shard_weight_bytes(spec, extent, dtype, quantisation), write=write)
 
 
-def _lay_out(
+def lay_out_weights(
     spec: ModelSpec,
     extent: ShardExtent,
     stored: Iterator[tuple[TensorKey, Tensor]],

@@ -75,7 +75,8 @@ def _typical_probes(
         median = probes[in_order[(len(in_order) - 1) // 2]]
         for name in names:
             if abs(_speed(probes[name]) / _speed(median) - 1) <= EQUAL_WITHIN:
-                typical[name] = median
+                models = median.models or probes[name].models
+                typical[name] = msgspec.structs.replace(median, models=models)
     return typical
 
 

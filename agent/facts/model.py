@@ -156,6 +156,22 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
             3 * self.hidden_size * self.expert_size
         )
 
+    @property
+    def widths(self) -> str:
+        """What a layer's time and the head's hang on, as a key: models that differ in depth or weights share it."""
+        parts = [
+            self.family.architecture,
+            f"hidden {self.hidden_size}",
+            f"heads {self.num_heads}/{self.num_kv_heads}x{self.head_size}",
+            f"mlp {self.intermediate_size}",
+            f"vocabulary {self.vocab_size}",
+        ]
+        if self.num_experts:
+            parts.append(f"experts {self.experts_per_token}/{self.num_experts}x{self.expert_size}")
+        if self.sliding_window is not None:
+            parts.append(f"window {self.sliding_window}")
+        return ", ".join(parts)
+
     def is_sparse(self, layer: int) -> bool:
         """Whether a layer has experts and a router instead of one MLP."""
         return self.num_experts > 0 and layer not in self.dense_layers

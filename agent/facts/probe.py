@@ -71,6 +71,53 @@ class LayerProbe(msgspec.Struct, frozen=True, kw_only=True):
     """Keys and values that are read of one sequence."""
 
 
+class StepProbe(msgspec.Struct, frozen=True, kw_only=True):
+    """Rows of a step through layers of one model: one of each of `sequences`, or a chunk of one's prompt."""
+
+    rows: int
+    sequences: int
+    context: int
+    """Positions in the cache behind the step, of each sequence."""
+    seconds: float
+    """Of one layer."""
+
+    @property
+    def is_prefill(self) -> bool:
+        return self.rows > self.sequences
+
+
+class HeadProbe(msgspec.Struct, frozen=True, kw_only=True):
+    """From hidden states to drawn tokens: last norm, head, the likeliest of each row."""
+
+    rows: int
+    seconds: float
+
+
+class RestProbe(msgspec.Struct, frozen=True, kw_only=True):
+    """What one layer of a step takes longer when its device had nothing to do before: others had its caches."""
+
+    idle_s: float
+    seconds: float
+
+
+class ModelProbe(msgspec.Struct, frozen=True, kw_only=True):
+    """A rehearsal: steps of the engine's own decoder in one model's widths, with weights of no meaning."""
+
+    widths: str
+    """`ModelSpec.widths` of the models that it is of."""
+    dtype: Dtype
+    quantisation: Quantisation
+    parts: int
+    """Ranks that share a layer's heads and columns evenly; one of them was measured."""
+    num_layers: int
+    """That were passed through."""
+    steps: tuple[StepProbe, ...]
+    heads: tuple[HeadProbe, ...]
+    rests: tuple[RestProbe, ...]
+    """By `idle_s`."""
+    measured_at_s: float
+
+
 class DeviceProbe(msgspec.Struct, frozen=True, kw_only=True):
     """One device as the engine's own kernels see it."""
 
@@ -86,11 +133,19 @@ class DeviceProbe(msgspec.Struct, frozen=True, kw_only=True):
     attention: tuple[AttentionProbe, ...]
     layers: tuple[LayerProbe, ...] = ()
     """Earlier releases measured none."""
+    models: tuple[ModelProbe, ...] = ()
+    """Of those that were rehearsed here, the latest last."""
 
     def gemm(self, dtype: Dtype, quantisation: Quantisation, rows: int) -> GemmProbe | None:
         return next(
             (g for g in self.gemms if (g.dtype, g.quantisation, g.rows) == (dtype, quantisation, rows)), None
         )
+
+    def rehearsals(self, widths: str, dtype: Dtype, quantisation: Quantisation) -> tuple[ModelProbe, ...]:
+        """Of such a model in this precision, by `parts`."""
+        key = (widths, dtype, quantisation)
+        found = (each for each in self.models if (each.widths, each.dtype, each.quantisation) == key)
+        return tuple(sorted(found, key=lambda each: each.parts))
 
 
 class HostProbe(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,6 +43,7 @@ PRIOR_DEVIATION = {
     "reduced_bytes": 0.35,
     "messages": 0.5,
     "message_bytes": 0.5,
+    "rests": 0.6,
     "step": 0.6,
     "request": 0.8,
 }

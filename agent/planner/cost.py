@@ -14,6 +14,7 @@ import msgspec
 
 from agent.facts.cluster import DeviceFacts, LinkFacts
 from agent.facts.model import DTYPE_BYTES, Dtype, ModelSpec, Quantisation
+from agent.planner import rehearsal
 from agent.planner.calibration import (
     PRIOR,
     Calibration,
@@ -31,11 +32,13 @@ from agent.planner.plan import BLOCK_TOKENS, Serving
 from agent.planner.rates import (
     CARRIERS,
     REQUEST_S,
-    STEP_S,
+    WARM_REQUEST_S,
     DeviceRates,
     LinkTable,
     rates_of,
+    turn_s,
 )
+from agent.planner.rehearsal import StepPoint
 from agent.planner.shards import dense_columns, weight_bytes
 from agent.planner.step_cost import count_micro_batches, cut_prompt
 
@@ -102,6 +105,8 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
     bytes_share: float = 0.0
     """Of these sums' time, what goes with their size; sums within a host have one constant for all of it."""
     flops_part: str = "decode_flops"
+    rests: tuple[tuple[float, float], ...] = ()
+    """(seconds without work, seconds that a layer takes longer then); empty where that is not known."""
 
     def parts(self, num_layers: int, *, first: bool, last: bool) -> dict[str, float]:
         """`stage_s` by what the seconds are spent on; of reading and arithmetic, the longer one."""
@@ -417,48 +422,131 @@ def stage_cost(
     reduce_s = all_reduce_s(link, step.rows * spec.hidden_size * element, p, carrier=carrier)
     crossed = crossed_links(itertools.combinations(places, 2))
     waits_s = all_reduce_s(link, 0, p, carrier=carrier)
-    overheads = layer_overheads(spec, step)
-    reads_s = flops_s = compute_s = head_s = embed_s = experts_s = 0.0
-    slowest = ""
+    head_s = embed_s = 0.0
+    slowest: RankCost | None = None
     for place, share in zip(places, cut_shares(spec, units), strict=True):
         rates = rates_of(place.device, dtype, quantisation)
-        if rates.products:
-            rank_reads_s, rank_flops_s = measured_layer_s(spec, share, step, dtype, rates)
-        else:
-            read_bytes = layer_read_bytes(spec, share, step, dtype, quantisation)
-            flops = layer_flops(spec, share, step)
-            rank_reads_s, rank_flops_s = roofline_s(read_bytes, flops, rates, is_prefill=step.is_prefill)
-        launches_s = rates.layer_overhead_s * overheads + rates.sequence_overhead_s * (step.sequences - 1)
-        rank_s = max(rank_reads_s, rank_flops_s) + launches_s
-        if rank_s > compute_s:
-            reads_s, flops_s, compute_s = rank_reads_s, rank_flops_s, rank_s
-            experts_s = rates.layer_overhead_s * (overheads - 1)
-            slowest = place.device.kind if rates.is_measured or place.device.kind == "cuda" else "unprobed cpu"
-        head_elements = (share.vocab[1] - share.vocab[0]) * spec.hidden_size
-        if step.sampled:
-            if rates.products:
-                head_s = max(head_s, head_elements * rates.product_s(step.sampled))
-            else:
-                head_bytes = head_elements * weight_bytes(dtype, quantisation)
-                head = roofline_s(head_bytes, 2 * step.sampled * head_elements, rates, is_prefill=False)
-                head_s = max(head_s, *head)
+        rank = rank_cost(spec, place.device, share, step=step, dtype=dtype, quantisation=quantisation)
+        if slowest is None or rank.layer_s > slowest.layer_s:
+            slowest = rank
+        head_s = max(head_s, rank.head_s)
         embed_s = max(embed_s, step.rows * spec.hidden_size * element / rates.read_bytes_per_s)
+    assert slowest is not None, "a stage has devices"
     gather_s = all_gather_s(link, step.sampled * spec.vocab_size * FLOAT32_BYTES, p) if step.sampled else 0.0
     return StageCost(
-        layer_s=compute_s + 2 * reduce_s,
+        layer_s=slowest.layer_s + 2 * reduce_s,
         first_s=embed_s + reduce_s,
-        last_s=head_s + gather_s + STEP_S,
-        layer_reads_s=reads_s,
-        layer_flops_s=flops_s,
+        last_s=head_s + gather_s + turn_s(step.sampled),
+        layer_reads_s=slowest.reads_s,
+        layer_flops_s=slowest.flops_s,
         layer_reduce_s=2 * reduce_s,
-        layer_experts_s=experts_s,
+        layer_experts_s=slowest.experts_s,
         head_s=head_s,
         gather_s=gather_s,
-        device=slowest,
+        device=slowest.device,
         carrier=carrier,
         crossed=crossed,
         bytes_share=max(0.0, 1 - waits_s / reduce_s) if crossed and reduce_s > 0 else 0.0,
         flops_part="prefill_flops" if step.is_prefill else "decode_flops",
+        rests=slowest.rests,
+    )
+
+
+class RankCost(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds of one rank's share of a layer, and of the head where rows are drawn from; its group left out."""
+
+    reads_s: float
+    flops_s: float
+    """Arithmetic, beside the reading: the longer one counts."""
+    launches_s: float
+    experts_s: float
+    """Of `launches_s`, those of experts."""
+    head_s: float = 0.0
+    device: str = "cpu"
+    """What its constants are called."""
+    rests: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def layer_s(self) -> float:
+        return max(self.reads_s, self.flops_s) + self.launches_s
+
+
+def rank_cost(
+    spec: ModelSpec,
+    device: DeviceFacts,
+    share: Share,
+    *,
+    step: StepShape,
+    dtype: Dtype,
+    quantisation: Quantisation = "none",
+) -> RankCost:
+    """By the roofline, or at the level of the model's rehearsal where the device has seen one."""
+    rates = rates_of(device, dtype, quantisation)
+    modelled = _modelled_rank(spec, share, step, dtype=dtype, quantisation=quantisation, rates=rates)
+    kv_heads = share.kv_heads[1] - share.kv_heads[0]
+    known = rehearsal.rehearsal_of(device.probe, spec, dtype, quantisation, parts=spec.num_kv_heads / kv_heads)
+    if known is None:
+        kind: str = device.kind if rates.is_measured or device.kind == "cuda" else f"unprobed {device.kind}"
+        return msgspec.structs.replace(modelled, device=kind)
+    rehearsed_share = cut_shares(spec, [spec.num_kv_heads // known.parts] * known.parts)[0]
+
+    def modelled_s(point: StepPoint) -> float:
+        shape = StepShape(
+            rows=point.rows,
+            sequences=point.sequences,
+            context=point.context,
+            sampled=0,
+            row_context=point.row_context,
+        )
+        return _modelled_rank(
+            spec, rehearsed_share, shape, dtype=dtype, quantisation=quantisation, rates=rates
+        ).layer_s
+
+    point = StepPoint(rows=step.rows, sequences=step.sequences, context=step.context, row_context=step.row_context)
+    level = rehearsal.layer_s(known, point, modelled_s) / modelled_s(point)
+    vocab = share.vocab[1] - share.vocab[0]
+    vocab_share = vocab / (rehearsed_share.vocab[1] - rehearsed_share.vocab[0])
+    return RankCost(
+        reads_s=level * modelled.reads_s,
+        flops_s=level * modelled.flops_s,
+        launches_s=level * modelled.launches_s,
+        experts_s=level * modelled.experts_s,
+        head_s=rehearsal.head_s(known, step.sampled, share=vocab_share) if step.sampled else 0.0,
+        device=f"rehearsed {device.kind}",
+        rests=rehearsal.rests_of(known),
+    )
+
+
+def _modelled_rank(
+    spec: ModelSpec,
+    share: Share,
+    step: StepShape,
+    *,
+    dtype: Dtype,
+    quantisation: Quantisation,
+    rates: DeviceRates,
+) -> RankCost:
+    if rates.products:
+        reads_s, flops_s = measured_layer_s(spec, share, step, dtype, rates)
+    else:
+        read_bytes = layer_read_bytes(spec, share, step, dtype, quantisation)
+        flops = layer_flops(spec, share, step)
+        reads_s, flops_s = roofline_s(read_bytes, flops, rates, is_prefill=step.is_prefill)
+    overheads = layer_overheads(spec, step)
+    head_s = 0.0
+    if step.sampled:
+        head_elements = (share.vocab[1] - share.vocab[0]) * spec.hidden_size
+        if rates.products:
+            head_s = head_elements * rates.product_s(step.sampled)
+        else:
+            head_bytes = head_elements * weight_bytes(dtype, quantisation)
+            head_s = max(roofline_s(head_bytes, 2 * step.sampled * head_elements, rates, is_prefill=False))
+    return RankCost(
+        reads_s=reads_s,
+        flops_s=flops_s,
+        launches_s=rates.layer_overhead_s * overheads + rates.sequence_overhead_s * (step.sequences - 1),
+        experts_s=rates.layer_overhead_s * (overheads - 1),
+        head_s=head_s,
     )
 
 
@@ -517,6 +605,18 @@ class StageCosts:
 # --- a whole replica ----------------------------------------------------------------------------------
 
 
+class StageRest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a stage's step takes longer after its ranks had nothing to do."""
+
+    part: str
+    num_layers: int
+    curve: tuple[tuple[float, float], ...]
+    """Of one layer, as in `StageCost.rests`."""
+
+    def seconds(self, idle_s: float) -> float:
+        return self.num_layers * rehearsal.rest_s(self.curve, idle_s)
+
+
 class PipelineTimes(msgspec.Struct, frozen=True, kw_only=True):
     """Times of one micro-batch through a replica, in seconds."""
 
@@ -528,6 +628,8 @@ class PipelineTimes(msgspec.Struct, frozen=True, kw_only=True):
     stage_parts: tuple[Parts, ...] = ()
     """Of each stage, its seconds by what they are spent on, before any correction."""
     hop_parts: tuple[Parts, ...] = ()
+    rests: tuple[StageRest, ...] = ()
+    """Of each stage; empty where nothing is known of them."""
 
     @property
     def parts(self) -> dict[str, float]:
@@ -544,6 +646,27 @@ class PipelineTimes(msgspec.Struct, frozen=True, kw_only=True):
             hops=tuple(seconds * by for seconds, by in zip(self.hops, hops, strict=True)),
             sends=tuple(seconds * by for seconds, by in zip(self.sends, [*hops, 1.0], strict=True)),
         )
+
+    def rested(self, idle_s: Sequence[float]) -> PipelineTimes:
+        """The same where each stage had nothing to do for so long before."""
+        if not any(rest.curve for rest in self.rests):
+            return self
+        longer = [rest.seconds(idle) for rest, idle in zip(self.rests, idle_s, strict=True)]
+        return msgspec.structs.replace(
+            self,
+            stages=tuple(seconds + more for seconds, more in zip(self.stages, longer, strict=True)),
+            stage_parts=tuple(
+                sum_parts(parts, {rest.part: more}) if more > 0 else parts
+                for parts, rest, more in zip(self.stage_parts, self.rests, longer, strict=True)
+            ),
+        )
+
+    def between_steps(self, micro_batches: int = 1, num_drawn: int = 1) -> PipelineTimes:
+        """The same with what a stage rests in steady state: while others compute, and during the gateway's turn."""
+        round_s = cycle_s(self, micro_batches) / micro_batches
+        away = [0.0] * (len(self.stages) - 1) + [turn_s(num_drawn)]
+        busy = [stage + send - turn for stage, send, turn in zip(self.stages, self.sends, away, strict=True)]
+        return self.rested([max(0.0, round_s - each) for each in busy])
 
     @property
     def total_s(self) -> float:
@@ -598,6 +721,10 @@ def pipeline_times(
         hops=hops,
         sends=(*(hop_bytes / link.bytes_per_s for link in between), 0.0),
         stage_parts=tuple(cost.parts(layers, first=first, last=end) for cost, layers, first, end in ends),
+        rests=tuple(
+            StageRest(part=f"{cost.device} rests", num_layers=layers, curve=cost.rests)
+            for cost, layers, _, _ in ends
+        ),
         hop_parts=tuple(_hop_parts(a, b, hop, links) for hop, (a, b) in zip(hops, pairs, strict=True)),
     )
 
@@ -661,7 +788,8 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     """Share of its decode steps in which the average stage waits."""
 
 
-TimesOf = Callable[[StepShape], PipelineTimes]
+TimesOf = Callable[[StepShape, int], PipelineTimes]
+"""Of a step in steady state with so many micro-batches in flight."""
 
 
 def saturated_round(
@@ -678,7 +806,8 @@ def saturated_round(
     sequences = concurrent_sequences(serving, prompt_tokens, answer_tokens)
     micro_batches = count_micro_batches(sequences, num_stages)
     context = prompt_tokens + answer_tokens // 2
-    decode = times_of(decode_step(math.ceil(sequences / micro_batches), context))
+    rows = math.ceil(sequences / micro_batches)
+    decode = times_of(decode_step(rows, context), micro_batches)
     cycle_parts = _cycle_parts(decode, micro_batches)
     idle = bubble(decode, micro_batches)
     if not answer_tokens:
@@ -691,24 +820,15 @@ def saturated_round(
             parts=cycle_parts,
             bubble=idle,
         )
-    beside = max(1, sequences - 1)
-    batches_beside = count_micro_batches(beside, num_stages)
     chunk = prefill_step(serving, prompt_tokens, num_stages)
-    mixed_step = chunk
-    if sequences > 1:
-        rows = math.ceil(beside / batches_beside)
-        mixed_step = StepShape(
-            rows=chunk.rows + rows,
-            sequences=rows + 1,
-            context=prompt_tokens,
-            sampled=rows + 1,
-            row_context=(chunk.rows * chunk.context + rows * context) // (chunk.rows + rows),
-        )
-    mixed = times_of(mixed_step)
-    num_chunks = sequences * count_chunks(serving, prompt_tokens, num_stages)
+    together = prompts_together(serving, chunk.rows, sequences)
+    beside = sequences - together
+    mixed_step = _mixed_step(chunk, together, beside, num_stages=num_stages, context=context)
+    mixed = times_of(mixed_step, num_stages)
+    num_chunks = sequences * count_chunks(serving, prompt_tokens, num_stages) / together
     prompts_s = num_chunks * mixed.slowest_s
     rounds = prompts_s / cycle_s(mixed, num_stages)
-    alone = max(0.0, answer_tokens - 1 - rounds * (sequences - 1) / sequences)
+    alone = max(0.0, answer_tokens - 1 - rounds * beside / sequences)
     return Round(
         sequences=sequences,
         micro_batches=micro_batches,
@@ -721,6 +841,30 @@ def saturated_round(
             scale_parts(cycle_parts, alone),
         ),
         bubble=idle,
+    )
+
+
+def prompts_together(serving: Serving, chunk_rows: int, sequences: int) -> float:
+    """Chunks that share a step on average, of prompts that came together: what the step's other rows leave.
+
+    A step takes `max(prefill_chunk, batch)` rows, and cuts the last prompt where they are full.
+    """
+    limit = max(serving.prefill_chunk, serving.batch)
+    if chunk_rows <= 1:
+        return float(sequences)
+    return min(float(sequences), max(1.0, (limit - sequences) / (chunk_rows - 1)))
+
+
+def _mixed_step(chunk: StepShape, together: float, beside: float, *, num_stages: int, context: int) -> StepShape:
+    """A step with chunks of prompts and the tokens of a micro-batch of the sequences beside them."""
+    prompt_rows = round(chunk.rows * together)
+    rows = math.ceil(beside / count_micro_batches(math.ceil(beside), num_stages)) if beside > 0 else 0
+    return StepShape(
+        rows=prompt_rows + rows,
+        sequences=rows + math.ceil(together),
+        context=2 * chunk.context,
+        sampled=rows + math.ceil(together),
+        row_context=(prompt_rows * chunk.context + rows * context) // (prompt_rows + rows),
     )
 
 
@@ -750,7 +894,7 @@ def estimate_layout(
     """
     costs = StageCosts(spec, serving, links) if known is None else known
 
-    def times(step: StepShape) -> PipelineTimes:
+    def raw(step: StepShape) -> PipelineTimes:
         return pipeline_times(
             spec,
             layout,
@@ -759,14 +903,22 @@ def estimate_layout(
             links=links,
             quantisation=serving.quantisation,
             known=costs,
-        ).corrected(calibration)
+        )
+
+    def times(step: StepShape, micro_batches: int = 1) -> PipelineTimes:
+        return raw(step).between_steps(micro_batches, step.sampled).corrected(calibration)
 
     num_stages = len(layout.stages)
     single_step = decode_step(1, prompt_tokens + answer_tokens // 2)
     single = times(single_step)
     chunks = count_chunks(serving, prompt_tokens, num_stages)
-    prefill = times(prefill_step(serving, prompt_tokens, num_stages))
-    earlier = times(prefill_step(serving, prompt_tokens, num_stages, is_last=False)) if chunks > 1 else prefill
+    # A request comes to a replica at rest; only the first chunk finds it so, wherever that is counted.
+    last_chunk = raw(prefill_step(serving, prompt_tokens, num_stages))
+    prefill = last_chunk.rested([math.inf] * num_stages).corrected(calibration)
+    earlier = prefill
+    if chunks > 1:
+        earlier = raw(prefill_step(serving, prompt_tokens, num_stages, is_last=False)).corrected(calibration)
+    request_s = WARM_REQUEST_S if all(rest.curve for rest in prefill.rests) else REQUEST_S
     work = saturated_round(num_stages, serving, times, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
     bottleneck = max(range(num_stages), key=lambda index: single.stages[index])
     slowest = layout.stages[bottleneck]
@@ -776,7 +928,7 @@ def estimate_layout(
     return Estimate(
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
-        ttft_s=seconds_of({REQUEST_PART: REQUEST_S}, calibration)
+        ttft_s=seconds_of({REQUEST_PART: request_s}, calibration)
         + time_to_first_token_s(earlier, prefill, num_chunks=chunks),
         time_per_token_s=single.total_s,
         tokens_per_s=work.tokens / work.seconds,
@@ -789,7 +941,7 @@ def estimate_layout(
         bottleneck=bottleneck,
         limit=cost.limit,
         ttft_parts=sum_parts(
-            {REQUEST_PART: REQUEST_S}, scale_parts(earlier.parts_of(earlier.slowest), chunks - 1), prefill.parts
+            {REQUEST_PART: request_s}, scale_parts(earlier.parts_of(earlier.slowest), chunks - 1), prefill.parts
         ),
         time_per_token_parts=single.parts,
         round_parts=work.parts,

@@ -26,12 +26,15 @@ from agent.planner.rates import (
     CARRIERS,
     EFFICIENCY,
     REQUEST_S,
+    ROW_S,
     STEP_S,
+    WARM_REQUEST_S,
     nominal_of,
     probed_overheads,
     rates_of,
     slowed_link,
 )
+from agent.planner.rehearsal import rehearsal_of, rests_of
 from agent.planner.replicas import choose_replicas, is_large
 from agent.planner.why import value_words
 from agent.planner.words import age_words, bytes_words, list_words, moment_words, rate_words, seconds_words
@@ -502,9 +505,11 @@ def _constants(problem: Problem, layouts: list[Layout], now_s: float | None) -> 
     lines = [f"{list_words(names)} {words}" for words, names in by_words.items()]
     lines += _link_constants(problem, layouts, when)
     lines += _launch_constants(layouts, serving, when)
+    lines += _rehearsals(problem, layouts, when)
     lines.append(
-        f"gateway and sampling {seconds_words(STEP_S)} a step, a request's way {seconds_words(REQUEST_S)}: table "
-        "defaults"
+        f"gateway and sampling {seconds_words(STEP_S)} a step and {seconds_words(ROW_S)} for each further token in "
+        f"it, a request's way {seconds_words(REQUEST_S)}, or {seconds_words(WARM_REQUEST_S)} to rehearsed devices: "
+        "table defaults"
     )
     carriers = sorted(
         {carrier_between(pair, problem.links) for layout in layouts for pair in _linked_places(layout)}
@@ -517,6 +522,24 @@ def _constants(problem: Problem, layouts: list[Layout], now_s: float | None) -> 
     ]
     lines.append(_corrections(problem, layouts))
     return lines
+
+
+def _rehearsals(problem: Problem, layouts: list[Layout], when: Callable[[float | None], str]) -> list[str]:
+    """Devices that have passed through this model's layers, which goes before all their other constants."""
+    spec, serving = problem.spec, problem.serving
+    by_words: dict[str, list[str]] = {}
+    for place in dict.fromkeys(place for layout in layouts for place in layout.places):
+        known = rehearsal_of(place.device.probe, spec, serving.dtype, serving.quantisation, parts=1)
+        if known is None:
+            continue
+        rests = rests_of(known)
+        rest = f", {seconds_words(rests[-1][1])} more after a rest" if rests else ""
+        words = (
+            f"rehearsed {spec.name}: {seconds_words(known.steps[0].seconds)} a layer for one token{rest}, "
+            f"{seconds_words(known.heads[0].seconds)} for the head: {when(known.measured_at_s)}"
+        )
+        by_words.setdefault(words, []).append(place.name)
+    return [f"{list_words(names)} {words}" for words, names in by_words.items()]
 
 
 def _launch_constants(layouts: list[Layout], serving: Serving, when: Callable[[float | None], str]) -> list[str]:

@@ -17,7 +17,7 @@ import msgspec
 from agent.errors import FleetError
 from agent.facts.cluster import DeviceFacts, HostFacts
 from agent.facts.measured import hardware_hash
-from agent.facts.probe import GroupProbe, HostProbe, LinkProbe, ProbeRecord
+from agent.facts.probe import DeviceProbe, GroupProbe, HostProbe, LinkProbe, ProbeRecord
 from agent.journal import Journal
 from agent.supervisor.measurement import MeasurementDied, run_measurement
 from agent.supervisor.paths import HostPaths
@@ -29,8 +29,11 @@ from agent.wire.probe import (
     DeviceReport,
     LinkProbeConfig,
     LinkReport,
+    ModelProbeConfig,
+    ModelReport,
     ProbeDevices,
     ProbeLinks,
+    ProbeModel,
     serving_refusal,
 )
 
@@ -45,7 +48,10 @@ HOST_KEY = "probe/host/"
 LINK_KEY = "probe/link/"
 GROUP_KEY = "probe/group/"
 
-Report = TypeVar("Report", DeviceReport, LinkReport)
+MAX_REHEARSALS = 24
+"""Shares of models that are kept of a device: the latest."""
+
+Report = TypeVar("Report", DeviceReport, LinkReport, ModelReport)
 
 
 class Probes:
@@ -112,6 +118,27 @@ class Probes:
         self._journal.append("DevicesProbed", body={"hardware": probe.hardware, "took_s": round(probe.took_s, 3)})
         return probe
 
+    async def measure_model(self, request: ProbeModel, facts: HostFacts) -> HostProbe:
+        """Rehearse a model on every device, beside what was measured of them before.
+
+        Raises E501 as above, E105 where nothing was measured yet, E804, E805, E819.
+        """
+        host, hardware = self._config.host, hardware_hash(facts)
+        known = self.record(facts).probe
+        if known is None:
+            raise FleetError(
+                "E105", "its devices were not measured yet", hint=f"odctl probe {host} measures them", host=host
+            )
+        self._begin(request.even_serving)
+        try:
+            devices = [await self._rehearse(device, request, known) for device in facts.devices]
+        finally:
+            self._is_busy = False
+        probe = msgspec.structs.replace(known, devices=tuple(devices))
+        self._journal.put_state(HOST_KEY + hardware, msgspec.msgpack.encode(probe))
+        self._journal.append("ModelProbed", body={"hardware": hardware, "model": request.model.name})
+        return probe
+
     async def measure_links(self, order: ProbeLinks) -> LinkReport:
         """All steps of this host's seats, one process each. Raises E501 and E819 as above."""
         self._begin(order.even_serving)
@@ -162,6 +189,26 @@ class Probes:
         )
         return await self._run(config, DeviceReport, what=f"the probe of {device.id}")
 
+    async def _rehearse(self, device: DeviceFacts, request: ProbeModel, known: HostProbe) -> DeviceProbe:
+        """What is known of a device, with its rehearsals of this model in place of earlier ones."""
+        config = ModelProbeConfig(
+            host=self._config.host,
+            device=device.id,
+            threads=self._config.threads,
+            order=request,
+            limit_s=DEVICE_LIMIT_S,
+        )
+        report = await self._run(config, ModelReport, what=f"the rehearsal of {request.model.name} on {device.id}")
+        probe = known.device(device.id)
+        assert probe is not None, "figures of this very hardware name its devices"
+        widths = request.model.widths
+        others = [
+            each
+            for each in probe.models
+            if (each.widths, each.dtype, each.quantisation) != (widths, request.dtype, request.quantisation)
+        ]
+        return msgspec.structs.replace(probe, models=(*others, *report.models)[-MAX_REHEARSALS:])
+
     async def _measure_seat(self, seat: str, order: ProbeLinks) -> LinkReport:
         config = LinkProbeConfig(
             seat=seat,
@@ -175,7 +222,9 @@ class Probes:
         )
         return await self._run(config, LinkReport, what=f"the probe of {seat}'s links")
 
-    async def _run(self, config: DeviceProbeConfig | LinkProbeConfig, kind: type[Report], *, what: str) -> Report:
+    async def _run(
+        self, config: DeviceProbeConfig | LinkProbeConfig | ModelProbeConfig, kind: type[Report], *, what: str
+    ) -> Report:
         try:
             return await run_measurement(
                 "probe",

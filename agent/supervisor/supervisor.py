@@ -71,7 +71,7 @@ from agent.wire.agent import (
 )
 from agent.wire.gateway import BackendReport
 from agent.wire.history import GenerationHistory
-from agent.wire.probe import LinkReport, ProbeDevices, ProbeLinks
+from agent.wire.probe import LinkReport, ProbeDevices, ProbeLinks, ProbeModel
 
 log = logging.getLogger(__name__)
 
@@ -204,6 +204,9 @@ class Supervisor:
 
     async def probe(self, request: ProbeDevices) -> HostProbe:
         return await self._probes.measure_devices(request, await self.facts())
+
+    async def probe_model(self, request: ProbeModel) -> HostProbe:
+        return await self._probes.measure_model(request, await self.facts())
 
     async def probe_links(self, order: ProbeLinks) -> LinkReport:
         """Others may still need the end of a rendezvous that this agent keeps: the last few are not dropped yet."""

@@ -28,6 +28,7 @@ socket) serves all of it; the cluster plane (TLS, both ends with a certificate) 
 | POST /v1/check | wire.accuracy: CheckModel -> AccuracyReport, which may take half an hour |
 | GET /v1/probes | facts.probe: ProbeRecord, as it was last measured |
 | POST /v1/probe | wire.probe: ProbeDevices -> facts.probe: HostProbe |
+| POST /v1/probe/model | wire.probe: ProbeModel -> facts.probe: HostProbe |
 | POST /v1/probe/links | wire.probe: ProbeLinks -> LinkReport |
 | GET /v1/heartbeat?controller=HOST | Heartbeat |
 | PUT /v1/upload/{digest}/{file}?offset=N | raw bytes -> UploadReply: an operator's model, through SSH |

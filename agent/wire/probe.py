@@ -12,7 +12,8 @@ import msgspec
 
 from agent.errors import FleetError
 from agent.facts.cluster import DeviceKind
-from agent.facts.probe import DeviceProbe, GroupProbe, LinkProbe, ProbedCarrier
+from agent.facts.model import Dtype, ModelSpec, Quantisation
+from agent.facts.probe import DeviceProbe, GroupProbe, LinkProbe, ModelProbe, ProbedCarrier
 from agent.wire.agent import HostAddress
 from agent.wire.rank import TlsFiles
 
@@ -51,6 +52,18 @@ QUICK = ProbeSizes(
 class ProbeDevices(msgspec.Struct, frozen=True, kw_only=True):
     """Measure this host's devices now. E501 while one serves, unless that is asked for."""
 
+    sizes: ProbeSizes = ProbeSizes()
+    even_serving: bool = False
+
+
+class ProbeModel(msgspec.Struct, frozen=True, kw_only=True):
+    """Rehearse a model on this host's devices, which were measured before. E501 while one serves."""
+
+    model: ModelSpec
+    """Its tensors are of no interest."""
+    dtype: Dtype
+    quantisation: Quantisation = "none"
+    prefill_chunk: int
     sizes: ProbeSizes = ProbeSizes()
     even_serving: bool = False
 
@@ -122,6 +135,20 @@ class DeviceProbeConfig(msgspec.Struct, frozen=True, kw_only=True, tag="devices"
     """Where a file may be written for reading it back; empty: the disk is another process's."""
     limit_s: int
     """It ends itself after this long, whatever became of its agent."""
+
+
+class ModelProbeConfig(msgspec.Struct, frozen=True, kw_only=True, tag="model"):
+    host: str
+    device: str
+    threads: int
+    order: ProbeModel
+    limit_s: int
+
+
+class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One device's rehearsals of a model: whole layers, and halves of them where its heads can be halved."""
+
+    models: tuple[ModelProbe, ...]
 
 
 class LinkProbeConfig(msgspec.Struct, frozen=True, kw_only=True, tag="links"):

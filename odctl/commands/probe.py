@@ -11,6 +11,7 @@ import click
 from odctl.result import ExitCode, Result, run_command
 
 if TYPE_CHECKING:
+    from agent.facts.model import Dtype, Quantisation
     from agent.facts.probe import DeviceProbe, GroupProbe, HostProbe, LinkProbe
     from odctl.probing import ProbeOutcome
 
@@ -20,7 +21,30 @@ MAX_MATRIX_HOSTS = 8
 
 @click.command("probe")
 @click.argument("selector", default="all")
-@click.option("--force", is_flag=True, help="Measure again what is known already.")
+@click.option(
+    "--model",
+    "model_name",
+    default="",
+    metavar="MODEL",
+    help="Rehearse it: the engine's own layers in its widths, so that plans of it are predicted best. "
+    "A directory or a name, as for odctl plan.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default=None,
+    help="To rehearse in. Default: the model's.",
+)
+@click.option(
+    "--quantisation",
+    type=click.Choice(["none", "int8", "int4", "fp8"]),
+    default="none",
+    show_default=True,
+    help="Likewise.",
+)
+@click.option(
+    "--force", is_flag=True, help="Measure again what is known already; with --model, its rehearsal alone."
+)
 @click.option("--quick", is_flag=True, help="Small sizes: a few seconds a host, and rougher figures.")
 @click.option("--even-serving", is_flag=True, help="Measure hosts that serve a deployment too: both suffer.")
 @click.option("--json", "as_json", is_flag=True)
@@ -33,15 +57,29 @@ def command(inventory_path: str, /, as_json: bool, **options: Any) -> None:
     run_command(lambda: probe(inventory_path, **options), as_json=as_json)
 
 
-def probe(inventory_path: str, selector: str, *, force: bool, quick: bool, even_serving: bool) -> Result:
-    """Raises E501 naming the deployment of a host that serves, E2xx when no host answers."""
+def probe(
+    inventory_path: str,
+    selector: str,
+    *,
+    model_name: str,
+    dtype: Dtype | None,
+    quantisation: Quantisation,
+    force: bool,
+    quick: bool,
+    even_serving: bool,
+) -> Result:
+    """Raises E501 naming the deployment of a host that serves, E2xx when no host answers, E7xx for the model."""
     import time
 
+    import msgspec
+
     from agent.errors import FleetError
-    from agent.wire.probe import QUICK, ProbeSizes
+    from agent.planner.plan import Serving
+    from agent.wire.probe import QUICK, ProbeModel, ProbeSizes
     from odctl.apply import read_facts
     from odctl.fleet import Fleet
     from odctl.inventory import Inventory, select
+    from odctl.model_source import find_model
     from odctl.probing import probe_fleet
     from odctl.session import visit_fleet, warn_unreachable
 
@@ -50,10 +88,23 @@ def probe(inventory_path: str, selector: str, *, force: bool, quick: bool, even_
         warn_unreachable(missing)
         if not facts.hosts:
             raise next(iter(missing.values()), FleetError("E105", "no host is left to measure"))
+        sizes = QUICK if quick else ProbeSizes()
+        model = None
+        if model_name:
+            spec = (await find_model(fleet, model_name)).spec
+            model = ProbeModel(
+                model=msgspec.structs.replace(spec, tensors=()),
+                dtype=dtype or spec.dtype,
+                quantisation=quantisation,
+                prefill_chunk=Serving().prefill_chunk,
+                sizes=sizes,
+                even_serving=even_serving,
+            )
         outcome = await probe_fleet(
             fleet,
             facts,
-            sizes=QUICK if quick else ProbeSizes(),
+            model=model,
+            sizes=sizes,
             is_forced=force,
             even_serving=even_serving,
             on_progress=_say,
@@ -120,6 +171,9 @@ def _data(outcome: ProbeOutcome, missing: dict[str, Any], now_s: float) -> dict[
 
 def _lines(outcome: ProbeOutcome, now_s: float) -> list[str]:
     lines = device_table(outcome.probes, now_s)
+    rehearsed = model_table(outcome.probes, now_s)
+    if rehearsed:
+        lines += ["", *rehearsed]
     if outcome.links:
         lines += ["", *link_matrix(outcome.links, now_s)]
     if outcome.groups:
@@ -151,6 +205,34 @@ def device_table(probes: dict[str, HostProbe], now_s: float) -> list[str]:
                 ]
             )
     return _columns(rows)
+
+
+def model_table(probes: dict[str, HostProbe], now_s: float) -> list[str]:
+    """A row for each rehearsed share of a model's layer; empty where none was rehearsed."""
+    from agent.planner.words import age_words, seconds_words
+
+    head = ["rehearsed", "model", "share", "token", "8 sequences", "prompt", "head", "after a rest", "measured"]
+    rows = [head]
+    for name in sorted(probes):
+        for device in probes[name].devices:
+            for model in device.models:
+                one, many, *_ = (step for step in model.steps if not step.is_prefill)
+                chunk = [step for step in model.steps if step.is_prefill and step.sequences == 1][-1]
+                rest = f"+{seconds_words(model.rests[-1].seconds)}" if model.rests else ""
+                rows.append(
+                    [
+                        f"{name}/{device.device}",
+                        model.widths,
+                        f"1/{model.parts}" if model.parts > 1 else "whole layer",
+                        seconds_words(one.seconds),
+                        seconds_words(many.seconds),
+                        f"{chunk.rows} rows {seconds_words(chunk.seconds)}",
+                        seconds_words(model.heads[0].seconds),
+                        rest,
+                        age_words(now_s - model.measured_at_s),
+                    ]
+                )
+    return _columns(rows) if len(rows) > 1 else []
 
 
 def _product_cells(device: DeviceProbe) -> list[str]:

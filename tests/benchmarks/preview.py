@@ -119,9 +119,12 @@ def _measure(condition: Condition, folder: Path, *, models: Sequence[str], layou
         if condition.slow_link is not None:
             one, other, rate = condition.slow_link
             ShapedLink(cluster.hosts[one].address, cluster.hosts[other].address).set_rate(rate)
+        ranks = ",".join(host for host in cluster.hosts if host != GATEWAY)
         say(f"{condition.name}: probing")
-        cluster.must("probe", ",".join(host for host in cluster.hosts if host != GATEWAY), timeout_s=600)
+        cluster.must("probe", ranks, timeout_s=600)
         for model in models:
+            say(f"{condition.name}: rehearsing {model}")
+            cluster.must("probe", ranks, "--model", str(folder / model), timeout_s=600)
             for layout in layouts:
                 case = _measure_case(cluster, condition, folder, model, layout, repeats=layout == layouts[0])
                 if case is not None:

@@ -97,6 +97,30 @@ def test_what_is_measured_is_kept_shown_and_planned_with(
         assert part in prose.stdout, prose.stdout
 
 
+def test_a_rehearsed_model_is_planned_at_the_level_of_its_rehearsal(
+    cluster: Cluster, endless_model: Path, tmp_path: Path
+) -> None:
+    data = cluster.must("probe", "h1,h2", "--quick", "--model", str(endless_model))
+    known = {name: data["hosts"][name]["devices"][0]["models"] for name in ("h1", "h2")}
+    assert {name: [each["parts"] for each in models] for name, models in known.items()} == {
+        "h1": [1, 2],
+        "h2": [1, 2],
+    }
+    again = cluster.must("probe", "h1,h2", "--quick", "--model", str(endless_model))
+    assert again["hosts"]["h1"]["devices"][0]["models"] == known["h1"], "what is known is not measured again"
+    forced = cluster.must("probe", "h1", "--quick", "--model", str(endless_model), "--force")
+    assert not forced["hosts"]["h1"]["is_fresh"], "the device itself is not measured again"
+    assert forced["hosts"]["h1"]["devices"][0]["models"] != known["h1"]
+
+    target = tmp_path / "one.toml"
+    cluster.plan(endless_model, target, "--name", "chat", "--hosts", "h2", "--context", "256", "--batch", "2")
+    text = cluster.odctl("show", str(target), "--explain")
+    assert text.exit_code == 0, text
+    assert "rehearsed" in text.stdout, text.stdout
+    prose = cluster.odctl("probe", "h2", "--quick")
+    assert "whole layer" in prose.stdout, prose.stdout
+
+
 async def test_marked_hosts_are_measured_from_the_ui(cluster: Cluster) -> None:
     """1. a host is probed quickly from its row 2. the screen shows the new figures 3. learning has no data"""
     clock = SystemClock()

@@ -233,7 +233,7 @@ def test_the_bubble_of_equal_stages_short_of_micro_batches(stages: int, micro_ba
     assert bubble(waiting, 2) == pytest.approx(0.5)
 
 
-def constant_times(step: StepShape) -> PipelineTimes:
+def constant_times(step: StepShape, micro_batches: int = 1) -> PipelineTimes:
     """A token of any sequence a second, and a prompt's row a hundredth of that."""
     seconds = 1.0 + 0.01 * (step.rows - step.sequences)
     return PipelineTimes(stages=(seconds,), hops=(), sends=(0.0,), stage_parts=({"cpu reads": seconds},))

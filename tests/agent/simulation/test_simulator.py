@@ -68,7 +68,7 @@ def test_a_free_replica_takes_over_what_waits_at_another() -> None:
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
 @pytest.mark.parametrize("batch", [1, 4, 16])
-@pytest.mark.parametrize(("prompt", "answer"), [(64, 64), (512, 128), (128, 256)])
+@pytest.mark.parametrize(("prompt", "answer"), [(64, 64), (512, 128), (128, 256), (128, 24)])
 def test_a_full_deployment_reaches_the_throughput_that_the_plan_predicts(
     stages: int, batch: int, prompt: int, answer: int
 ) -> None:
@@ -77,7 +77,7 @@ def test_a_full_deployment_reaches_the_throughput_that_the_plan_predicts(
     predicted = predict_plan(msgspec.structs.replace(plan, predicted=conditions), LLAMA_1B, THREE_CPUS)
     count = 6 * batch
     found = run(plan, asks(count, prompt=prompt, output=answer))
-    assert count * answer / found.elapsed_s == pytest.approx(predicted.tokens_per_s, rel=0.12)
+    assert count * answer / found.elapsed_s == pytest.approx(predicted.tokens_per_s, rel=0.05)
 
 
 def test_several_micro_batches_are_in_flight() -> None:

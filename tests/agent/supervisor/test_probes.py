@@ -15,7 +15,8 @@ from agent.supervisor import probes
 from agent.supervisor.paths import HostPaths
 from agent.supervisor.probes import Probes
 from agent.wire.agent import AgentConfig
-from agent.wire.probe import ProbeDevices, ProbeSizes
+from agent.wire.probe import ProbeDevices, ProbeModel, ProbeSizes
+from tests.agent.engine.test_model_probe import spec_of
 from tests.agent.planner.clusters import cpu, host
 
 FACTS = host("alpha", cpu(8))
@@ -81,3 +82,24 @@ async def test_a_device_that_serves_is_refused_by_the_name_of_its_deployment(
     assert "--even-serving" in refused.value.hint
     probe = await tried.measure_devices(ProbeDevices(sizes=TINY, even_serving=True), FACTS)
     assert probe.devices
+
+
+async def test_rehearsals_are_kept_beside_what_was_measured_before(tmp_path: Path, journal: Journal) -> None:
+    tried = probes_of(tmp_path, journal)
+    order = ProbeModel(model=spec_of("LlamaForCausalLM"), dtype="float32", prefill_chunk=48, sizes=TINY)
+    with pytest.raises(FleetError, match="not measured yet"):
+        await tried.measure_model(order, FACTS)
+    before = await tried.measure_devices(ProbeDevices(sizes=TINY), FACTS)
+    first = await tried.measure_model(order, FACTS)
+    assert msgspec.structs.replace(first.devices[0], models=()) == before.devices[0]
+    assert [model.parts for model in first.devices[0].models] == [1, 2]
+    again = await tried.measure_model(order, FACTS)
+    other = msgspec.structs.replace(order, dtype="bfloat16")
+    both = await tried.measure_model(other, FACTS)
+    assert [(model.dtype, model.parts) for model in both.devices[0].models] == [
+        (dtype, parts) for dtype in ("float32", "bfloat16") for parts in (1, 2)
+    ]
+    assert both.devices[0].models[:2] == again.devices[0].models
+    assert probes_of(tmp_path, journal).record(FACTS).probe == both
+    with pytest.raises(FleetError, match="serves deployment chat"):
+        await probes_of(tmp_path, journal, serving=("chat",)).measure_model(order, FACTS)

@@ -1,0 +1,241 @@
+"""A rehearsal: how long the engine's own decoder takes in a model's widths, before anything is applied.
+
+Weights have no meaning, so none are fetched; layers are as many as it takes to leave no cache warm, up to the
+model's own. A share of heads and columns is measured beside whole layers where they can be halved.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+import torch
+from torch import Tensor
+
+from agent.engine.batch import lay_out
+from agent.engine.decoder import Decoder
+from agent.engine.device_probe import KINDS, check_room, seconds_of
+from agent.engine.kv_cache import KvCache
+from agent.engine.random_weights import random_weights
+from agent.engine.sampling import Sampler
+from agent.facts.model import DTYPE_BYTES
+from agent.facts.probe import HeadProbe, ModelProbe, RestProbe, StepProbe
+from agent.planner.layout import cut_shares, extent_of
+from agent.planner.plan import BLOCK_TOKENS
+from agent.planner.shards import ShardExtent, shard_weight_bytes
+from agent.wire.probe import ModelProbeConfig, ModelReport
+from agent.wire.rank import SamplingParams, SequenceSlice, Step
+
+DECODING_SEQUENCES = (1, 8)
+DECODE_CONTEXT = 256
+PROMPT_ROWS = (32, 128)
+"""Rows of chunks; the longest is what the plan lets a step have."""
+IDLE_S = (0.002, 0.01, 0.05)
+REST_REPEATS = 8
+SPANS = 2
+"""A point is measured for so many of a probe's spans: fewer points than there, and each counts for more."""
+MIN_LAYERS = 2
+
+
+def measure_model(config: ModelProbeConfig) -> ModelReport:
+    """Raises FleetError E804 or E805 when the device has no room or is not there."""
+    if config.threads > 0:
+        torch.set_num_threads(config.threads)
+    with torch.inference_mode():
+        halves = (1, 2) if config.order.model.num_kv_heads % 2 == 0 else (1,)
+        whole, *shares = [_Rehearsal(config, parts).measure() for parts in halves]
+        # A rest empties caches of code as much as of weights: measured, it was the same for half a layer.
+        shares = [msgspec.structs.replace(each, rests=whole.rests) for each in shares]
+        return ModelReport(models=(whole, *shares))
+
+
+class _Rehearsal:
+    """Of one share of a layer, on one device."""
+
+    def __init__(self, config: ModelProbeConfig, parts: int) -> None:
+        order = self._order = config.order
+        self._parts = parts
+        self._device = torch.device(config.device)
+        self._kind = KINDS[order.dtype]
+        self._extent = _extent(config, parts)
+        self._num_layers = self._extent.layers[1] - self._extent.layers[0]
+        needed = shard_weight_bytes(order.model, self._extent, order.dtype, order.quantisation)
+        largest = 4 * order.model.hidden_size * max(order.model.vocab_size, 3 * order.model.intermediate_size)
+        check_room(config.host, config.device, self._device, needed + largest, hint="free memory there")
+        weights = random_weights(
+            order.model, self._extent, kind=self._kind, device=self._device, quantisation=order.quantisation
+        )
+        self._context = max(DECODE_CONTEXT, order.prefill_chunk)
+        self._decoder = Decoder(
+            order.model,
+            self._extent,
+            weights,
+            context=self._context,
+            kind=self._kind,
+            device=self._device,
+            on_layer=lambda: None,
+        )
+
+    def measure(self) -> ModelProbe:
+        order = self._order
+        chunks = sorted({min(rows, order.prefill_chunk) for rows in (*PROMPT_ROWS, order.prefill_chunk)})
+        decodes = [self._decode(sequences) for sequences in DECODING_SEQUENCES]
+        span_s = SPANS * order.sizes.span_s
+        steps = [
+            StepProbe(
+                rows=sequences,
+                sequences=sequences,
+                context=DECODE_CONTEXT,
+                seconds=seconds_of(act, self._device, span_s) / self._num_layers,
+            )
+            for sequences, act in zip(DECODING_SEQUENCES, decodes, strict=True)
+        ]
+        steps += [
+            StepProbe(
+                rows=rows,
+                sequences=1,
+                context=rows,
+                seconds=seconds_of(self._chunk(rows), self._device, span_s) / self._num_layers,
+            )
+            for rows in chunks
+        ]
+        beside = DECODING_SEQUENCES[-1] - 1
+        steps.append(
+            StepProbe(
+                rows=chunks[-1] + beside,
+                sequences=beside + 1,
+                context=DECODE_CONTEXT,
+                seconds=seconds_of(self._mixed(chunks[-1], beside), self._device, span_s) / self._num_layers,
+            )
+        )
+        return ModelProbe(
+            widths=order.model.widths,
+            dtype=order.dtype,
+            quantisation=order.quantisation,
+            parts=self._parts,
+            num_layers=self._num_layers,
+            steps=tuple(steps),
+            heads=tuple(
+                HeadProbe(rows=rows, seconds=seconds_of(self._draw(rows), self._device, span_s))
+                for rows in DECODING_SEQUENCES
+            ),
+            rests=tuple(self._rests(decodes[0])) if self._parts == 1 else (),
+            measured_at_s=time.time(),
+        )
+
+    def _rests(self, act: Callable[[int], object]) -> Sequence[RestProbe]:
+        """A GPU's launches wait for nothing that a rest takes away, so nothing is measured there."""
+        if self._device.type != "cpu":
+            return []
+        return [
+            RestProbe(idle_s=idle_s, seconds=_longer_after(act, idle_s) / self._num_layers) for idle_s in IDLE_S
+        ]
+
+    def _decode(self, sequences: int) -> Callable[[int], object]:
+        slices = _decoding(sequences)
+        return self._step(slices, num_blocks=sequences * _blocks_of(DECODE_CONTEXT))
+
+    def _chunk(self, rows: int) -> Callable[[int], object]:
+        return self._step([_prompt(0, rows, first_block=0)], num_blocks=_blocks_of(rows))
+
+    def _mixed(self, rows: int, beside: int) -> Callable[[int], object]:
+        """A prompt's chunk and the tokens of other sequences."""
+        used = beside * _blocks_of(DECODE_CONTEXT)
+        slices = [*_decoding(beside), _prompt(beside, rows, first_block=used)]
+        return self._step(slices, num_blocks=used + _blocks_of(rows))
+
+    def _step(self, slices: list[SequenceSlice], *, num_blocks: int) -> Callable[[int], object]:
+        extent, model = self._extent, self._order.model
+        cache = KvCache(
+            num_layers=self._num_layers,
+            batch=len(slices),
+            context=self._context,
+            num_blocks=num_blocks,
+            num_kv_heads=extent.kv_heads[1] - extent.kv_heads[0],
+            head_size=model.head_size,
+            kind=self._kind,
+            device=self._device,
+        )
+        cache.admit(slices)
+        rows = sum(len(piece.tokens) for piece in slices)
+        hidden_TD = torch.randn((rows, model.hidden_size), device=self._device).to(self._kind)
+
+        def act(number: int) -> Tensor:
+            step = Step(step_id=number, slices=slices)
+            batch = lay_out(step, cache.tables, kind=self._kind, device=self._device)
+            return self._decoder.run_layers(hidden_TD, batch, cache, lambda partial: partial)
+
+        return act
+
+    def _draw(self, rows: int) -> Callable[[int], object]:
+        sampler = Sampler(rows)
+        pieces = [
+            SequenceSlice(slot=slot, start=0, tokens=[0], samples=True, params=SamplingParams())
+            for slot in range(rows)
+        ]
+        hidden_RD = torch.randn((rows, self._order.model.hidden_size), device=self._device).to(self._kind)
+
+        def act(_number: int) -> object:
+            sampler.extend(pieces)
+            return sampler.sample(pieces, self._decoder.logits(hidden_RD))
+
+        return act
+
+
+def _extent(config: ModelProbeConfig, parts: int) -> ShardExtent:
+    """Of the model's last layers, with its head."""
+    order, spec = config.order, config.order.model
+    units = [spec.num_kv_heads // parts] * parts
+    share = cut_shares(spec, units)[0]
+    one = extent_of(spec, (spec.num_layers - 1, spec.num_layers), share)
+    head_bytes = spec.hidden_size * (share.vocab[1] - share.vocab[0]) * DTYPE_BYTES[order.dtype]
+    layer_bytes = max(1, shard_weight_bytes(spec, one, order.dtype, order.quantisation) - head_bytes)
+    wanted = max(MIN_LAYERS, -(-order.sizes.weights_bytes // layer_bytes))
+    return extent_of(spec, (max(0, spec.num_layers - wanted), spec.num_layers), share)
+
+
+def _decoding(sequences: int) -> list[SequenceSlice]:
+    """A token for each sequence at the end of its context; blocks lie as earlier requests left them."""
+    blocks = _blocks_of(DECODE_CONTEXT)
+    return [
+        SequenceSlice(
+            slot=slot,
+            start=DECODE_CONTEXT - 1,
+            tokens=[0],
+            samples=False,
+            params=SamplingParams(),
+            new_blocks=list(range(slot, sequences * blocks, sequences)),
+        )
+        for slot in range(sequences)
+    ]
+
+
+def _prompt(slot: int, rows: int, *, first_block: int) -> SequenceSlice:
+    """The first rows of a prompt."""
+    return SequenceSlice(
+        slot=slot,
+        start=0,
+        tokens=[0] * rows,
+        samples=False,
+        params=SamplingParams(),
+        new_blocks=list(range(first_block, first_block + _blocks_of(rows))),
+    )
+
+
+def _blocks_of(positions: int) -> int:
+    return -(-positions // BLOCK_TOKENS)
+
+
+def _longer_after(act: Callable[[int], object], idle_s: float) -> float:
+    """Seconds that an act takes longer after doing nothing for so long than right after another."""
+    longer = []
+    for number in range(REST_REPEATS):
+        time.sleep(idle_s)
+        begun = time.perf_counter()
+        act(number)
+        rested = time.perf_counter()
+        act(number)
+        longer.append(rested - begun - (time.perf_counter() - rested))
+    return max(0.0, statistics.median(longer))

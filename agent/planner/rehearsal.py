@@ -1,0 +1,106 @@
+"""What rehearsals of a model say of a layer and of the head, for steps between those that were measured. Pure.
+
+Between two measured points seconds lie on a line; beyond the last they go on along it. A further sequence costs
+what one more did between the fewest and the most, in a step of decoding or beside a prompt's chunk. Steps with
+another context differ by what the cost model says of the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import msgspec
+
+from agent.facts.model import Dtype, ModelSpec, Quantisation
+from agent.facts.probe import DeviceProbe, ModelProbe, StepProbe
+
+Curve = Sequence[tuple[float, float]]
+"""(where, seconds), by where."""
+LEAST_SHARE = 0.1
+"""Of a measured step, what is left of it at least where a much shorter context takes from it."""
+
+
+class StepPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """What a layer's time hangs on; as `cost.StepShape` has them."""
+
+    rows: int
+    sequences: int
+    context: int
+    row_context: int = 0
+
+
+def rehearsal_of(
+    probe: DeviceProbe | None, spec: ModelSpec, dtype: Dtype, quantisation: Quantisation, *, parts: float
+) -> ModelProbe | None:
+    """The rehearsed share nearest to one of so many parts of a layer; None where the model was not rehearsed."""
+    if probe is None or not probe.models:
+        return None
+    known = probe.rehearsals(spec.widths, dtype, quantisation)
+    return min(known, key=lambda each: abs(each.parts - parts), default=None)
+
+
+def layer_s(known: ModelProbe, step: StepPoint, modelled_s: Callable[[StepPoint], float]) -> float:
+    """Seconds of the rehearsed share of a layer; `modelled_s` is the cost model's for that share."""
+    decodes = [(each.sequences, each.seconds) for each in known.steps if not each.is_prefill]
+    if step.rows <= step.sequences:
+        measured_s, at = on_line(decodes, step.sequences), _decode_context(known)
+        reference = StepPoint(rows=step.rows, sequences=step.sequences, context=at)
+        return _moved(measured_s, modelled_s(step) - modelled_s(reference))
+    prompts = [(each.rows, each.seconds) for each in known.steps if each.is_prefill and each.sequences == 1]
+    chunks = [*decodes[:1], *prompts]
+    further = step.sequences - 1
+    measured_s = on_line(chunks, step.rows - further) + further * _beside_s(known, chunks, decodes)
+    alone = StepPoint(rows=step.rows, sequences=1, context=step.context, row_context=step.row_context)
+    reference = StepPoint(rows=step.rows, sequences=1, context=max(1, step.rows // 2))
+    return _moved(measured_s, modelled_s(alone) - modelled_s(reference))
+
+
+def head_s(known: ModelProbe, rows: int, *, share: float) -> float:
+    """Seconds from hidden states to tokens, with `share` of the rehearsed rows of the vocabulary."""
+    return share * on_line([(each.rows, each.seconds) for each in known.heads], rows)
+
+
+def rest_s(rests: Curve, idle_s: float) -> float:
+    """What a layer takes longer after so long without work; at most what it took after the longest rest."""
+    if not rests or idle_s <= 0:
+        return 0.0
+    return on_line([(0.0, 0.0), *rests], min(idle_s, rests[-1][0]))
+
+
+def rests_of(known: ModelProbe) -> tuple[tuple[float, float], ...]:
+    """By length, and never shorter after a longer rest."""
+    curve: list[tuple[float, float]] = []
+    for each in sorted(known.rests, key=lambda rest: rest.idle_s):
+        curve.append((each.idle_s, max(each.seconds, curve[-1][1] if curve else 0.0)))
+    return tuple(curve)
+
+
+def on_line(points: Curve, at: float) -> float:
+    """Between its neighbours; before the first, its own; behind the last, along the last line."""
+    if len(points) == 1 or at <= points[0][0]:
+        return points[0][1]
+    (low, low_s), (high, high_s) = next(
+        ((a, b) for a, b in pairwise(points) if at <= b[0]), (points[-2], points[-1])
+    )
+    return low_s + (at - low) / (high - low) * (high_s - low_s)
+
+
+def _beside_s(known: ModelProbe, chunks: Curve, decodes: Curve) -> float:
+    """Of one more sequence beside a chunk; at least what one more takes in a step of decoding."""
+    (first, first_s), (last, last_s) = decodes[0], decodes[-1]
+    decoding_s = max(0.0, last_s - first_s) / (last - first) if last > first else 0.0
+    for each in known.steps:
+        if each.is_prefill and each.sequences > 1:
+            beside = each.sequences - 1
+            return max(decoding_s, (each.seconds - on_line(chunks, each.rows - beside)) / beside)
+    return decoding_s
+
+
+def _decode_context(known: ModelProbe) -> int:
+    decodes: list[StepProbe] = [each for each in known.steps if not each.is_prefill]
+    return decodes[0].context
+
+
+def _moved(measured_s: float, by_s: float) -> float:
+    return max(LEAST_SHARE * measured_s, measured_s + by_s)

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import msgspec
+import pytest
+
+from agent.facts.cluster import ClusterFacts
+from agent.facts.measured import with_probes
+from agent.facts.probe import HeadProbe, ModelProbe, RestProbe, StepProbe
+from agent.planner.cost import StepShape, decode_step, estimate_layout, prefill_step, rank_cost
+from agent.planner.layout import Layout, StageLayout, cut_shares
+from agent.planner.plan import Serving
+from agent.planner.rates import WARM_REQUEST_S, LinkTable, turn_s
+from agent.planner.rehearsal import StepPoint, layer_s, on_line, rehearsal_of, rest_s, rests_of
+from tests.agent.facts.probes import device_probe, record_of
+from tests.agent.planner.clusters import LLAMA_1B, cluster, cpu, host, places_of
+
+WHOLE = cut_shares(LLAMA_1B, (LLAMA_1B.num_kv_heads,))[0]
+
+
+def rehearsed(*, parts: int = 1, level: float = 1.0, rests: bool = True) -> ModelProbe:
+    """A token 10 ms a layer, each further one 1 ms; prompts 0.1 ms a row; further ones beside a chunk 2 ms."""
+    ms = level * 1e-3 / parts
+    return ModelProbe(
+        widths=LLAMA_1B.widths,
+        dtype="bfloat16",
+        quantisation="none",
+        parts=parts,
+        num_layers=4,
+        steps=(
+            StepProbe(rows=1, sequences=1, context=256, seconds=10 * ms),
+            StepProbe(rows=8, sequences=8, context=256, seconds=17 * ms),
+            StepProbe(rows=101, sequences=1, context=101, seconds=20 * ms),
+            StepProbe(rows=201, sequences=1, context=201, seconds=30 * ms),
+            StepProbe(rows=208, sequences=8, context=256, seconds=44 * ms),
+        ),
+        heads=(HeadProbe(rows=1, seconds=4 * ms), HeadProbe(rows=8, seconds=11 * ms)),
+        rests=(RestProbe(idle_s=0.01, seconds=1e-3), RestProbe(idle_s=0.05, seconds=3e-3)) if rests else (),
+        measured_at_s=1000.0,
+    )
+
+
+def facts(*models: ModelProbe) -> ClusterFacts:
+    hosts = [host(name, cpu(64)) for name in ("a", "b")]
+    probe = msgspec.structs.replace(device_probe(), models=models)
+    return with_probes(cluster(*hosts), [record_of(each, probe) for each in hosts])
+
+
+def flat(_point: StepPoint) -> float:
+    """A cost model to which all steps are equal."""
+    return 1.0
+
+
+def test_between_two_points_there_is_a_line_and_behind_the_last_it_goes_on() -> None:
+    points = [(1.0, 10.0), (8.0, 17.0), (18.0, 37.0)]
+    assert [on_line(points, at) for at in (0.5, 1, 2, 8, 13, 28)] == [10.0, 10.0, 11.0, 17.0, 27.0, 57.0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "sequences", "expected_ms"),
+    [
+        (1, 1, 10),
+        (4, 4, 13),
+        (15, 15, 24),
+        (51, 1, 15),
+        (101, 1, 20),
+        (301, 1, 40),
+        (201 + 7, 8, 44),
+        (101 + 3, 4, 20 + 3 * 2),
+    ],
+)
+def test_steps_between_those_that_were_measured(rows: int, sequences: int, expected_ms: float) -> None:
+    point = StepPoint(rows=rows, sequences=sequences, context=256)
+    assert layer_s(rehearsed(), point, flat) == pytest.approx(expected_ms * 1e-3)
+
+
+def test_another_context_differs_by_what_the_cost_model_says() -> None:
+    def per_position(point: StepPoint) -> float:
+        return 1e-6 * point.context * point.sequences
+
+    longer = StepPoint(rows=2, sequences=2, context=1256)
+    assert layer_s(rehearsed(), longer, per_position) == pytest.approx(11e-3 + 2 * 1000 * 1e-6)
+    assert layer_s(rehearsed(), StepPoint(rows=8, sequences=8, context=1), lambda p: p.context) > 0
+
+
+def test_the_nearest_share_stands_in_for_another() -> None:
+    probe = msgspec.structs.replace(device_probe(), models=(rehearsed(parts=2), rehearsed()))
+    for parts, nearest in ((1, 1), (1.3, 1), (2, 2), (8, 2)):
+        found = rehearsal_of(probe, LLAMA_1B, "bfloat16", "none", parts=parts)
+        assert found is not None
+        assert found.parts == nearest
+    assert rehearsal_of(probe, LLAMA_1B, "float32", "none", parts=1) is None
+    other = msgspec.structs.replace(LLAMA_1B, hidden_size=64)
+    assert rehearsal_of(probe, other, "bfloat16", "none", parts=1) is None
+
+
+def test_a_rest_takes_what_was_measured_and_never_less_after_a_longer_one() -> None:
+    curve = rests_of(rehearsed())
+    assert [rest_s(curve, idle_s) for idle_s in (0, 0.005, 0.01, 0.03, 0.05, math.inf)] == pytest.approx(
+        [0, 0.5e-3, 1e-3, 2e-3, 3e-3, 3e-3]
+    )
+    noisy = msgspec.structs.replace(
+        rehearsed(), rests=(RestProbe(idle_s=0.01, seconds=2e-3), RestProbe(idle_s=0.05, seconds=1e-3))
+    )
+    assert rests_of(noisy) == ((0.01, 2e-3), (0.05, 2e-3))
+    assert rest_s((), 1.0) == 0
+
+
+def test_a_rank_takes_what_its_device_took_in_rehearsal() -> None:
+    device = facts(rehearsed()).hosts[0].devices[0]
+    one = rank_cost(LLAMA_1B, device, WHOLE, step=decode_step(1, 256), dtype="bfloat16")
+    assert one.layer_s == pytest.approx(10e-3)
+    assert one.head_s == pytest.approx(4e-3)
+    assert one.device == "rehearsed cpu"
+    chunk = StepShape(rows=201, sequences=1, context=100, sampled=0)
+    assert rank_cost(LLAMA_1B, device, WHOLE, step=chunk, dtype="bfloat16").layer_s == pytest.approx(30e-3)
+
+
+def test_a_smaller_share_takes_as_much_less_as_the_cost_model_says() -> None:
+    device = facts(rehearsed(rests=False)).hosts[0].devices[0]
+    plain = facts().hosts[0].devices[0]
+    half, *_ = cut_shares(LLAMA_1B, (LLAMA_1B.num_kv_heads // 2,) * 2)
+    step = decode_step(1, 256)
+    modelled = [rank_cost(LLAMA_1B, plain, share, step=step, dtype="bfloat16").layer_s for share in (WHOLE, half)]
+    ours = [rank_cost(LLAMA_1B, device, share, step=step, dtype="bfloat16").layer_s for share in (WHOLE, half)]
+    assert ours[1] / ours[0] == pytest.approx(modelled[1] / modelled[0])
+
+
+def test_stages_rest_while_others_compute_and_a_request_finds_all_of_them_at_rest() -> None:
+    layers, turn = LLAMA_1B.num_layers, turn_s(1)
+
+    def estimate(known: ClusterFacts, *cuts: int) -> tuple[float, float]:
+        stages = tuple(
+            StageLayout(layers=(begin, end), places=(place,), units=(LLAMA_1B.num_kv_heads,))
+            for (begin, end), place in zip(pairwise((0, *cuts, layers)), places_of(known), strict=False)
+        )
+        serving = Serving(context=512, batch=1)
+        assert prefill_step(serving, 201).rows == 201
+        found = estimate_layout(
+            LLAMA_1B,
+            Layout(stages=stages),
+            serving,
+            prompt_tokens=201,
+            answer_tokens=110,
+            links=LinkTable(known),
+        )
+        return found.time_per_token_s, found.ttft_s
+
+    token_s, first_s = estimate(facts(rehearsed()))
+    assert token_s == pytest.approx(layers * (10e-3 + turn / 0.01 * 1e-3) + 4e-3 + turn, rel=1e-3)
+    assert first_s == pytest.approx(layers * (30e-3 + 3e-3) + 4e-3 + turn + WARM_REQUEST_S, rel=1e-3)
+    # each of two stages waits more than 50 ms for the other
+    rested_s, _ = estimate(facts(rehearsed()), layers // 2)
+    unrested_s, _ = estimate(facts(rehearsed(rests=False)), layers // 2)
+    assert rested_s - unrested_s == pytest.approx(layers * 3e-3)
