@@ -135,39 +135,6 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
         return "memory bandwidth" if self.layer_reads_s >= self.layer_flops_s else "compute"
 
 
-class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """What a layout is expected to do, at `prompt_tokens` of prompt and `answer_tokens` of answer (0: any)."""
-
-    prompt_tokens: int
-    answer_tokens: int
-    ttft_s: float
-    """Seconds from a request's arrival at an idle gateway to its first token."""
-    time_per_token_s: float
-    """Seconds per token after the first (vLLM's TPOT), batch of one."""
-    tokens_per_s: float
-    """Steady-state throughput of answers with as many sequences as run together."""
-    joules_per_token: float
-    stage_s: tuple[float, ...]
-    """Decode seconds of each stage at a batch of one, links left out."""
-    hops_s: float
-    """Of `time_per_token_s`, links between stages."""
-    micro_batches: int
-    sequences: int
-    """That run together: the batch, or what the KV cache holds."""
-    bubble: float
-    """Share of its time in which the average stage waits at a full batch."""
-    bottleneck: int
-    """Index of the slowest stage at a batch of one."""
-    limit: str
-    """What bounds that stage, in words."""
-    ttft_parts: Parts = {}
-    """Seconds by what they are spent on, at the constants of `planner.rates`; likewise the two below."""
-    time_per_token_parts: Parts = {}
-    round_parts: Parts = {}
-    """Of the round in which a saturated replica gives `round_tokens` tokens."""
-    round_tokens: int = 0
-
-
 # --- one rank -----------------------------------------------------------------------------------------
 
 
@@ -361,6 +328,37 @@ def hop_s(sender: StageLayout, receiver: StageLayout, num_bytes: int, links: Lin
     )
 
 
+class HopCost(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds from one stage to the next, before any correction."""
+
+    seconds: float
+    waits_s: float
+    """Of them, what a message takes whatever its size."""
+    send_s: float
+    """Of them, what keeps the sender busy: bytes on the wire, not latency."""
+    carrier: CarrierKind
+
+    def parts(self, sender: StageLayout, receiver: StageLayout) -> dict[str, float]:
+        """What a message takes whatever its size, and what its bytes do; within a host, one for both."""
+        crossed = crossed_links(hop_pairs(sender, receiver))
+        if not crossed:
+            return {f"{self.carrier} messages": self.seconds}
+        return over_links(f"{self.carrier} messages", self.waits_s, crossed) | over_links(
+            f"{self.carrier} message_bytes", self.seconds - self.waits_s, crossed
+        )
+
+
+def hop_cost(sender: StageLayout, receiver: StageLayout, num_bytes: int, links: LinkTable) -> HopCost:
+    """What a message of so many bytes takes from one stage to the next."""
+    seconds = hop_s(sender, receiver, num_bytes, links)
+    return HopCost(
+        seconds=seconds,
+        waits_s=min(seconds, hop_s(sender, receiver, 0, links)),
+        send_s=num_bytes / hop_link(sender, receiver, links).bytes_per_s,
+        carrier=carrier_between((sender.places[0], receiver.places[0]), links),
+    )
+
+
 def message_s(carrier: CarrierKind, num_bytes: int) -> float:
     """Seconds that a carrier takes by itself for a message of a pipeline link."""
     return CARRIERS[carrier].message_s + num_bytes * CARRIERS[carrier].seconds_per_byte
@@ -480,13 +478,17 @@ def prefill_step(serving: Serving, prompt_tokens: int, num_stages: int = 1, *, i
 
 
 class StageCosts:
-    """`stage_cost` for one model and precision, remembered: a device costs what any of its kind costs."""
+    """`stage_cost` and `hop_cost` for one model and precision, remembered: a device costs what its kind costs."""
 
-    def __init__(self, spec: ModelSpec, serving: Serving, links: LinkTable) -> None:
+    def __init__(
+        self, spec: ModelSpec, links: LinkTable, *, dtype: Dtype, quantisation: Quantisation = "none"
+    ) -> None:
         self._spec = spec
-        self._serving = serving
         self._links = links
+        self._dtype = dtype
+        self._quantisation = quantisation
         self._known: dict[Hashable, StageCost] = {}
+        self._hops: dict[Hashable, HopCost] = {}
         self._kinds: dict[DeviceFacts, int] = {}
         self._kind_of: dict[DeviceFacts, int] = {}
 
@@ -500,11 +502,21 @@ class StageCosts:
                 stage.places,
                 stage.units,
                 step=step,
-                dtype=self._serving.dtype,
+                dtype=self._dtype,
                 links=self._links,
-                quantisation=self._serving.quantisation,
+                quantisation=self._quantisation,
             )
         return self._known[key]
+
+    def hop(self, sender: StageLayout, receiver: StageLayout, num_bytes: int) -> HopCost:
+        """Between two stages; where no fact tells links apart, hosts count by whether they are the same."""
+        ends = tuple(
+            (a.device.kind, b.device.kind, a.host == b.host if self._links.are_equal else (a.host, b.host))
+            for a, b in hop_pairs(sender, receiver)
+        )
+        if (ends, num_bytes) not in self._hops:
+            self._hops[ends, num_bytes] = hop_cost(sender, receiver, num_bytes, self._links)
+        return self._hops[ends, num_bytes]
 
     def kind(self, device: DeviceFacts) -> int:
         """A number for devices that differ in nothing but their id."""
@@ -525,9 +537,24 @@ class PipelineTimes(msgspec.Struct, frozen=True, kw_only=True):
     """From each stage to the next."""
     sends: tuple[float, ...]
     """Of each stage, the part of its hop that keeps the sender busy (bytes on the wire, not latency)."""
-    stage_parts: tuple[Parts, ...] = ()
-    """Of each stage, its seconds by what they are spent on, before any correction."""
-    hop_parts: tuple[Parts, ...] = ()
+    layout: Layout = Layout(stages=())
+    costs: tuple[StageCost, ...] = ()
+    """Of each stage, what its seconds come from, before any correction."""
+    hop_costs: tuple[HopCost, ...] = ()
+
+    @property
+    def stage_parts(self) -> tuple[Parts, ...]:
+        """Of each stage, its seconds by what they are spent on, before any correction."""
+        last = len(self.costs) - 1
+        return tuple(
+            cost.parts(stage.num_layers, first=index == 0, last=index == last)
+            for index, (cost, stage) in enumerate(zip(self.costs, self.layout.stages, strict=True))
+        )
+
+    @property
+    def hop_parts(self) -> tuple[Parts, ...]:
+        stages = itertools.pairwise(self.layout.stages)
+        return tuple(cost.parts(*pair) for cost, pair in zip(self.hop_costs, stages, strict=True))
 
     @property
     def parts(self) -> dict[str, float]:
@@ -536,6 +563,8 @@ class PipelineTimes(msgspec.Struct, frozen=True, kw_only=True):
 
     def corrected(self, calibration: Calibration) -> PipelineTimes:
         """The same with constants as measured runs corrected them."""
+        if not calibration.corrections:
+            return self
         hops = [correction(parts, calibration) for parts in self.hop_parts]
         stages = [correction(parts, calibration) for parts in self.stage_parts]
         return msgspec.structs.replace(
@@ -577,40 +606,21 @@ def pipeline_times(
     known: StageCosts | None = None,
 ) -> PipelineTimes:
     """Stage and hop times of one step of this shape; `known` remembers stages' costs from other layouts."""
+    costs = StageCosts(spec, links, dtype=dtype, quantisation=quantisation) if known is None else known
     last = len(layout.stages) - 1
-    costs = [
-        stage_cost(spec, stage.places, stage.units, step=step, dtype=dtype, links=links, quantisation=quantisation)
-        if known is None
-        else known.of(stage, step)
-        for stage in layout.stages
-    ]
-    ends = [
-        (cost, stage.num_layers, index == 0, index == last)
-        for index, (cost, stage) in enumerate(zip(costs, layout.stages, strict=True))
-    ]
-    stages = tuple(cost.stage_s(layers, first=first, last=end) for cost, layers, first, end in ends)
+    of_stages = tuple(costs.of(stage, step) for stage in layout.stages)
     hop_bytes = step.rows * spec.hidden_size * DTYPE_BYTES[dtype]
-    pairs = list(zip(layout.stages, layout.stages[1:], strict=False))
-    between = [hop_link(a, b, links) for a, b in pairs]
-    hops = tuple(hop_s(a, b, hop_bytes, links) for a, b in pairs)
+    hops = tuple(costs.hop(sender, receiver, hop_bytes) for sender, receiver in itertools.pairwise(layout.stages))
     return PipelineTimes(
-        stages=stages,
-        hops=hops,
-        sends=(*(hop_bytes / link.bytes_per_s for link in between), 0.0),
-        stage_parts=tuple(cost.parts(layers, first=first, last=end) for cost, layers, first, end in ends),
-        hop_parts=tuple(_hop_parts(a, b, hop, links) for hop, (a, b) in zip(hops, pairs, strict=True)),
-    )
-
-
-def _hop_parts(sender: StageLayout, receiver: StageLayout, seconds: float, links: LinkTable) -> dict[str, float]:
-    """Of a hop, what a message takes whatever its size, and what its bytes do; within a host, one for both."""
-    carrier = carrier_between((sender.places[0], receiver.places[0]), links)
-    crossed = crossed_links(hop_pairs(sender, receiver))
-    if not crossed:
-        return {f"{carrier} messages": seconds}
-    waits_s = min(seconds, hop_s(sender, receiver, 0, links))
-    return over_links(f"{carrier} messages", waits_s, crossed) | over_links(
-        f"{carrier} message_bytes", seconds - waits_s, crossed
+        stages=tuple(
+            cost.stage_s(stage.num_layers, first=index == 0, last=index == last)
+            for index, (cost, stage) in enumerate(zip(of_stages, layout.stages, strict=True))
+        ),
+        hops=tuple(hop.seconds for hop in hops),
+        sends=(*(hop.send_s for hop in hops), 0.0),
+        layout=layout,
+        costs=of_stages,
+        hop_costs=hops,
     )
 
 
@@ -655,10 +665,30 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     """A micro-batch's step of decoding alone."""
     tokens: int
     seconds: float
-    parts: Parts
-    """Of `seconds`, before any correction."""
     bubble: float
     """Share of its decode steps in which the average stage waits."""
+    num_cycles: float
+    """Of decoding alone."""
+    mixed: PipelineTimes | None = None
+    """A step of a prompt's chunk with others' tokens beside it; None where prompts are left out."""
+    num_chunks: int = 0
+
+    @property
+    def parts(self) -> Parts:
+        """Of `seconds`, before any correction."""
+        alone = scale_parts(self.cycle_parts, self.num_cycles)
+        if self.mixed is None:
+            return alone
+        waits = scale_parts(self.mixed.parts_of(self.mixed.slowest), self.num_chunks - 1)
+        return sum_parts(waits, self.mixed.parts, alone)
+
+    @property
+    def cycle_parts(self) -> Parts:
+        """Of `cycle_s`: the round trip's, or those of the stage that serves all micro-batches one by one."""
+        times = self.decode
+        if times.total_s >= self.micro_batches * times.slowest_s:
+            return times.parts
+        return scale_parts(times.parts_of(times.slowest), self.micro_batches)
 
 
 TimesOf = Callable[[StepShape], PipelineTimes]
@@ -679,7 +709,6 @@ def saturated_round(
     micro_batches = count_micro_batches(sequences, num_stages)
     context = prompt_tokens + answer_tokens // 2
     decode = times_of(decode_step(math.ceil(sequences / micro_batches), context))
-    cycle_parts = _cycle_parts(decode, micro_batches)
     idle = bubble(decode, micro_batches)
     if not answer_tokens:
         return Round(
@@ -688,8 +717,8 @@ def saturated_round(
             decode=decode,
             tokens=sequences,
             seconds=cycle_s(decode, micro_batches),
-            parts=cycle_parts,
             bubble=idle,
+            num_cycles=1.0,
         )
     beside = max(1, sequences - 1)
     batches_beside = count_micro_batches(beside, num_stages)
@@ -715,20 +744,64 @@ def saturated_round(
         decode=decode,
         tokens=sequences * answer_tokens,
         seconds=prompts_s + mixed.total_s - mixed.slowest_s + alone * cycle_s(decode, micro_batches),
-        parts=sum_parts(
-            scale_parts(mixed.parts_of(mixed.slowest), num_chunks - 1),
-            mixed.parts,
-            scale_parts(cycle_parts, alone),
-        ),
         bubble=idle,
+        num_cycles=alone,
+        mixed=mixed,
+        num_chunks=num_chunks,
     )
 
 
-def _cycle_parts(times: PipelineTimes, micro_batches: int) -> dict[str, float]:
-    """Of `cycle_s`: the round trip's, or those of the stage that serves all micro-batches one by one."""
-    if times.total_s >= micro_batches * times.slowest_s:
-        return times.parts
-    return scale_parts(times.parts_of(times.slowest), micro_batches)
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """What a layout is expected to do, at `prompt_tokens` of prompt and `answer_tokens` of answer (0: any)."""
+
+    prompt_tokens: int
+    answer_tokens: int
+    ttft_s: float
+    """Seconds from a request's arrival at an idle gateway to its first token."""
+    time_per_token_s: float
+    """Seconds per token after the first (vLLM's TPOT), batch of one."""
+    tokens_per_s: float
+    """Steady-state throughput of answers with as many sequences as run together."""
+    joules_per_token: float
+    stage_s: tuple[float, ...]
+    """Decode seconds of each stage at a batch of one, links left out."""
+    hops_s: float
+    """Of `time_per_token_s`, links between stages."""
+    micro_batches: int
+    sequences: int
+    """That run together: the batch, or what the KV cache holds."""
+    bubble: float
+    """Share of its time in which the average stage waits at a full batch."""
+    bottleneck: int
+    """Index of the slowest stage at a batch of one."""
+    limit: str
+    """What bounds that stage, in words."""
+    single: PipelineTimes
+    """Of a decode step at a batch of one; parts of the times above are made of it and those below, when asked."""
+    chunk: PipelineTimes
+    """Of one of a prompt's earlier chunks."""
+    last_chunk: PipelineTimes
+    num_chunks: int
+    work: Round
+
+    @property
+    def ttft_parts(self) -> Parts:
+        """Seconds by what they are spent on, at the constants of `planner.rates`; likewise the two below."""
+        earlier = scale_parts(self.chunk.parts_of(self.chunk.slowest), self.num_chunks - 1)
+        return sum_parts({REQUEST_PART: REQUEST_S}, earlier, self.last_chunk.parts)
+
+    @property
+    def time_per_token_parts(self) -> Parts:
+        return self.single.parts
+
+    @property
+    def round_parts(self) -> Parts:
+        """Of the round in which a saturated replica gives `round_tokens` tokens."""
+        return self.work.parts
+
+    @property
+    def round_tokens(self) -> int:
+        return self.work.tokens
 
 
 def estimate_layout(
@@ -748,7 +821,7 @@ def estimate_layout(
     requests take; without, it is what decoding alone reaches. `known` remembers stages'
     costs from other layouts.
     """
-    costs = StageCosts(spec, serving, links) if known is None else known
+    costs = known or StageCosts(spec, links, dtype=serving.dtype, quantisation=serving.quantisation)
 
     def times(step: StepShape) -> PipelineTimes:
         return pipeline_times(
@@ -788,12 +861,11 @@ def estimate_layout(
         bubble=work.bubble,
         bottleneck=bottleneck,
         limit=cost.limit,
-        ttft_parts=sum_parts(
-            {REQUEST_PART: REQUEST_S}, scale_parts(earlier.parts_of(earlier.slowest), chunks - 1), prefill.parts
-        ),
-        time_per_token_parts=single.parts,
-        round_parts=work.parts,
-        round_tokens=work.tokens,
+        single=single,
+        chunk=earlier,
+        last_chunk=prefill,
+        num_chunks=chunks,
+        work=work,
     )
 
 
