@@ -102,6 +102,9 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
     bytes_share: float = 0.0
     """Of these sums' time, what goes with their size; sums within a host have one constant for all of it."""
     flops_part: str = "decode_flops"
+    idle_watts: float = 0.0
+    """Of all its devices together."""
+    busy_watts: float = 0.0
 
     def parts(self, num_layers: int, *, first: bool, last: bool) -> dict[str, float]:
         """`stage_s` by what the seconds are spent on; of reading and arithmetic, the longer one."""
@@ -417,9 +420,11 @@ def stage_cost(
     waits_s = all_reduce_s(link, 0, p, carrier=carrier)
     overheads = layer_overheads(spec, step)
     reads_s = flops_s = compute_s = head_s = embed_s = experts_s = 0.0
+    idle_watts = busy_watts = 0.0
     slowest = ""
     for place, share in zip(places, cut_shares(spec, units), strict=True):
         rates = rates_of(place.device, dtype, quantisation)
+        idle_watts, busy_watts = idle_watts + rates.idle_watts, busy_watts + rates.busy_watts
         if rates.products:
             rank_reads_s, rank_flops_s = measured_layer_s(spec, share, step, dtype, rates)
         else:
@@ -457,6 +462,8 @@ def stage_cost(
         crossed=crossed,
         bytes_share=max(0.0, 1 - waits_s / reduce_s) if crossed and reduce_s > 0 else 0.0,
         flops_part="prefill_flops" if step.is_prefill else "decode_flops",
+        idle_watts=idle_watts,
+        busy_watts=busy_watts,
     )
 
 
@@ -844,8 +851,6 @@ def estimate_layout(
     bottleneck = max(range(num_stages), key=lambda index: single.stages[index])
     slowest = layout.stages[bottleneck]
     cost = costs.of(slowest, single_step)
-    cycle = cycle_s(work.decode, work.micro_batches)
-    energy = _energy_j(layout, work.decode, serving, micro_batches=work.micro_batches, cycle=cycle)
     return Estimate(
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
@@ -853,7 +858,7 @@ def estimate_layout(
         + time_to_first_token_s(earlier, prefill, num_chunks=chunks),
         time_per_token_s=single.total_s,
         tokens_per_s=work.tokens / work.seconds,
-        joules_per_token=energy / work.sequences,
+        joules_per_token=_cycle_joules(work) / work.sequences,
         stage_s=single.stages,
         hops_s=sum(single.hops),
         micro_batches=work.micro_batches,
@@ -869,12 +874,10 @@ def estimate_layout(
     )
 
 
-def _energy_j(layout: Layout, times: PipelineTimes, serving: Serving, *, micro_batches: int, cycle: float) -> float:
-    """Joules of one cycle: idle power throughout, and the rest of each device's power while it computes."""
-    joules = 0.0
-    for stage, stage_s in zip(layout.stages, times.stages, strict=True):
-        for place in stage.places:
-            rates = rates_of(place.device, serving.dtype)
-            busy_s = micro_batches * stage_s
-            joules += rates.idle_watts * cycle + (rates.busy_watts - rates.idle_watts) * busy_s
-    return joules
+def _cycle_joules(work: Round) -> float:
+    """Of one cycle of decoding: idle power throughout, and the rest of each device's power while it computes."""
+    seconds = cycle_s(work.decode, work.micro_batches)
+    return sum(
+        cost.idle_watts * seconds + (cost.busy_watts - cost.idle_watts) * work.micro_batches * stage_s
+        for cost, stage_s in zip(work.decode.costs, work.decode.stages, strict=True)
+    )

@@ -274,6 +274,15 @@ def _check_bounds(document: Document, plan: PlanTable) -> Iterator[Problem]:
                 label="must be [low, high], or [] where it is not known",
                 hint="odctl plan predicts anew",
             )
+    for field, ends in (("joules_per_token", predicted.joules_per_token), ("peak_bytes", predicted.peak_bytes)):
+        if ends and not (len(ends) == 3 and 0 < ends[0] <= ends[1] <= ends[2]):
+            yield document.problem(
+                CONTRADICTION,
+                f"`{field}` is {list(ends)}, which is not a low, an expected and a high above 0",
+                ("predicted", field),
+                label="must be [low, expected, high], or [] where it is not known",
+                hint="odctl plan predicts anew",
+            )
 
 
 def _shards(plan: PlanTable) -> Iterator[tuple[KeyPath, ShardTable]]:

@@ -15,7 +15,15 @@ from agent.planner.carriers import stage_carriers
 from agent.planner.compare import imbalance, shape_words
 from agent.planner.explain import Section
 from agent.planner.plan import Plan, Predicted, Range, RankPlace, ShardBytes, draft_places, rank_places
-from agent.planner.words import bytes_words, list_words, rate_interval_words, seconds_interval_words, seconds_words
+from agent.planner.words import (
+    bytes_interval_words,
+    bytes_words,
+    joules_interval_words,
+    list_words,
+    rate_interval_words,
+    seconds_interval_words,
+    seconds_words,
+)
 
 MEMORY_BAR_WIDTH = 10
 LEAST_LAYER_BAR_WIDTH = 8
@@ -166,11 +174,22 @@ def predicted_lines(plan: Plan) -> list[str]:
         f"  then per token   {seconds_interval_words(predicted.time_per_token)}, one stream",
         f"  throughput       {rate_interval_words(predicted.throughput)}, "
         f"{serving.batch * len(plan.replicas)} streams",
+        *_resource_lines(predicted),
         *([f"  bounds           {trust_words(predicted)}"] if predicted.ttft_bounds_s else []),
         f"  bottleneck       {predicted.bottleneck}",
     ]
     if len(predicted.stage_s) > 1:
         lines.append(f"  imbalance        the slowest stage takes {imbalance(plan):.0%} longer than the mean")
+    return lines
+
+
+def _resource_lines(predicted: Predicted) -> list[str]:
+    """Energy and memory, of which plans of earlier releases say nothing."""
+    lines = []
+    if (energy := predicted.energy) is not None:
+        lines.append(f"  energy           {joules_interval_words(energy)} per token, watts by the data sheet")
+    if (peak := predicted.memory_peak) is not None:
+        lines.append(f"  fullest device   {bytes_interval_words(peak)}, least and most that it may take")
     return lines
 
 

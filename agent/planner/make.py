@@ -226,11 +226,12 @@ def _build_plan(problem: Problem, layouts: list[Layout], *, why: tuple[str, ...]
     request, spec = problem.request, problem.spec
     ranks = tuple(sorted({host for layout in layouts for host in layout.hosts}))
     controllers = request.controllers or _controllers(problem, ranks)
+    replicas = _replicas(problem, layouts)
     plan = Plan(
         name=request.name,
         model=request.model,
         objective=request.objective,
-        replicas=_replicas(problem, layouts),
+        replicas=replicas,
         serving=problem.serving,
         controllers=controllers,
         predicted=predict_layouts(
@@ -242,6 +243,7 @@ def _build_plan(problem: Problem, layouts: list[Layout], *, why: tuple[str, ...]
             gateway=problem.serving.gateway or controllers[0],
             prompt_tokens=problem.prompt_tokens,
             answer_tokens=problem.answer_tokens,
+            replicas=replicas,
             known=problem.estimates,
         ),
         healing=request.healing,

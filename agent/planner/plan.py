@@ -179,6 +179,12 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of answers; a token is one half-way through them. 0 in plans of earlier releases: decoding alone."""
     num_measured_runs: int = 0
     """Runs on this cluster that the constants were fitted to; 0: published ones, and wide bounds."""
+    joules_per_token: tuple[float, ...] = ()
+    """Low, expected and high, of the plan's devices decoding at the full batch. Their watts are the data sheet's,
+    which is most of the width."""
+    peak_bytes: tuple[int, ...] = ()
+    """Memory of the fullest rank: least, what its shard counts, and most. A process and a step's workspace are not
+    exact."""
 
     @property
     def ttft(self) -> Interval:
@@ -192,6 +198,16 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def throughput(self) -> Interval:
         """Tokens per second."""
         return _interval(self.tokens_per_s, self.tokens_per_s_bounds)
+
+    @property
+    def energy(self) -> Interval | None:
+        """Joules per token; None in plans of earlier releases, as below."""
+        return _known_interval(self.joules_per_token)
+
+    @property
+    def memory_peak(self) -> Interval | None:
+        """Bytes."""
+        return _known_interval(self.peak_bytes)
 
 
 class Learning(msgspec.Struct, frozen=True, kw_only=True):
@@ -274,3 +290,7 @@ def rank_places(plan: Plan) -> tuple[RankPlace, ...]:
 def _interval(expected: float, bounds: tuple[float, ...]) -> Interval:
     low, high = bounds or (expected, expected)
     return Interval(low=low, expected=expected, high=high)
+
+
+def _known_interval(ends: tuple[float, ...]) -> Interval | None:
+    return Interval(low=ends[0], expected=ends[1], high=ends[2]) if ends else None
