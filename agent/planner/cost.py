@@ -549,31 +549,27 @@ class PipelineTimes(msgspec.Struct, frozen=True, kw_only=True):
     """Of each stage, what its seconds come from, before any correction."""
     hop_costs: tuple[HopCost, ...] = ()
 
-    @property
-    def stage_parts(self) -> tuple[Parts, ...]:
-        """Of each stage, its seconds by what they are spent on, before any correction."""
-        last = len(self.costs) - 1
-        return tuple(
-            cost.parts(stage.num_layers, first=index == 0, last=index == last)
-            for index, (cost, stage) in enumerate(zip(self.costs, self.layout.stages, strict=True))
-        )
+    def stage_parts(self, stage: int) -> Parts:
+        """Its seconds by what they are spent on, before any correction."""
+        num_layers = self.layout.stages[stage].num_layers
+        return self.costs[stage].parts(num_layers, first=stage == 0, last=stage == len(self.costs) - 1)
 
-    @property
-    def hop_parts(self) -> tuple[Parts, ...]:
-        stages = itertools.pairwise(self.layout.stages)
-        return tuple(cost.parts(*pair) for cost, pair in zip(self.hop_costs, stages, strict=True))
+    def hop_parts(self, hop: int) -> Parts:
+        """Of the hop from stage number `hop` to the next."""
+        return self.hop_costs[hop].parts(*self.layout.stages[hop : hop + 2])
 
     @property
     def parts(self) -> dict[str, float]:
         """Of one micro-batch through all stages."""
-        return sum_parts(*self.stage_parts, *self.hop_parts)
+        stages = (self.stage_parts(stage) for stage in range(len(self.costs)))
+        return sum_parts(*stages, *(self.hop_parts(hop) for hop in range(len(self.hop_costs))))
 
     def corrected(self, calibration: Calibration) -> PipelineTimes:
         """The same with constants as measured runs corrected them."""
         if not calibration.corrections:
             return self
-        hops = [correction(parts, calibration) for parts in self.hop_parts]
-        stages = [correction(parts, calibration) for parts in self.stage_parts]
+        hops = [correction(self.hop_parts(hop), calibration) for hop in range(len(self.hop_costs))]
+        stages = [correction(self.stage_parts(stage), calibration) for stage in range(len(self.costs))]
         return msgspec.structs.replace(
             self,
             stages=tuple(seconds * by for seconds, by in zip(self.stages, stages, strict=True)),
@@ -597,9 +593,10 @@ class PipelineTimes(msgspec.Struct, frozen=True, kw_only=True):
 
     def parts_of(self, stage: int) -> dict[str, float]:
         """What keeps one stage busy: its own parts, and of its hop those that it sends in."""
-        share = self.sends[stage] / self.hops[stage] if stage < len(self.hops) else 0.0
-        sent = [scale_parts(parts, share) for parts in self.hop_parts[stage : stage + 1]]
-        return sum_parts(self.stage_parts[stage], *sent)
+        if stage == len(self.hops):
+            return sum_parts(self.stage_parts(stage))
+        sent = scale_parts(self.hop_parts(stage), self.sends[stage] / self.hops[stage])
+        return sum_parts(self.stage_parts(stage), sent)
 
 
 def pipeline_times(

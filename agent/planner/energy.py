@@ -23,14 +23,11 @@ a CPU the cores' share is a guess from their number."""
 
 def predict_energy(estimate: Estimate, calibration: Calibration, *, model: str = "") -> Interval:
     """Joules per token at the full batch, decoding; devices of one kind err together in their watts."""
-    seconds = [_joule_parts(estimate, stage) for stage in range(len(estimate.work.decode.costs))]
-    total = sum(sum(parts.values()) for parts in seconds)
-    shares: dict[str, float] = {}
-    for cost, parts in zip(estimate.work.decode.costs, seconds, strict=True):
-        kind = "cuda" if cost.device == "cuda" else "cpu"
-        shares[kind] = shares.get(kind, 0.0) + sum(parts.values()) / total
-    variance = sum((share * WATTS_DEVIATION[kind]) ** 2 for kind, share in shares.items())
-    return predict_interval(sum_parts(*seconds), calibration, model=model, other_variance=variance)
+    by_kind = _joule_parts(estimate)
+    joules = {kind: sum(parts.values()) for kind, parts in by_kind.items()}
+    total = sum(joules.values())
+    variance = sum((own / total * WATTS_DEVIATION[kind]) ** 2 for kind, own in joules.items())
+    return predict_interval(sum_parts(*by_kind.values()), calibration, model=model, other_variance=variance)
 
 
 def mean_energy(joules: Sequence[Interval], tokens_per_s: Sequence[float]) -> Interval:
@@ -43,11 +40,16 @@ def mean_energy(joules: Sequence[Interval], tokens_per_s: Sequence[float]) -> In
     return Interval(low=low, expected=min(max(expected, low), high), high=high)
 
 
-def _joule_parts(estimate: Estimate, stage: int) -> Parts:
-    """Of one stage's joules for a token, what each part of its seconds takes, before any correction."""
+def _joule_parts(estimate: Estimate) -> dict[str, Parts]:
+    """By kind of device, what each part of a step's seconds takes of a token's joules, before any correction."""
     work = estimate.work
-    cost = work.decode.costs[stage]
-    idle = scale_parts(work.cycle_parts, cost.idle_watts / work.sequences)
-    dynamic_watts = cost.busy_watts - cost.idle_watts
-    busy = scale_parts(work.decode.stage_parts[stage], dynamic_watts * work.micro_batches / work.sequences)
-    return sum_parts(idle, busy)
+    cycle = work.cycle_parts
+    found: dict[str, list[Parts]] = {}
+    for stage, cost in enumerate(work.decode.costs):
+        dynamic_watts = cost.busy_watts - cost.idle_watts
+        busy = scale_parts(work.decode.stage_parts(stage), dynamic_watts * work.micro_batches / work.sequences)
+        found.setdefault("cuda" if cost.device == "cuda" else "cpu", []).append(busy)
+    for kind, stages in found.items():
+        costs = [cost for cost in work.decode.costs if (cost.device == "cuda") == (kind == "cuda")]
+        stages.append(scale_parts(cycle, sum(cost.idle_watts for cost in costs) / work.sequences))
+    return {kind: sum_parts(*stages) for kind, stages in found.items()}

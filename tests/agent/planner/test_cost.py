@@ -332,6 +332,6 @@ def test_a_remembered_hop_takes_what_another_s_did_and_names_its_own_hosts() -> 
     alone = pipeline_times(LLAMA_1B, chain(b, c), step=step, dtype="bfloat16", links=NO_LINKS)
     assert further.hop_costs[0] is there.hop_costs[0]
     assert further.parts == alone.parts
-    assert {part for part in further.hop_parts[0] if "messages" in part} == {"tls messages @ b+c"}
-    assert {part for part in there.hop_parts[0] if "messages" in part} == {"tls messages @ a+b"}
-    assert sum(further.hop_parts[0].values()) == pytest.approx(further.hops[0])
+    assert {part for part in further.hop_parts(0) if "messages" in part} == {"tls messages @ b+c"}
+    assert {part for part in there.hop_parts(0) if "messages" in part} == {"tls messages @ a+b"}
+    assert sum(further.hop_parts(0).values()) == pytest.approx(further.hops[0])
