@@ -12,6 +12,7 @@ import msgspec
 
 from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts
+from agent.planner.asked import asked_words
 from agent.planner.file import plan_hash
 from agent.planner.interval import Interval
 from agent.planner.memory import peak_bytes
@@ -79,6 +80,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...]
     hashes: tuple[str, ...]
     shapes: tuple[str, ...]
+    asked: tuple[tuple[str, ...], ...]
+    """Of each plan, the constraints that it was made under, in words."""
     is_same: bool
     """True when every plan has the same content but for its reasons."""
     metrics: tuple[Metric, ...]
@@ -102,6 +105,7 @@ def compare_plans(plans: Sequence[Plan], names: Sequence[str], *, facts: Cluster
         names=tuple(names),
         hashes=tuple(plan_hash(plan) for plan in plans),
         shapes=tuple(shape_words(plan) for plan in plans),
+        asked=tuple(tuple(asked_words(plan.asked)) for plan in plans),
         is_same=all(plan == bare[0] for plan in bare[1:]),
         metrics=tuple(_metric(plans, *definition) for definition in _METRICS if _is_told(plans, definition[0])),
         verdicts=tuple(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from agent.planner.asked import asked_words
 from agent.planner.carriers import stage_carriers
 from agent.planner.compare import imbalance, shape_words
 from agent.planner.explain import Section
@@ -92,7 +93,16 @@ def preview_rows(plan: Plan, *, layer_width: int, usable: UsableBytes | None = N
 def preview_lines(plan: Plan, *, width: int, usable: UsableBytes | None = None) -> list[str]:
     """The whole preview at `width` columns: title, layers and memory of every rank, legend, links, prediction."""
     layout = layout_lines(plan, width=width, usable=usable)
-    return [title_line(plan), "", *layout, *link_lines(plan), *draft_lines(plan), "", *predicted_lines(plan)]
+    return [
+        title_line(plan),
+        *asked_lines(plan, width=width),
+        "",
+        *layout,
+        *link_lines(plan),
+        *draft_lines(plan),
+        "",
+        *predicted_lines(plan),
+    ]
 
 
 def plan_text(plan: Plan, *, width: int = 100, usable: UsableBytes | None = None) -> str:
@@ -153,6 +163,12 @@ def draft_lines(plan: Plan) -> list[str]:
         return []
     where = list_words([f"{place.shard.host}/{place.shard.device}" for place in draft_places(plan)])
     return [f"draft  {plan.draft.name}, {bytes_words(plan.draft.weight_bytes)} of weights on {where}"]
+
+
+def asked_lines(plan: Plan, *, width: int) -> list[str]:
+    """`asked  at most 3 hosts, gpu01 pinned`, wrapped; nothing where there was no constraint."""
+    words = asked_words(plan.asked)
+    return textwrap.wrap(", ".join(words), width, initial_indent="asked  ", subsequent_indent=" " * 7)
 
 
 def section_lines(sections: Iterable[Section], *, width: int) -> list[str]:

@@ -218,6 +218,32 @@ class Learning(msgspec.Struct, frozen=True, kw_only=True):
     """Likelihood with which the adaptive strategy chose this plan: 1 without exploration."""
 
 
+class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Constraints that a plan was made under; what is at its default was left to the planner."""
+
+    hosts: str = ""
+    """Selector of the hosts that could be used, as it was written; empty: all."""
+    excluded: tuple[str, ...] = ()
+    """Hosts, or `host/device` names, that must have no rank; likewise those that must have one."""
+    pinned: tuple[str, ...] = ()
+    reserved_bytes: dict[str, int] = {}
+    """Memory left alone, by `host/device`."""
+    stages: int | None = None
+    tensor: int | None = None
+    tensor_parallel_sizes: tuple[int, ...] = ()
+    min_hosts: int | None = None
+    max_hosts: int | None = None
+    is_most_replicas: bool = False
+    """As many as there can be, not the number that the plan has."""
+    spread: str = ""
+    """Labels of hosts, as in `PlanRequest`."""
+    domain: str = ""
+    max_ttft_s: float | None = None
+    max_time_per_token_s: float | None = None
+    min_context: int | None = None
+    """Where the longest context was the objective."""
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A whole `plan.toml`. `name` is the deployment's name, the one that clients ask for as a model."""
 
@@ -238,6 +264,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The planner's reasons, one sentence each."""
     learning: Learning | None = None
     """None: recorded, and chosen without exploration."""
+    asked: Asked | None = None
+    """None: no constraint. Plans of earlier releases do not tell."""
     version: int = PLAN_VERSION
 
     @property

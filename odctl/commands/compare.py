@@ -223,6 +223,11 @@ def comparison_lines(comparison: Comparison, took: Sequence[float | None] = ()) 
             letters, comparison.names, comparison.hashes, comparison.shapes, strict=True
         )
     ]
+    lines += [
+        f"{letter}  asked for {', '.join(words)}"
+        for letter, words in zip(letters, comparison.asked, strict=True)
+        if words
+    ]
     if comparison.is_same:
         return [*lines, "", "the plans are the same"]
     lines += [f"warning: {warning}" for warning in comparison.warnings]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -61,20 +62,42 @@ def _explain(plan: Plan, inventory_path: str) -> tuple[Section, ...]:
     from agent.planner.make import explain_made, request_of
     from odctl.apply import add_runs, read_facts
     from odctl.fleet import Fleet
-    from odctl.inventory import Inventory
+    from odctl.inventory import Inventory, select
     from odctl.model_source import check_model
     from odctl.session import visit_fleet, warn_unreachable
+
+    absent: dict[str, str] = {}
+
+    def chosen_hosts(inventory: Inventory) -> list[str]:
+        """Those that the plan was to be chosen from, and those that it has."""
+        known = [host.name for host in inventory.hosts]
+        if plan.asked is None:
+            return known
+        try:
+            selected = {host.name for host in select(inventory, plan.asked.hosts or "all")}
+        except FleetError as error:
+            sys.stderr.write(f"warning: the plan was asked for --hosts {plan.asked.hosts}: {error.message}\n")
+            selected = set(known)
+        for name in known:
+            if name in plan.hosts:
+                continue
+            if name in plan.asked.excluded:
+                absent[name] = "excluded"
+            elif name not in selected:
+                absent[name] = f"not selected by --hosts {plan.asked.hosts}"
+        return [name for name in known if name not in absent]
 
     async def look(fleet: Fleet, inventory: Inventory) -> tuple[ClusterFacts, ModelSpec, ModelSpec | None]:
         facts, missing = await read_facts(fleet, inventory.cluster)
         warn_unreachable(missing)
+        absent.update(dict.fromkeys(missing, "did not answer"))
         if not facts.hosts:
             raise next(iter(missing.values()), FleetError("E105", "the inventory has no host"))
         draft = (await check_model(fleet, plan.draft)).spec if plan.draft is not None else None
         return await add_runs(fleet, facts), (await check_model(fleet, plan.model)).spec, draft
 
-    facts, spec, draft = visit_fleet(inventory_path, look)
-    return explain_made(plan, request_of(plan, spec, facts, draft=draft), now_s=time.time())
+    facts, spec, draft = visit_fleet(inventory_path, look, hosts=chosen_hosts)
+    return explain_made(plan, request_of(plan, spec, facts, draft=draft), now_s=time.time(), absent=absent)
 
 
 def load_plan(path: Path) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agent.facts.cluster import DeviceFacts
+from agent.planner.asked import asked_words
 from agent.planner.compare import plan_change
 from agent.planner.plan import Plan, RankPlace, rank_places
 from agent.planner.staleness import what_moved
@@ -72,6 +73,8 @@ def _head(choice: PlanChoice, width: int) -> tuple[Line, ...]:
             lines.append(line(" "))
         gap = "   " if line_width(lines[-1]) > 1 else ""
         lines[-1] += line(f"{gap}{part}")
+    if asked := asked_words(plan.asked):
+        lines += [line(Span(f" {text}", "dim")) for text in wrap(f"asked for {', '.join(asked)}", width - 2)]
     if choice.error is not None:
         lines.append(line(Span(f" ▲ its controller does not answer: {choice.error.message}", "warn")))
     return tuple(lines)

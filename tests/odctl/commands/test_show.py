@@ -30,6 +30,7 @@ def test_a_plan_is_drawn_with_its_prediction_and_its_reasons(plan_path: Path) ->
         assert name in result.stdout
     assert all(line in result.stdout for line in plan.why)
     assert f"plan {plan_hash(plan)[:12]}\n" in result.stdout
+    assert "\nasked  3 stages\n" in result.stdout
     assert result.stderr == ""
 
 
@@ -40,6 +41,7 @@ def test_json_is_the_whole_plan(plan_path: Path) -> None:
     assert (shown["schema"], shown["kind"]) == ("1.0", "plan")
     assert shown["data"]["hash"] == plan_hash(plan)
     assert shown["data"]["is_edited"] is False
+    assert shown["data"]["plan"]["asked"] == {"stages": 3}
     assert shown["data"]["plan"]["predicted"]["ttft_s"] == plan.predicted.ttft_s
 
 
