@@ -675,7 +675,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     """Of decoding alone."""
     mixed: PipelineTimes | None = None
     """A step of a prompt's chunk with others' tokens beside it; None where prompts are left out."""
-    num_chunks: int = 0
+    num_chunks: float = 0.0
 
     @property
     def parts(self) -> Parts:
@@ -787,12 +787,14 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     last_chunk: PipelineTimes
     num_chunks: int
     work: Round
+    request_s: float = REQUEST_S
+    """Of a first token, a request's way to its first step and back."""
 
     @property
     def ttft_parts(self) -> Parts:
         """Seconds by what they are spent on, at the constants of `planner.rates`; likewise the two below."""
         earlier = scale_parts(self.chunk.parts_of(self.chunk.slowest), self.num_chunks - 1)
-        return sum_parts({REQUEST_PART: REQUEST_S}, earlier, self.last_chunk.parts)
+        return sum_parts({REQUEST_PART: self.request_s}, earlier, self.last_chunk.parts)
 
     @property
     def time_per_token_parts(self) -> Parts:

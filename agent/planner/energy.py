@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 from agent.planner.calibration import Calibration, Parts, predict_interval, scale_parts, sum_parts
-from agent.planner.cost import Estimate
+from agent.planner.cost import Estimate, StageCost
 from agent.planner.interval import Interval
 
 WATTS_DEVIATION = {"cuda": 0.35, "cpu": 0.5}
@@ -48,8 +48,13 @@ def _joule_parts(estimate: Estimate) -> dict[str, Parts]:
     for stage, cost in enumerate(work.decode.costs):
         dynamic_watts = cost.busy_watts - cost.idle_watts
         busy = scale_parts(work.decode.stage_parts(stage), dynamic_watts * work.micro_batches / work.sequences)
-        found.setdefault("cuda" if cost.device == "cuda" else "cpu", []).append(busy)
+        found.setdefault(_kind_of(cost), []).append(busy)
     for kind, stages in found.items():
-        costs = [cost for cost in work.decode.costs if (cost.device == "cuda") == (kind == "cuda")]
+        costs = [cost for cost in work.decode.costs if _kind_of(cost) == kind]
         stages.append(scale_parts(cycle, sum(cost.idle_watts for cost in costs) / work.sequences))
     return {kind: sum_parts(*stages) for kind, stages in found.items()}
+
+
+def _kind_of(cost: StageCost) -> str:
+    """Whatever else its constants are called by."""
+    return "cuda" if cost.device.endswith("cuda") else "cpu"

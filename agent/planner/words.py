@@ -77,7 +77,7 @@ def bytes_interval_words(num_bytes: Interval) -> str:
 
 def _figure(value: float) -> str:
     """Two digits are all that an interval's end is worth; three where whole numbers have them."""
-    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
+    return f"{value:.2g}" if value < 99.5 else f"{value:.0f}"
 
 
 def layers_words(layers: Range) -> str:

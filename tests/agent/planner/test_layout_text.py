@@ -17,6 +17,7 @@ from agent.planner.words import (
     layers_words,
     list_words,
     rate_words,
+    seconds_interval_words,
     seconds_words,
 )
 from tests.agent.planner.clusters import LLAMA_1B, LLAMA_70B, MIXED_GPUS, THREE_CPUS, drafting, plan_for
@@ -102,6 +103,8 @@ def test_quantities_in_words() -> None:
     assert [layers_words(r) for r in ((0, 10), (4, 5))] == ["layers 0-9", "layer 4"]
     assert list_words(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
     assert list_words(["a", "b"]) == "a and b"
+    seconds = Interval(low=0.048, expected=0.0693, high=0.0996)
+    assert seconds_interval_words(seconds) == "69.3 ms (48..100)"
     energy = Interval(low=0.2, expected=0.34, high=0.61)
     assert joules_interval_words(energy) == "340 mJ (200..610)"
     assert joules_interval_words(Interval(low=12.4, expected=12.4, high=12.4)) == "12.4 J"
