@@ -12,7 +12,7 @@ from agent.planner.energy import WATTS_DEVIATION, mean_energy, predict_energy
 from agent.planner.interval import Interval
 from agent.planner.layout import layouts_of_plan
 from agent.planner.make import make_plan
-from agent.planner.plan import Objective, Plan
+from agent.planner.plan import Objective, ObjectiveKind, Plan, Serving
 from agent.planner.problem import make_problem
 from tests.agent.planner.clusters import LLAMA_1B, LLAMA_70B, MIXED_GPUS, THREE_CPUS, plan_for, request
 from tests.agent.planner.test_evidence import run_of, with_runs
@@ -63,3 +63,17 @@ def test_calibrated_seconds_scale_the_joules() -> None:
         fit_calibration([]), corrections={"unprobed cpu reads": math.log(2), "unprobed cpu launches": math.log(2)}
     )
     assert predict_energy(estimate, slower).expected > 1.5 * predict_energy(estimate, PRIOR).expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "facts"), [(LLAMA_1B, MIXED_GPUS), (LLAMA_70B, MIXED_GPUS), (LLAMA_1B, THREE_CPUS)]
+)
+def test_a_plan_for_energy_takes_no_more_than_those_for_something_else(
+    spec: ModelSpec, facts: ClusterFacts
+) -> None:
+    serving = Serving(quantisation="int4")
+    least = energy_of(plan_for(spec, facts, serving=serving, objective=Objective(kind="energy"))).expected
+    kinds: tuple[ObjectiveKind, ...] = ("latency", "throughput", "ttft")
+    for kind in kinds:
+        other = plan_for(spec, facts, serving=serving, objective=Objective(kind=kind))
+        assert least <= energy_of(other).expected * (1 + 1e-6)
