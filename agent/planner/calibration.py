@@ -195,10 +195,15 @@ def correction(parts: Parts, calibration: Calibration) -> float:
     return seconds_of(parts, calibration) / total if total > 0 and calibration.corrections else 1.0
 
 
-def predict_interval(parts: Parts, calibration: Calibration, *, model: str = "") -> Interval:
-    """Seconds as an interval: the uncertainty of every constant by its share of them, and the noise of one run."""
+def predict_interval(
+    parts: Parts, calibration: Calibration, *, model: str = "", other_variance: float = 0.0
+) -> Interval:
+    """Seconds as an interval: the uncertainty of every constant by its share of them, and the noise of one run.
+
+    `other_variance` of the logarithm is added, where parts are more than seconds: joules, by the watts.
+    """
     expected = seconds_of(parts, calibration, model=model)
-    deviation = math.sqrt(_variance(parts, calibration, model) + RUN_NOISE**2)
+    deviation = math.sqrt(_variance(parts, calibration, model) + RUN_NOISE**2 + other_variance)
     factor = math.exp(COVERAGE_DEVIATIONS * deviation)
     return Interval(low=expected / factor, expected=expected, high=expected * factor)
 

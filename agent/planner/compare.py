@@ -12,19 +12,22 @@ import msgspec
 
 from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts
+from agent.planner.asked import asked_words
 from agent.planner.file import plan_hash
 from agent.planner.interval import Interval
+from agent.planner.memory import peak_bytes
 from agent.planner.plan import Plan, Range, Shard, rank_places
 from agent.planner.rates import LinkTable
 from agent.planner.risk import Risk, risk_of
 
 LEAST_PLANS, MOST_PLANS = 2, 4
+ENERGY = "energy per token"
 EQUAL_WITHIN = 0.01
 """Figures this close count as equal: no prediction is better than a hundredth."""
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
-    """One figure of every plan. `unit` is `s`, `tokens/s`, `bytes`, `tokens`, `fraction` or empty."""
+    """One figure of every plan. `unit` is `s`, `tokens/s`, `J`, `bytes`, `tokens`, `fraction` or empty."""
 
     name: str
     unit: str
@@ -77,6 +80,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...]
     hashes: tuple[str, ...]
     shapes: tuple[str, ...]
+    asked: tuple[tuple[str, ...], ...]
+    """Of each plan, the constraints that it was made under, in words."""
     is_same: bool
     """True when every plan has the same content but for its reasons."""
     metrics: tuple[Metric, ...]
@@ -100,9 +105,14 @@ def compare_plans(plans: Sequence[Plan], names: Sequence[str], *, facts: Cluster
         names=tuple(names),
         hashes=tuple(plan_hash(plan) for plan in plans),
         shapes=tuple(shape_words(plan) for plan in plans),
+        asked=tuple(tuple(asked_words(plan.asked)) for plan in plans),
         is_same=all(plan == bare[0] for plan in bare[1:]),
-        metrics=tuple(_metric(plans, *definition) for definition in _METRICS),
-        verdicts=tuple(_verdict(plans, names, objective) for objective in _VERDICTS),
+        metrics=tuple(_metric(plans, *definition) for definition in _METRICS if _is_told(plans, definition[0])),
+        verdicts=tuple(
+            _verdict(plans, names, objective)
+            for objective, (metric, *_) in _VERDICTS.items()
+            if _is_told(plans, metric)
+        ),
         hosts=_host_moves(plans),
         changes=tuple(
             plan_change(plans[0], plan, facts, index=index) for index, plan in enumerate(plans) if index > 0
@@ -167,11 +177,18 @@ def _rank_hosts(plan: Plan) -> set[str]:
     return {place.shard.host for place in rank_places(plan)}
 
 
+def _energy(plan: Plan) -> Interval:
+    energy = plan.predicted.energy
+    assert energy is not None, "energy is compared where every plan tells it"
+    return energy
+
+
 _METRICS: tuple[tuple[str, str, Callable[[Plan], float], int], ...] = (
     # name, unit, figure, +1 when more is better, -1 when less is, 0 when neither
     ("throughput", "tokens/s", lambda plan: plan.predicted.tokens_per_s, 1),
     ("time per token", "s", lambda plan: plan.predicted.time_per_token_s, -1),
     ("time to first token", "s", lambda plan: plan.predicted.ttft_s, -1),
+    (ENERGY, "J", lambda plan: _energy(plan).expected, -1),
     ("context", "tokens", lambda plan: plan.serving.context, 1),
     ("sequences at once", "", lambda plan: plan.serving.batch * len(plan.replicas), 1),
     ("memory peak", "bytes", lambda plan: peak_shard(plan).bytes.total, -1),
@@ -184,13 +201,21 @@ _INTERVALS: dict[str, Callable[[Plan], Interval]] = {
     "throughput": lambda plan: plan.predicted.throughput,
     "time per token": lambda plan: plan.predicted.time_per_token,
     "time to first token": lambda plan: plan.predicted.ttft,
+    ENERGY: _energy,
+    "memory peak": lambda plan: peak_bytes(place.shard for place in rank_places(plan)),
 }
 _VERDICTS: dict[str, tuple[str, Callable[[Plan], float], int]] = {
     "latency": ("time per token", lambda plan: plan.predicted.time_per_token_s, -1),
     "ttft": ("time to first token", lambda plan: plan.predicted.ttft_s, -1),
     "throughput": ("throughput", lambda plan: plan.predicted.tokens_per_s, 1),
     "context": ("context", lambda plan: plan.serving.context, 1),
+    "energy": (ENERGY, lambda plan: _energy(plan).expected, -1),
 }
+
+
+def _is_told(plans: Sequence[Plan], metric: str) -> bool:
+    """Plans of earlier releases say nothing of energy, which is not none."""
+    return metric != ENERGY or all(plan.predicted.energy is not None for plan in plans)
 
 
 def _metric(plans: Sequence[Plan], name: str, unit: str, figure: Callable[[Plan], float], direction: int) -> Metric:

@@ -107,6 +107,9 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
     flops_part: str = "decode_flops"
     rests: tuple[tuple[float, float], ...] = ()
     """(seconds without work, seconds that a layer takes longer then); empty where that is not known."""
+    idle_watts: float = 0.0
+    """Of all its devices together."""
+    busy_watts: float = 0.0
 
     def parts(self, num_layers: int, *, first: bool, last: bool) -> dict[str, float]:
         """`stage_s` by what the seconds are spent on; of reading and arithmetic, the longer one."""
@@ -138,39 +141,6 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
         if max(self.layer_reads_s, self.layer_flops_s) + self.layer_reduce_s < self.layer_s / 2:
             return "per-layer overhead"
         return "memory bandwidth" if self.layer_reads_s >= self.layer_flops_s else "compute"
-
-
-class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """What a layout is expected to do, at `prompt_tokens` of prompt and `answer_tokens` of answer (0: any)."""
-
-    prompt_tokens: int
-    answer_tokens: int
-    ttft_s: float
-    """Seconds from a request's arrival at an idle gateway to its first token."""
-    time_per_token_s: float
-    """Seconds per token after the first (vLLM's TPOT), batch of one."""
-    tokens_per_s: float
-    """Steady-state throughput of answers with as many sequences as run together."""
-    joules_per_token: float
-    stage_s: tuple[float, ...]
-    """Decode seconds of each stage at a batch of one, links left out."""
-    hops_s: float
-    """Of `time_per_token_s`, links between stages."""
-    micro_batches: int
-    sequences: int
-    """That run together: the batch, or what the KV cache holds."""
-    bubble: float
-    """Share of its time in which the average stage waits at a full batch."""
-    bottleneck: int
-    """Index of the slowest stage at a batch of one."""
-    limit: str
-    """What bounds that stage, in words."""
-    ttft_parts: Parts = {}
-    """Seconds by what they are spent on, at the constants of `planner.rates`; likewise the two below."""
-    time_per_token_parts: Parts = {}
-    round_parts: Parts = {}
-    """Of the round in which a saturated replica gives `round_tokens` tokens."""
-    round_tokens: int = 0
 
 
 # --- one rank -----------------------------------------------------------------------------------------
@@ -366,6 +336,37 @@ def hop_s(sender: StageLayout, receiver: StageLayout, num_bytes: int, links: Lin
     )
 
 
+class HopCost(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds from one stage to the next, before any correction."""
+
+    seconds: float
+    waits_s: float
+    """Of them, what a message takes whatever its size."""
+    send_s: float
+    """Of them, what keeps the sender busy: bytes on the wire, not latency."""
+    carrier: CarrierKind
+
+    def parts(self, sender: StageLayout, receiver: StageLayout) -> dict[str, float]:
+        """What a message takes whatever its size, and what its bytes do; within a host, one for both."""
+        crossed = crossed_links(hop_pairs(sender, receiver))
+        if not crossed:
+            return {f"{self.carrier} messages": self.seconds}
+        return over_links(f"{self.carrier} messages", self.waits_s, crossed) | over_links(
+            f"{self.carrier} message_bytes", self.seconds - self.waits_s, crossed
+        )
+
+
+def hop_cost(sender: StageLayout, receiver: StageLayout, num_bytes: int, links: LinkTable) -> HopCost:
+    """What a message of so many bytes takes from one stage to the next."""
+    seconds = hop_s(sender, receiver, num_bytes, links)
+    return HopCost(
+        seconds=seconds,
+        waits_s=min(seconds, hop_s(sender, receiver, 0, links)),
+        send_s=num_bytes / hop_link(sender, receiver, links).bytes_per_s,
+        carrier=carrier_between((sender.places[0], receiver.places[0]), links),
+    )
+
+
 def message_s(carrier: CarrierKind, num_bytes: int) -> float:
     """Seconds that a carrier takes by itself for a message of a pipeline link."""
     return CARRIERS[carrier].message_s + num_bytes * CARRIERS[carrier].seconds_per_byte
@@ -422,10 +423,11 @@ def stage_cost(
     reduce_s = all_reduce_s(link, step.rows * spec.hidden_size * element, p, carrier=carrier)
     crossed = crossed_links(itertools.combinations(places, 2))
     waits_s = all_reduce_s(link, 0, p, carrier=carrier)
-    head_s = embed_s = 0.0
+    head_s = embed_s = idle_watts = busy_watts = 0.0
     slowest: RankCost | None = None
     for place, share in zip(places, cut_shares(spec, units), strict=True):
         rates = rates_of(place.device, dtype, quantisation)
+        idle_watts, busy_watts = idle_watts + rates.idle_watts, busy_watts + rates.busy_watts
         rank = rank_cost(spec, place.device, share, step=step, dtype=dtype, quantisation=quantisation)
         if slowest is None or rank.layer_s > slowest.layer_s:
             slowest = rank
@@ -449,6 +451,8 @@ def stage_cost(
         bytes_share=max(0.0, 1 - waits_s / reduce_s) if crossed and reduce_s > 0 else 0.0,
         flops_part="prefill_flops" if step.is_prefill else "decode_flops",
         rests=slowest.rests,
+        idle_watts=idle_watts,
+        busy_watts=busy_watts,
     )
 
 
@@ -568,13 +572,17 @@ def prefill_step(serving: Serving, prompt_tokens: int, num_stages: int = 1, *, i
 
 
 class StageCosts:
-    """`stage_cost` for one model and precision, remembered: a device costs what any of its kind costs."""
+    """`stage_cost` and `hop_cost` for one model and precision, remembered: a device costs what its kind costs."""
 
-    def __init__(self, spec: ModelSpec, serving: Serving, links: LinkTable) -> None:
+    def __init__(
+        self, spec: ModelSpec, links: LinkTable, *, dtype: Dtype, quantisation: Quantisation = "none"
+    ) -> None:
         self._spec = spec
-        self._serving = serving
         self._links = links
+        self._dtype = dtype
+        self._quantisation = quantisation
         self._known: dict[Hashable, StageCost] = {}
+        self._hops: dict[Hashable, HopCost] = {}
         self._kinds: dict[DeviceFacts, int] = {}
         self._kind_of: dict[DeviceFacts, int] = {}
 
@@ -588,11 +596,21 @@ class StageCosts:
                 stage.places,
                 stage.units,
                 step=step,
-                dtype=self._serving.dtype,
+                dtype=self._dtype,
                 links=self._links,
-                quantisation=self._serving.quantisation,
+                quantisation=self._quantisation,
             )
         return self._known[key]
+
+    def hop(self, sender: StageLayout, receiver: StageLayout, num_bytes: int) -> HopCost:
+        """Between two stages; where no fact tells links apart, hosts count by whether they are the same."""
+        ends = tuple(
+            (a.device.kind, b.device.kind, a.host == b.host if self._links.are_equal else (a.host, b.host))
+            for a, b in hop_pairs(sender, receiver)
+        )
+        if (ends, num_bytes) not in self._hops:
+            self._hops[ends, num_bytes] = hop_cost(sender, receiver, num_bytes, self._links)
+        return self._hops[ends, num_bytes]
 
     def kind(self, device: DeviceFacts) -> int:
         """A number for devices that differ in nothing but their id."""
@@ -605,18 +623,6 @@ class StageCosts:
 # --- a whole replica ----------------------------------------------------------------------------------
 
 
-class StageRest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a stage's step takes longer after its ranks had nothing to do."""
-
-    part: str
-    num_layers: int
-    curve: tuple[tuple[float, float], ...]
-    """Of one layer, as in `StageCost.rests`."""
-
-    def seconds(self, idle_s: float) -> float:
-        return self.num_layers * rehearsal.rest_s(self.curve, idle_s)
-
-
 class PipelineTimes(msgspec.Struct, frozen=True, kw_only=True):
     """Times of one micro-batch through a replica, in seconds."""
 
@@ -625,21 +631,36 @@ class PipelineTimes(msgspec.Struct, frozen=True, kw_only=True):
     """From each stage to the next."""
     sends: tuple[float, ...]
     """Of each stage, the part of its hop that keeps the sender busy (bytes on the wire, not latency)."""
-    stage_parts: tuple[Parts, ...] = ()
-    """Of each stage, its seconds by what they are spent on, before any correction."""
-    hop_parts: tuple[Parts, ...] = ()
-    rests: tuple[StageRest, ...] = ()
-    """Of each stage; empty where nothing is known of them."""
+    layout: Layout = Layout(stages=())
+    costs: tuple[StageCost, ...] = ()
+    """Of each stage, what its seconds come from, before any correction."""
+    hop_costs: tuple[HopCost, ...] = ()
+    longer_s: tuple[float, ...] = ()
+    """Of each stage, what it takes longer because its ranks had nothing to do before; none where that is empty."""
+
+    def stage_parts(self, stage: int) -> Parts:
+        """Its seconds by what they are spent on, before any correction."""
+        num_layers, cost = self.layout.stages[stage].num_layers, self.costs[stage]
+        parts = cost.parts(num_layers, first=stage == 0, last=stage == len(self.costs) - 1)
+        more = self.longer_s[stage] if self.longer_s else 0.0
+        return sum_parts(parts, {f"{cost.device} rests": more}) if more > 0 else parts
+
+    def hop_parts(self, hop: int) -> Parts:
+        """Of the hop from stage number `hop` to the next."""
+        return self.hop_costs[hop].parts(*self.layout.stages[hop : hop + 2])
 
     @property
     def parts(self) -> dict[str, float]:
         """Of one micro-batch through all stages."""
-        return sum_parts(*self.stage_parts, *self.hop_parts)
+        stages = (self.stage_parts(stage) for stage in range(len(self.costs)))
+        return sum_parts(*stages, *(self.hop_parts(hop) for hop in range(len(self.hop_costs))))
 
     def corrected(self, calibration: Calibration) -> PipelineTimes:
         """The same with constants as measured runs corrected them."""
-        hops = [correction(parts, calibration) for parts in self.hop_parts]
-        stages = [correction(parts, calibration) for parts in self.stage_parts]
+        if not calibration.corrections:
+            return self
+        hops = [correction(self.hop_parts(hop), calibration) for hop in range(len(self.hop_costs))]
+        stages = [correction(self.stage_parts(stage), calibration) for stage in range(len(self.costs))]
         return msgspec.structs.replace(
             self,
             stages=tuple(seconds * by for seconds, by in zip(self.stages, stages, strict=True)),
@@ -649,16 +670,16 @@ class PipelineTimes(msgspec.Struct, frozen=True, kw_only=True):
 
     def rested(self, idle_s: Sequence[float]) -> PipelineTimes:
         """The same where each stage had nothing to do for so long before."""
-        if not any(rest.curve for rest in self.rests):
+        if not any(cost.rests for cost in self.costs):
             return self
-        longer = [rest.seconds(idle) for rest, idle in zip(self.rests, idle_s, strict=True)]
+        longer_s = tuple(
+            stage.num_layers * rehearsal.rest_s(cost.rests, idle)
+            for stage, cost, idle in zip(self.layout.stages, self.costs, idle_s, strict=True)
+        )
         return msgspec.structs.replace(
             self,
-            stages=tuple(seconds + more for seconds, more in zip(self.stages, longer, strict=True)),
-            stage_parts=tuple(
-                sum_parts(parts, {rest.part: more}) if more > 0 else parts
-                for parts, rest, more in zip(self.stage_parts, self.rests, longer, strict=True)
-            ),
+            stages=tuple(seconds + more for seconds, more in zip(self.stages, longer_s, strict=True)),
+            longer_s=longer_s,
         )
 
     def between_steps(self, micro_batches: int = 1, num_drawn: int = 1) -> PipelineTimes:
@@ -684,9 +705,10 @@ class PipelineTimes(msgspec.Struct, frozen=True, kw_only=True):
 
     def parts_of(self, stage: int) -> dict[str, float]:
         """What keeps one stage busy: its own parts, and of its hop those that it sends in."""
-        share = self.sends[stage] / self.hops[stage] if stage < len(self.hops) else 0.0
-        sent = [scale_parts(parts, share) for parts in self.hop_parts[stage : stage + 1]]
-        return sum_parts(self.stage_parts[stage], *sent)
+        if stage == len(self.hops):
+            return sum_parts(self.stage_parts(stage))
+        sent = scale_parts(self.hop_parts(stage), self.sends[stage] / self.hops[stage])
+        return sum_parts(self.stage_parts(stage), sent)
 
 
 def pipeline_times(
@@ -700,44 +722,21 @@ def pipeline_times(
     known: StageCosts | None = None,
 ) -> PipelineTimes:
     """Stage and hop times of one step of this shape; `known` remembers stages' costs from other layouts."""
+    costs = StageCosts(spec, links, dtype=dtype, quantisation=quantisation) if known is None else known
     last = len(layout.stages) - 1
-    costs = [
-        stage_cost(spec, stage.places, stage.units, step=step, dtype=dtype, links=links, quantisation=quantisation)
-        if known is None
-        else known.of(stage, step)
-        for stage in layout.stages
-    ]
-    ends = [
-        (cost, stage.num_layers, index == 0, index == last)
-        for index, (cost, stage) in enumerate(zip(costs, layout.stages, strict=True))
-    ]
-    stages = tuple(cost.stage_s(layers, first=first, last=end) for cost, layers, first, end in ends)
+    of_stages = tuple(costs.of(stage, step) for stage in layout.stages)
     hop_bytes = step.rows * spec.hidden_size * DTYPE_BYTES[dtype]
-    pairs = list(zip(layout.stages, layout.stages[1:], strict=False))
-    between = [hop_link(a, b, links) for a, b in pairs]
-    hops = tuple(hop_s(a, b, hop_bytes, links) for a, b in pairs)
+    hops = tuple(costs.hop(sender, receiver, hop_bytes) for sender, receiver in itertools.pairwise(layout.stages))
     return PipelineTimes(
-        stages=stages,
-        hops=hops,
-        sends=(*(hop_bytes / link.bytes_per_s for link in between), 0.0),
-        stage_parts=tuple(cost.parts(layers, first=first, last=end) for cost, layers, first, end in ends),
-        rests=tuple(
-            StageRest(part=f"{cost.device} rests", num_layers=layers, curve=cost.rests)
-            for cost, layers, _, _ in ends
+        stages=tuple(
+            cost.stage_s(stage.num_layers, first=index == 0, last=index == last)
+            for index, (cost, stage) in enumerate(zip(of_stages, layout.stages, strict=True))
         ),
-        hop_parts=tuple(_hop_parts(a, b, hop, links) for hop, (a, b) in zip(hops, pairs, strict=True)),
-    )
-
-
-def _hop_parts(sender: StageLayout, receiver: StageLayout, seconds: float, links: LinkTable) -> dict[str, float]:
-    """Of a hop, what a message takes whatever its size, and what its bytes do; within a host, one for both."""
-    carrier = carrier_between((sender.places[0], receiver.places[0]), links)
-    crossed = crossed_links(hop_pairs(sender, receiver))
-    if not crossed:
-        return {f"{carrier} messages": seconds}
-    waits_s = min(seconds, hop_s(sender, receiver, 0, links))
-    return over_links(f"{carrier} messages", waits_s, crossed) | over_links(
-        f"{carrier} message_bytes", seconds - waits_s, crossed
+        hops=tuple(hop.seconds for hop in hops),
+        sends=(*(hop.send_s for hop in hops), 0.0),
+        layout=layout,
+        costs=of_stages,
+        hop_costs=hops,
     )
 
 
@@ -782,10 +781,30 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     """A micro-batch's step of decoding alone."""
     tokens: int
     seconds: float
-    parts: Parts
-    """Of `seconds`, before any correction."""
     bubble: float
     """Share of its decode steps in which the average stage waits."""
+    num_cycles: float
+    """Of decoding alone."""
+    mixed: PipelineTimes | None = None
+    """A step of a prompt's chunk with others' tokens beside it; None where prompts are left out."""
+    num_chunks: float = 0.0
+
+    @property
+    def parts(self) -> Parts:
+        """Of `seconds`, before any correction."""
+        alone = scale_parts(self.cycle_parts, self.num_cycles)
+        if self.mixed is None:
+            return alone
+        waits = scale_parts(self.mixed.parts_of(self.mixed.slowest), self.num_chunks - 1)
+        return sum_parts(waits, self.mixed.parts, alone)
+
+    @property
+    def cycle_parts(self) -> Parts:
+        """Of `cycle_s`: the round trip's, or those of the stage that serves all micro-batches one by one."""
+        times = self.decode
+        if times.total_s >= self.micro_batches * times.slowest_s:
+            return times.parts
+        return scale_parts(times.parts_of(times.slowest), self.micro_batches)
 
 
 TimesOf = Callable[[StepShape, int], PipelineTimes]
@@ -808,7 +827,6 @@ def saturated_round(
     context = prompt_tokens + answer_tokens // 2
     rows = math.ceil(sequences / micro_batches)
     decode = times_of(decode_step(rows, context), micro_batches)
-    cycle_parts = _cycle_parts(decode, micro_batches)
     idle = bubble(decode, micro_batches)
     if not answer_tokens:
         return Round(
@@ -817,8 +835,8 @@ def saturated_round(
             decode=decode,
             tokens=sequences,
             seconds=cycle_s(decode, micro_batches),
-            parts=cycle_parts,
             bubble=idle,
+            num_cycles=1.0,
         )
     chunk = prefill_step(serving, prompt_tokens, num_stages)
     together = prompts_together(serving, chunk.rows, sequences)
@@ -835,12 +853,10 @@ def saturated_round(
         decode=decode,
         tokens=sequences * answer_tokens,
         seconds=prompts_s + mixed.total_s - mixed.slowest_s + alone * cycle_s(decode, micro_batches),
-        parts=sum_parts(
-            scale_parts(mixed.parts_of(mixed.slowest), num_chunks - 1),
-            mixed.parts,
-            scale_parts(cycle_parts, alone),
-        ),
         bubble=idle,
+        num_cycles=alone,
+        mixed=mixed,
+        num_chunks=num_chunks,
     )
 
 
@@ -868,11 +884,59 @@ def _mixed_step(chunk: StepShape, together: float, beside: float, *, num_stages:
     )
 
 
-def _cycle_parts(times: PipelineTimes, micro_batches: int) -> dict[str, float]:
-    """Of `cycle_s`: the round trip's, or those of the stage that serves all micro-batches one by one."""
-    if times.total_s >= micro_batches * times.slowest_s:
-        return times.parts
-    return scale_parts(times.parts_of(times.slowest), micro_batches)
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """What a layout is expected to do, at `prompt_tokens` of prompt and `answer_tokens` of answer (0: any)."""
+
+    prompt_tokens: int
+    answer_tokens: int
+    ttft_s: float
+    """Seconds from a request's arrival at an idle gateway to its first token."""
+    time_per_token_s: float
+    """Seconds per token after the first (vLLM's TPOT), batch of one."""
+    tokens_per_s: float
+    """Steady-state throughput of answers with as many sequences as run together."""
+    joules_per_token: float
+    stage_s: tuple[float, ...]
+    """Decode seconds of each stage at a batch of one, links left out."""
+    hops_s: float
+    """Of `time_per_token_s`, links between stages."""
+    micro_batches: int
+    sequences: int
+    """That run together: the batch, or what the KV cache holds."""
+    bubble: float
+    """Share of its time in which the average stage waits at a full batch."""
+    bottleneck: int
+    """Index of the slowest stage at a batch of one."""
+    limit: str
+    """What bounds that stage, in words."""
+    single: PipelineTimes
+    """Of a decode step at a batch of one; parts of the times above are made of it and those below, when asked."""
+    chunk: PipelineTimes
+    """Of one of a prompt's earlier chunks."""
+    last_chunk: PipelineTimes
+    num_chunks: int
+    work: Round
+    request_s: float = REQUEST_S
+    """Of a first token, a request's way to its first step and back."""
+
+    @property
+    def ttft_parts(self) -> Parts:
+        """Seconds by what they are spent on, at the constants of `planner.rates`; likewise the two below."""
+        earlier = scale_parts(self.chunk.parts_of(self.chunk.slowest), self.num_chunks - 1)
+        return sum_parts({REQUEST_PART: self.request_s}, earlier, self.last_chunk.parts)
+
+    @property
+    def time_per_token_parts(self) -> Parts:
+        return self.single.parts
+
+    @property
+    def round_parts(self) -> Parts:
+        """Of the round in which a saturated replica gives `round_tokens` tokens."""
+        return self.work.parts
+
+    @property
+    def round_tokens(self) -> int:
+        return self.work.tokens
 
 
 def estimate_layout(
@@ -892,7 +956,7 @@ def estimate_layout(
     requests take; without, it is what decoding alone reaches. `known` remembers stages'
     costs from other layouts.
     """
-    costs = StageCosts(spec, serving, links) if known is None else known
+    costs = known or StageCosts(spec, links, dtype=serving.dtype, quantisation=serving.quantisation)
 
     def raw(step: StepShape) -> PipelineTimes:
         return pipeline_times(
@@ -918,13 +982,11 @@ def estimate_layout(
     earlier = prefill
     if chunks > 1:
         earlier = raw(prefill_step(serving, prompt_tokens, num_stages, is_last=False)).corrected(calibration)
-    request_s = WARM_REQUEST_S if all(rest.curve for rest in prefill.rests) else REQUEST_S
+    request_s = WARM_REQUEST_S if all(cost.rests for cost in prefill.costs) else REQUEST_S
     work = saturated_round(num_stages, serving, times, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
     bottleneck = max(range(num_stages), key=lambda index: single.stages[index])
     slowest = layout.stages[bottleneck]
     cost = costs.of(slowest, single_step)
-    cycle = cycle_s(work.decode, work.micro_batches)
-    energy = _energy_j(layout, work.decode, serving, micro_batches=work.micro_batches, cycle=cycle)
     return Estimate(
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
@@ -932,7 +994,7 @@ def estimate_layout(
         + time_to_first_token_s(earlier, prefill, num_chunks=chunks),
         time_per_token_s=single.total_s,
         tokens_per_s=work.tokens / work.seconds,
-        joules_per_token=energy / work.sequences,
+        joules_per_token=_cycle_joules(work) / work.sequences,
         stage_s=single.stages,
         hops_s=sum(single.hops),
         micro_batches=work.micro_batches,
@@ -940,21 +1002,19 @@ def estimate_layout(
         bubble=work.bubble,
         bottleneck=bottleneck,
         limit=cost.limit,
-        ttft_parts=sum_parts(
-            {REQUEST_PART: request_s}, scale_parts(earlier.parts_of(earlier.slowest), chunks - 1), prefill.parts
-        ),
-        time_per_token_parts=single.parts,
-        round_parts=work.parts,
-        round_tokens=work.tokens,
+        single=single,
+        chunk=earlier,
+        last_chunk=prefill,
+        num_chunks=chunks,
+        work=work,
+        request_s=request_s,
     )
 
 
-def _energy_j(layout: Layout, times: PipelineTimes, serving: Serving, *, micro_batches: int, cycle: float) -> float:
-    """Joules of one cycle: idle power throughout, and the rest of each device's power while it computes."""
-    joules = 0.0
-    for stage, stage_s in zip(layout.stages, times.stages, strict=True):
-        for place in stage.places:
-            rates = rates_of(place.device, serving.dtype)
-            busy_s = micro_batches * stage_s
-            joules += rates.idle_watts * cycle + (rates.busy_watts - rates.idle_watts) * busy_s
-    return joules
+def _cycle_joules(work: Round) -> float:
+    """Of one cycle of decoding: idle power throughout, and the rest of each device's power while it computes."""
+    seconds = cycle_s(work.decode, work.micro_batches)
+    return sum(
+        cost.idle_watts * seconds + (cost.busy_watts - cost.idle_watts) * work.micro_batches * stage_s
+        for cost, stage_s in zip(work.decode.costs, work.decode.stages, strict=True)
+    )

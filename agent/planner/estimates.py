@@ -34,7 +34,7 @@ class Estimates:
         self._known: dict[Hashable, Estimate] = {}
         # A correction may be that of one pair of hosts.
         self._are_links_equal = links.are_equal and not calibration.corrections
-        self._costs = StageCosts(spec, serving, links)
+        self._costs = StageCosts(spec, links, dtype=serving.dtype, quantisation=serving.quantisation)
 
     def of(self, layout: Layout) -> Estimate:
         """The estimate of a layout. Layouts of one shape get the very same value."""

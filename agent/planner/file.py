@@ -18,6 +18,7 @@ import msgspec
 from agent.documents import CONTRADICTION, NOT_ALLOWED, Document, KeyPath, Problem, convert, parse_document
 from agent.planner.plan import (
     PLAN_VERSION,
+    Asked,
     DraftRef,
     Healing,
     Learning,
@@ -34,6 +35,7 @@ from agent.planner.plan import (
 )
 
 _HASH_LINE = re.compile(r"\A# odctl plan sha256:([0-9a-f]{64})$", re.MULTILINE)
+_NOTHING_ASKED = Asked()
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -87,6 +89,10 @@ class DraftTable(DraftRef, frozen=True, kw_only=True):
     predicted_cost: Annotated[float, msgspec.Meta(ge=0)]
 
 
+class AskedTable(Asked, frozen=True, kw_only=True):
+    document_noun: ClassVar[str] = "asked"
+
+
 class PlanTable(msgspec.Struct, frozen=True, kw_only=True):
     """The file's shape: `replica`, `stage` and `shard` are singular there, as TOML's arrays of tables read."""
 
@@ -105,22 +111,25 @@ class PlanTable(msgspec.Struct, frozen=True, kw_only=True):
     facts_digest: str = ""
     why: tuple[str, ...] = ()
     learning: Learning | None = None
+    asked: AskedTable | None = None
 
 
 def plan_hash(plan: Plan) -> str:
     """sha256 over the plan's canonical JSON, in hex: its name wherever a plan is referred to.
 
-    Plans without a draft model, or a word on learning, have the hash that they had before there was such a thing.
+    Plans without a draft model, a word on learning or a constraint have the hash that they had before there were
+    such things. Constraints are hashed as the objective and the reasons are: who reads the plan goes by them.
     """
     content = dict(_fields(plan))  # in the order of the fields
-    for name in ("draft", "learning"):
+    for name in ("draft", "learning", "asked"):
         if content[name] is None:
             del content[name]
     return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
 
 
 def plan_to_toml(plan: Plan) -> str:
-    """The plan file's text. Every field is written, in a fixed order, so that it can be edited without a manual."""
+    """The plan file's text. Every field is written, in a fixed order, so that it can be edited without a manual;
+    of constraints those alone that there are, for they are no settings."""
     lines = [f"# odctl plan sha256:{plan_hash(plan)}"]
     head = ("version", "name", "cluster", "facts_digest", "controllers")
     lines += [f"{key} = {_value(getattr(plan, key))}" for key in head]
@@ -139,6 +148,9 @@ def plan_to_toml(plan: Plan) -> str:
     lines += _table("serving", plan.serving) + _table("healing", plan.healing) + _table("predicted", plan.predicted)
     if plan.learning is not None:
         lines += _table("learning", plan.learning)
+    if plan.asked is not None:
+        told = ((key, value) for key, value in _fields(plan.asked) if value != getattr(_NOTHING_ASKED, key))
+        lines += ["", "[asked]", *(f"{key} = {_value(value)}" for key, value in told)]
     return "\n".join(lines) + "\n"
 
 
@@ -167,6 +179,7 @@ def plan_from_toml(text: str, *, file: str) -> Plan:
         facts_digest=table.facts_digest,
         why=table.why,
         learning=table.learning,
+        asked=_asked(table.asked),
         version=table.version,
     )
 
@@ -175,6 +188,12 @@ def is_edited(text: str, plan: Plan) -> bool:
     """True when the file's hash line is missing or no longer that of its content: someone changed it by hand."""
     recorded = _HASH_LINE.search(text)
     return recorded is None or recorded[1] != plan_hash(plan)
+
+
+def _asked(table: AskedTable | None) -> Asked | None:
+    """None of an empty table too: nothing was asked."""
+    asked = msgspec.convert(table, Asked | None, from_attributes=True)
+    return None if asked == _NOTHING_ASKED else asked
 
 
 def _replica(table: ReplicaTable) -> Replica:
@@ -272,6 +291,15 @@ def _check_bounds(document: Document, plan: PlanTable) -> Iterator[Problem]:
                 f"`{field}` is {list(bounds)}, which is not a low and a high around the predicted {expected:g}",
                 ("predicted", field),
                 label="must be [low, high], or [] where it is not known",
+                hint="odctl plan predicts anew",
+            )
+    for field, ends in (("joules_per_token", predicted.joules_per_token), ("peak_bytes", predicted.peak_bytes)):
+        if ends and not (len(ends) == 3 and 0 < ends[0] <= ends[1] <= ends[2]):
+            yield document.problem(
+                CONTRADICTION,
+                f"`{field}` is {list(ends)}, which is not a low, an expected and a high above 0",
+                ("predicted", field),
+                label="must be [low, expected, high], or [] where it is not known",
                 hint="odctl plan predicts anew",
             )
 

@@ -1,10 +1,14 @@
 """Copies of a model over a whole fleet: thousands of hosts in well under a second, one domain at a time. Pure.
 
-Devices of one domain (a rack; links inside it are taken as equal) are dealt into groups that hold the model, and
-each group's layers are split so that its slowest stage is as fast as can be. With equal links that split is water
-filling, exact by bisection, and it is done for all groups of all domains in one go. Domains that have the same
-devices are planned once: their signature, how many of each kind they have, is remembered. What single domains leave
-over is dealt once more across them. A lost host changes its own domain, and groups across domains that touch it.
+What may hold a stage is a seat: one device, or equal ones of one host that share a stage's layers (tensor
+parallelism). Seats of one domain (a rack; links inside it are taken as equal) are dealt into groups that hold the
+model, and each group's layers are split so that its slowest stage is as fast as can be. With equal links that split
+is water filling, exact by bisection, and it is done for all groups of all domains in one go. Domains that have the
+same seats are planned once: their signature, how many of each kind they have, is remembered. What single domains
+leave over is dealt once more across them. A lost host changes its own domain, and groups across domains that touch
+it.
+
+The same fleet can be seated in devices, pairs, fours …: each domain then takes what serves the objective best.
 """
 
 from __future__ import annotations
@@ -12,20 +16,22 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
 from agent.errors import FleetError
-from agent.facts.cluster import DeviceFacts
+from agent.facts.cluster import DeviceFacts, LinkFacts
 from agent.planner.bound import Curve, counting_bound
-from agent.planner.cost import decode_step, stage_cost
+from agent.planner.cost import decode_step, group_link, stage_cost
 from agent.planner.layout import Layout, Place, StageLayout, cut_shares
 from agent.planner.order import domain_of
 from agent.planner.problem import Problem
 from agent.planner.split import Floats, Ints
+from agent.planner.tensor import share_units
 
 DOMAIN_HOSTS = 32
 """Hosts of a domain where labels tell of none: as many as a rack holds."""
@@ -39,14 +45,16 @@ NOWHERE = -2
 
 Signature = tuple[int, ...]
 Share = tuple[tuple[int, ...], tuple[int, ...], float]
-"""Kinds of a group's devices in order, the layers of each, and seconds of its slowest stage."""
+"""Kinds of a group's seats in order, the layers of each, and seconds of its slowest stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """The devices of a problem as numbers. Arrays are by kind of device, but for `kind` and `domain`, by place."""
+    """The seats of a problem as numbers. Arrays are by kind of seat, but for `kind` and `domain`, by seat."""
 
-    places: tuple[Place, ...]
+    seats: tuple[tuple[Place, ...], ...]
+    units: tuple[tuple[int, ...], ...]
+    """By kind, KV heads of each device of a seat."""
     kind: Ints
     domain: Ints
     layer_s: Floats
@@ -57,24 +65,23 @@ class Fleet:
     cap_last: Ints
     cap_only: Ints
     num_layers: int
-    num_kv_heads: int
-    most_places: int | None = None
-    """Most devices of one group."""
+    most_seats: int | None = None
+    """Most seats of one group."""
     is_confined: bool = False
     """Whether groups may not stand in several domains."""
 
 
 class FleetGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """One copy of the model: numbers of its places in stage order, their layers, its slowest stage, its domain."""
+    """One copy of the model: numbers of its seats in stage order, their layers, its slowest stage, its domain."""
 
-    places: tuple[int, ...]
+    seats: tuple[int, ...]
     layers: tuple[int, ...]
     slowest_s: float
     domain: int
 
 
 class FleetPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """All copies, and the places that are lost. `known` remembers signatures for the next plan."""
+    """All copies, and the seats that are lost. `known` remembers signatures for the next plan."""
 
     groups: tuple[FleetGroup, ...]
     known: dict[Signature, tuple[Share, ...]]
@@ -86,37 +93,49 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True):
         return sum(1 / group.slowest_s for group in self.groups)
 
 
-def fleet_of(problem: Problem) -> Fleet:
-    """A problem's devices by domain and kind, with what a stage on each takes and holds."""
-    places = problem.places
-    kinds: dict[DeviceFacts, int] = {}
-    samples: list[Place] = []
-    kind = np.empty(len(places), dtype=np.int64)
-    for index, place in enumerate(places):
-        key = msgspec.structs.replace(place.device, id="")
+def fleet_of(problem: Problem, *, seat_size: int = 1) -> Fleet:
+    """A problem's devices by domain and kind, with what a stage on each takes and holds.
+
+    Above a `seat_size` of 1, equal devices of a host sit together, so many or else the largest power of two that is
+    left of them; with a tensor-parallel size asked for, exactly so many, and those left are not seated.
+    """
+    seats = _seats(problem, seat_size)
+    kinds: dict[Hashable, int] = {}
+    samples: list[tuple[Place, ...]] = []
+    kind = np.empty(len(seats), dtype=np.int64)
+    device_kinds = _DeviceKinds()
+    for index, seat in enumerate(seats):
+        key: Hashable = device_kinds.of(seat[0].device)
+        if len(seat) > 1:
+            key = (key, len(seat), _own_link(problem, seat))
         if key not in kinds:
             kinds[key] = len(samples)
-            samples.append(place)
+            samples.append(seat)
         kind[index] = kinds[key]
-    caps = np.array([_caps(problem, place) for place in samples], dtype=np.int64)
-    stages = max(1, math.ceil(problem.spec.num_layers / max(1, int(np.median(caps[kind, 1])))))
+    units = tuple(_even_units(problem, len(seat)) for seat in samples)
+    caps = np.array(
+        [_caps(problem, seat, own) for seat, own in zip(samples, units, strict=True)], dtype=np.int64
+    ).reshape(-1, 4)
+    middle_cap = int(np.median(caps[kind, 1])) if len(seats) else 1
+    stages = max(1, math.ceil(problem.spec.num_layers / max(1, middle_cap)))
     rows = math.ceil(problem.serving.batch / min(stages, problem.serving.batch))
     costs = [
         stage_cost(
             problem.spec,
-            (place,),
-            (problem.spec.num_kv_heads,),
+            seat,
+            own,
             step=decode_step(rows, problem.prompt_tokens),
             dtype=problem.serving.dtype,
             links=problem.links,
             quantisation=problem.serving.quantisation,
         )
-        for place in samples
+        for seat, own in zip(samples, units, strict=True)
     ]
     return Fleet(
-        places=places,
+        seats=seats,
+        units=units,
         kind=kind,
-        domain=_domains(problem),
+        domain=_domains(problem, seats),
         layer_s=np.array([cost.layer_s for cost in costs]),
         first_s=np.array([cost.first_s for cost in costs]),
         last_s=np.array([cost.last_s for cost in costs]),
@@ -125,21 +144,74 @@ def fleet_of(problem: Problem) -> Fleet:
         cap_last=caps[:, 2],
         cap_only=caps[:, 3],
         num_layers=problem.spec.num_layers,
-        num_kv_heads=problem.spec.num_kv_heads,
-        most_places=problem.request.max_hosts,
-        is_confined=bool(problem.request.domain or problem.request.spread),
+        # Of one host all seats may be used; of several, as many as hosts, which is sure to keep the limit.
+        most_seats=None if problem.request.max_hosts == 1 else problem.request.max_hosts,
+        is_confined=bool(problem.request.domain or problem.request.spread) or problem.request.max_hosts == 1,
     )
 
 
 def plan_fleet(fleet: Fleet, *, known: dict[Signature, tuple[Share, ...]] | None = None) -> FleetPlan:
     """As many tokens per second as copies over the fleet give, domain by domain, leftovers across them."""
     remembered = dict(known or {})
-    members = _members(fleet, range(len(fleet.places)), lost=frozenset())
-    members.pop(NOWHERE, None)
-    groups = _grouped(fleet, members, remembered)
+    groups = _grouped(fleet, _all_members(fleet), remembered)
     if not fleet.is_confined:
         groups += _across(fleet, groups, lost=frozenset(), known=remembered)
     return FleetPlan(groups=tuple(groups), known=remembered)
+
+
+class Seatings:
+    """The same devices seated in several ways, of which each domain takes one.
+
+    Domains that have the same seats in each way decide alike: `ways` has of each such kind of domain, by signature,
+    how many there are and the layouts of the first one's copies in each way.
+    """
+
+    def __init__(self, fleets: Sequence[Fleet]) -> None:
+        self._fleets = fleets
+        self._known: list[dict[Signature, tuple[Share, ...]]] = [{} for _ in fleets]
+        members = [_all_members(fleet) for fleet in fleets]
+        self._groups = [_by_domain(_grouped(*each)) for each in zip(fleets, members, self._known, strict=True)]
+        signatures = [_signatures(*each) for each in zip(fleets, members, strict=True)]
+        self._domains: dict[tuple[Signature, ...], list[int]] = {}
+        for domain in sorted(set().union(*signatures)):
+            key = tuple(own.get(domain, ()) for own in signatures)
+            self._domains.setdefault(key, []).append(domain)
+        self.ways = {
+            key: (len(domains), [self._layouts(way, domains[0]) for way in range(len(fleets))])
+            for key, domains in self._domains.items()
+        }
+
+    def layouts(self, taken: Mapping[tuple[Signature, ...], int]) -> list[Layout]:
+        """The copies with these ways taken, and of what is left over as the first way seats it, across domains."""
+        found = [
+            layout
+            for key, domains in self._domains.items()
+            for domain in domains
+            for layout in self._layouts(taken[key], domain)
+        ]
+        first = self._fleets[0]
+        if not first.is_confined:
+            used = {place for layout in found for place in layout.places}
+            gone = frozenset(index for index, seat in enumerate(first.seats) if not used.isdisjoint(seat))
+            across = _across(first, (), lost=gone, known=self._known[0])
+            found += [_layout(first, group) for group in across]
+        return found
+
+    def _layouts(self, way: int, domain: int) -> list[Layout]:
+        return [_layout(self._fleets[way], group) for group in self._groups[way].get(domain, ())]
+
+
+def seat_sizes(problem: Problem) -> tuple[int, ...]:
+    """Sizes of seats worth trying: powers of two up to the most equal devices that a host has, one first."""
+    request = problem.request
+    if request.tensor is not None:
+        return (request.tensor,)
+    if request.objective.strategy == "pipeline":
+        return (1,)
+    device_kinds = _DeviceKinds()
+    counts = Counter((place.host, device_kinds.of(place.device)) for place in problem.places)
+    most = min(max(counts.values(), default=1), problem.spec.num_kv_heads)
+    return tuple(1 << power for power in range(most.bit_length()))
 
 
 def without_host(fleet: Fleet, plan: FleetPlan, host: str) -> FleetPlan:
@@ -147,7 +219,7 @@ def without_host(fleet: Fleet, plan: FleetPlan, host: str) -> FleetPlan:
 
     Raises FleetError E106 when no device of the fleet is on such a host.
     """
-    gone = [index for index, place in enumerate(fleet.places) if place.host == host]
+    gone = [index for index, seat in enumerate(fleet.seats) if seat[0].host == host]
     if not gone:
         raise FleetError("E106", f"no device of the fleet is on host `{host}`")
     lost = plan.lost | set(gone)
@@ -162,7 +234,7 @@ def without_host(fleet: Fleet, plan: FleetPlan, host: str) -> FleetPlan:
 
 def fleet_layouts(fleet: Fleet, plan: FleetPlan) -> list[Layout]:
     """The copies as layouts, fastest first; ties go to the names of their devices."""
-    ordered = sorted(plan.groups, key=lambda group: (group.slowest_s, group.places))
+    ordered = sorted(plan.groups, key=lambda group: (group.slowest_s, group.seats))
     return [_layout(fleet, group) for group in ordered]
 
 
@@ -182,8 +254,29 @@ def fleet_bound(fleet: Fleet) -> float:
 # --- dealing ------------------------------------------------------------------------------------------
 
 
+def _all_members(fleet: Fleet) -> dict[int, list[int]]:
+    """Seats by domain, those that may not be used left out."""
+    members = _members(fleet, range(len(fleet.seats)), lost=frozenset())
+    members.pop(NOWHERE, None)
+    return members
+
+
+def _by_domain(groups: Iterable[FleetGroup]) -> dict[int, list[FleetGroup]]:
+    found: dict[int, list[FleetGroup]] = {}
+    for group in groups:
+        found.setdefault(group.domain, []).append(group)
+    return found
+
+
+def _signatures(fleet: Fleet, members: dict[int, list[int]]) -> dict[int, Signature]:
+    num_kinds = len(fleet.layer_s)
+    return {
+        domain: tuple(np.bincount(fleet.kind[own], minlength=num_kinds).tolist()) for domain, own in members.items()
+    }
+
+
 def _members(fleet: Fleet, indices: Iterable[int], *, lost: frozenset[int]) -> dict[int, list[int]]:
-    """Places by domain, those lost left out."""
+    """Seats by domain, those lost left out."""
     members: dict[int, list[int]] = {}
     domains = fleet.domain.tolist()
     for index in indices:
@@ -208,8 +301,8 @@ def _grouped(
     groups = []
     for domain, by_kind in queues.items():
         for shape, layers, slowest_s in known[signatures[domain]]:
-            places = tuple(by_kind[kind].pop() for kind in shape)
-            groups.append(FleetGroup(places=places, layers=layers, slowest_s=slowest_s, domain=domain))
+            seats = tuple(by_kind[kind].pop() for kind in shape)
+            groups.append(FleetGroup(seats=seats, layers=layers, slowest_s=slowest_s, domain=domain))
     return groups
 
 
@@ -221,10 +314,10 @@ def _across(
     known: dict[Signature, tuple[Share, ...]],
 ) -> list[FleetGroup]:
     """Groups of what domains left over, from as few neighbouring domains as hold the model together."""
-    used = np.zeros(len(fleet.places), dtype=bool)
+    used = np.zeros(len(fleet.seats), dtype=bool)
     used[list(lost)] = True
     for group in groups:
-        used[list(group.places)] = True
+        used[list(group.seats)] = True
     left = np.flatnonzero(~used)
     left = left[np.argsort(fleet.domain[left], kind="stable")].tolist()
     caps, kinds = fleet.cap_middle.tolist(), fleet.kind.tolist()
@@ -242,7 +335,7 @@ def _across(
 def _touches(fleet: Fleet, group: FleetGroup, domains: set[int]) -> bool:
     if group.domain != ACROSS:
         return group.domain in domains
-    return any(int(fleet.domain[index]) in domains for index in group.places)
+    return any(int(fleet.domain[index]) in domains for index in group.seats)
 
 
 def _learn(fleet: Fleet, signatures: Sequence[Signature], known: dict[Signature, tuple[Share, ...]]) -> None:
@@ -268,16 +361,31 @@ def _deals(fleet: Fleet, signature: Signature) -> list[list[list[int]]]:
     caps = fleet.cap_middle.tolist()
     rest = sorted((kind for kind in rest if caps[kind] > 0), key=lambda kind: (-caps[kind], kind))
     pools = [rest]
-    if fleet.most_places is not None:
+    if fleet.most_seats is not None:
         # Of devices that hold their part each, any few are a group; with smaller ones, only some few.
-        pools.append([kind for kind in rest if caps[kind] * fleet.most_places >= fleet.num_layers])
+        pools.append([kind for kind in rest if caps[kind] * fleet.most_seats >= fleet.num_layers])
     deals = [alone]
     for pool in pools:
         most = sum(caps[kind] for kind in pool) // fleet.num_layers
-        for count in range(max(1, most - TRIED_COUNTS + 1), most + 1):
-            hands = (hand[: fleet.most_places] for hand in _dealt(pool, caps, count))
+        # Where few seats make a group, no memory is shared out so finely that as many as it allows are whole.
+        for count in sorted(
+            {_count_covers(pool, caps, fleet.num_layers), *range(most - TRIED_COUNTS + 1, most + 1)}
+        ):
+            if count < 1:
+                continue
+            hands = (hand[: fleet.most_seats] for hand in _dealt(pool, caps, count))
             deals.append([*alone, *hands])
     return deals
+
+
+def _count_covers(kinds: Sequence[int], caps: Sequence[int], num_layers: int) -> int:
+    """Groups that hold so many layers each when one after the other is filled, largest seats first."""
+    count = held = 0
+    for kind in kinds:
+        held += caps[kind]
+        if held >= num_layers:
+            count, held = count + 1, 0
+    return count
 
 
 def _dealt(kinds: Sequence[int], caps: Sequence[int], count: int) -> list[list[int]]:
@@ -377,22 +485,79 @@ def _stage_order(kinds: Sequence[int], layer_s: Sequence[float]) -> list[int]:
 # --- facts --------------------------------------------------------------------------------------------
 
 
-def _caps(problem: Problem, place: Place) -> tuple[int, int, int, int]:
+class _DeviceKinds:
+    """Numbers of devices that differ in nothing but their id."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[DeviceFacts, int] = {}
+        self._known: dict[DeviceFacts, int] = {}
+
+    def of(self, device: DeviceFacts) -> int:
+        if device not in self._known:
+            nameless = msgspec.structs.replace(device, id="")
+            self._known[device] = self._numbers.setdefault(nameless, len(self._numbers))
+        return self._known[device]
+
+
+def _seats(problem: Problem, size: int) -> tuple[tuple[Place, ...], ...]:
+    """The problem's devices, in its order; above 1, equal ones of a host together."""
+    if size == 1:
+        return tuple((place,) for place in problem.places)
+    device_kinds = _DeviceKinds()
+    alike: dict[tuple[str, int], list[Place]] = {}
+    for place in problem.places:
+        alike.setdefault((place.host, device_kinds.of(place.device)), []).append(place)
+    is_exact = problem.request.tensor is not None
+    seats = []
+    for own in alike.values():
+        begin = 0
+        while begin < len(own):
+            left = len(own) - begin
+            taken = size if left >= size else 1 << (left.bit_length() - 1)
+            if taken == size or not is_exact:
+                seats.append(tuple(own[begin : begin + taken]))
+            begin += taken
+    return tuple(seats)
+
+
+def _own_link(problem: Problem, seat: tuple[Place, ...]) -> LinkFacts | None:
+    """What tells one host's inner links from another's; None where nothing does."""
+    if problem.links.are_equal:
+        return None
+    return msgspec.structs.replace(group_link(seat, problem.links), source="", target="")
+
+
+def _even_units(problem: Problem, size: int) -> tuple[int, ...]:
+    units = share_units(problem.spec.num_kv_heads, [1.0] * size)
+    assert units is not None, f"{size} devices share {problem.spec.num_kv_heads} KV heads"
+    return units
+
+
+def _caps(problem: Problem, seat: tuple[Place, ...], units: tuple[int, ...]) -> tuple[int, int, int, int]:
     """Most layers as a first, middle, last and only stage."""
-    share = cut_shares(problem.spec, (problem.spec.num_kv_heads,))[0]
-    usable = problem.usable_bytes(place)
-    first, middle, last, only = (
-        problem.sizes.memory(share, place.device.kind, first=is_first, last=is_last, leads=True).max_layers(usable)
-        for is_first, is_last in ((True, False), (False, False), (False, True), (True, True))
+    shares = cut_shares(problem.spec, units)
+
+    def most(*, first: bool, last: bool) -> int:
+        return min(
+            problem.sizes.memory(share, place.device.kind, first=first, last=last, leads=index == 0).max_layers(
+                problem.usable_bytes(place)
+            )
+            for index, (place, share) in enumerate(zip(seat, shares, strict=True))
+        )
+
+    return (
+        most(first=True, last=False),
+        most(first=False, last=False),
+        most(first=False, last=True),
+        most(first=True, last=True),
     )
-    return first, middle, last, only
 
 
-def _domains(problem: Problem) -> Ints:
-    """The number of each place's domain.
+def _domains(problem: Problem, seats: Sequence[tuple[Place, ...]]) -> Ints:
+    """The number of each seat's domain.
 
     By the labels that a request names, `NOWHERE` for hosts without them; else by those that tell where hosts stand,
-    or so many hosts in their order.
+    or so many hosts in their order. Where a copy may stand on one host only, each is a domain.
     """
     request = problem.request
     named = [label for label in (request.spread, request.domain) if label]
@@ -408,15 +573,18 @@ def _domains(problem: Problem) -> Ints:
         if not any(stands):
             domain = unlabelled // DOMAIN_HOSTS
             unlabelled += 1
+        if request.max_hosts == 1:
+            domain = host.name
         of_host[host.name] = number.setdefault(domain, len(number))
-    return np.array([of_host[place.host] for place in problem.places], dtype=np.int64)
+    return np.array([of_host[seat[0].host] for seat in seats], dtype=np.int64)
 
 
 def _layout(fleet: Fleet, group: FleetGroup) -> Layout:
-    ends = list(itertools.accumulate(group.layers))
+    kinds = fleet.kind[list(group.seats)].tolist()
+    ends = itertools.accumulate(group.layers)
     return Layout(
         stages=tuple(
-            StageLayout(layers=(end - count, end), places=(fleet.places[index],), units=(fleet.num_kv_heads,))
-            for index, count, end in zip(group.places, group.layers, ends, strict=True)
+            StageLayout(layers=(end - count, end), places=fleet.seats[seat], units=fleet.units[kind])
+            for seat, kind, count, end in zip(group.seats, kinds, group.layers, ends, strict=True)
         )
     )

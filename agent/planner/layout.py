@@ -7,6 +7,7 @@ and MLP columns and vocabulary rows follow in the same proportion.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 
 import msgspec
@@ -94,16 +95,20 @@ def cut_shares(spec: ModelSpec, units: Sequence[int]) -> tuple[Share, ...]:
     Boundaries that are no integers are rounded to the nearest one, so that neighbours always meet.
     """
     assert sum(units) == spec.num_kv_heads, f"{sum(units)} KV heads shared out of {spec.num_kv_heads}"
-    cuts = list(accumulate(units, initial=0))
-    group = spec.queries_per_kv_head
+    return _cut(tuple(units), spec.queries_per_kv_head, spec.mlp_columns, spec.vocab_size)
+
+
+@lru_cache(maxsize=4096)
+def _cut(units: tuple[int, ...], group: int, num_columns: int, vocab_size: int) -> tuple[Share, ...]:
+    """By numbers alone: a fleet's stages have the same few shares thousands of times."""
     return tuple(
         Share(
             heads=(first * group, end * group),
             kv_heads=(first, end),
-            columns=_proportion(spec.mlp_columns, first, end, of=spec.num_kv_heads),
-            vocab=_proportion(spec.vocab_size, first, end, of=spec.num_kv_heads),
+            columns=_proportion(num_columns, first, end, of=sum(units)),
+            vocab=_proportion(vocab_size, first, end, of=sum(units)),
         )
-        for first, end in pairwise(cuts)
+        for first, end in pairwise(accumulate(units, initial=0))
     )
 
 

@@ -11,11 +11,20 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from agent.planner.asked import asked_words
 from agent.planner.carriers import stage_carriers
 from agent.planner.compare import imbalance, shape_words
 from agent.planner.explain import Section
 from agent.planner.plan import Plan, Predicted, Range, RankPlace, ShardBytes, draft_places, rank_places
-from agent.planner.words import bytes_words, list_words, rate_interval_words, seconds_interval_words, seconds_words
+from agent.planner.words import (
+    bytes_interval_words,
+    bytes_words,
+    joules_interval_words,
+    list_words,
+    rate_interval_words,
+    seconds_interval_words,
+    seconds_words,
+)
 
 MEMORY_BAR_WIDTH = 10
 LEAST_LAYER_BAR_WIDTH = 8
@@ -84,7 +93,16 @@ def preview_rows(plan: Plan, *, layer_width: int, usable: UsableBytes | None = N
 def preview_lines(plan: Plan, *, width: int, usable: UsableBytes | None = None) -> list[str]:
     """The whole preview at `width` columns: title, layers and memory of every rank, legend, links, prediction."""
     layout = layout_lines(plan, width=width, usable=usable)
-    return [title_line(plan), "", *layout, *link_lines(plan), *draft_lines(plan), "", *predicted_lines(plan)]
+    return [
+        title_line(plan),
+        *asked_lines(plan, width=width),
+        "",
+        *layout,
+        *link_lines(plan),
+        *draft_lines(plan),
+        "",
+        *predicted_lines(plan),
+    ]
 
 
 def plan_text(plan: Plan, *, width: int = 100, usable: UsableBytes | None = None) -> str:
@@ -147,6 +165,12 @@ def draft_lines(plan: Plan) -> list[str]:
     return [f"draft  {plan.draft.name}, {bytes_words(plan.draft.weight_bytes)} of weights on {where}"]
 
 
+def asked_lines(plan: Plan, *, width: int) -> list[str]:
+    """`asked  at most 3 hosts, gpu01 pinned`, wrapped; nothing where there was no constraint."""
+    words = asked_words(plan.asked)
+    return textwrap.wrap(", ".join(words), width, initial_indent="asked  ", subsequent_indent=" " * 7)
+
+
 def section_lines(sections: Iterable[Section], *, width: int) -> list[str]:
     """Sections of an explanation: a title a line, its sentences below, wrapped."""
     lines: list[str] = []
@@ -166,11 +190,22 @@ def predicted_lines(plan: Plan) -> list[str]:
         f"  then per token   {seconds_interval_words(predicted.time_per_token)}, one stream",
         f"  throughput       {rate_interval_words(predicted.throughput)}, "
         f"{serving.batch * len(plan.replicas)} streams",
+        *_resource_lines(predicted),
         *([f"  bounds           {trust_words(predicted)}"] if predicted.ttft_bounds_s else []),
         f"  bottleneck       {predicted.bottleneck}",
     ]
     if len(predicted.stage_s) > 1:
         lines.append(f"  imbalance        the slowest stage takes {imbalance(plan):.0%} longer than the mean")
+    return lines
+
+
+def _resource_lines(predicted: Predicted) -> list[str]:
+    """Energy and memory, of which plans of earlier releases say nothing."""
+    lines = []
+    if (energy := predicted.energy) is not None:
+        lines.append(f"  energy           {joules_interval_words(energy)} per token, watts by the data sheet")
+    if (peak := predicted.memory_peak) is not None:
+        lines.append(f"  fullest device   {bytes_interval_words(peak)}, least and most that it may take")
     return lines
 
 

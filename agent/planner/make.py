@@ -14,6 +14,7 @@ from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
 from agent.planner.adaptive import STRATEGIES
 from agent.planner.advise import advise
+from agent.planner.asked import ask_again, asked_of, asked_words, broken_words, lost_words
 from agent.planner.calibration import Calibration
 from agent.planner.cost import estimate_layout
 from agent.planner.explain import Section, explain_plan
@@ -104,7 +105,8 @@ def lay_out_plan(
         devices=tuple(place.name for layout in layouts for place in layout.places),
     )
     problem = make_problem(request, calibration=calibration)
-    return msgspec.structs.replace(_build_plan(problem, layouts, why=plan.why), learning=plan.learning)
+    made = _build_plan(problem, layouts, why=plan.why)
+    return msgspec.structs.replace(made, learning=plan.learning, asked=plan.asked)
 
 
 def explain_made(
@@ -129,13 +131,26 @@ def explain_made(
     if missing:
         problem = problem.varied(places=(*problem.places, *missing))
     reserved = [_with_places(layout, allowed) for layout in layouts]
-    return explain_plan(problem, reserved, now_s=now_s, absent=absent)
+    lines = _asked_lines(plan, request)
+    asked = (Section(title="asked for", lines=tuple(lines)),) if lines else ()
+    return (*asked, *explain_plan(problem, reserved, now_s=now_s, absent=absent))
+
+
+def _asked_lines(plan: Plan, request: PlanRequest) -> list[str]:
+    """The constraints, then which of them this cluster, or this plan, does not keep."""
+    words = asked_words(plan.asked)
+    lines = [", ".join(words)] if words else []
+    lines += [f"not asked of the cluster as it is: {each}" for each in lost_words(plan.asked, request.facts)]
+    return lines + [f"not kept by this plan: {each}" for each in broken_words(plan)]
 
 
 def request_of(plan: Plan, spec: ModelSpec, facts: ClusterFacts, *, draft: ModelSpec | None = None) -> PlanRequest:
-    """What a plan file tells of the request that it answered; its constraints are not in it."""
+    """The request that a plan file answered, as far as it tells and the cluster still can be asked for it.
+
+    Plans of earlier releases tell no constraints.
+    """
     strategy = plan.objective.strategy if plan.objective.strategy in STRATEGIES else "adaptive"
-    return PlanRequest(
+    request = PlanRequest(
         name=plan.name,
         model=plan.model,
         spec=spec,
@@ -150,6 +165,7 @@ def request_of(plan: Plan, spec: ModelSpec, facts: ClusterFacts, *, draft: Model
         draft=plan.draft,
         draft_spec=draft,
     )
+    return ask_again(request, plan.asked)
 
 
 def _with_places(layout: Layout, places: dict[str, Place]) -> Layout:
@@ -226,11 +242,12 @@ def _build_plan(problem: Problem, layouts: list[Layout], *, why: tuple[str, ...]
     request, spec = problem.request, problem.spec
     ranks = tuple(sorted({host for layout in layouts for host in layout.hosts}))
     controllers = request.controllers or _controllers(problem, ranks)
+    replicas = _replicas(problem, layouts)
     plan = Plan(
         name=request.name,
         model=request.model,
         objective=request.objective,
-        replicas=_replicas(problem, layouts),
+        replicas=replicas,
         serving=problem.serving,
         controllers=controllers,
         predicted=predict_layouts(
@@ -242,12 +259,14 @@ def _build_plan(problem: Problem, layouts: list[Layout], *, why: tuple[str, ...]
             gateway=problem.serving.gateway or controllers[0],
             prompt_tokens=problem.prompt_tokens,
             answer_tokens=problem.answer_tokens,
+            replicas=replicas,
             known=problem.estimates,
         ),
         healing=request.healing,
         draft=_draft(problem, layouts),
         cluster=request.facts.cluster,
         why=why,
+        asked=asked_of(request),
     )
     return msgspec.structs.replace(plan, facts_digest=facts_digest(request.facts, plan.hosts))
 

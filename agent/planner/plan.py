@@ -179,6 +179,12 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of answers; a token is one half-way through them. 0 in plans of earlier releases: decoding alone."""
     num_measured_runs: int = 0
     """Runs on this cluster that the constants were fitted to; 0: published ones, and wide bounds."""
+    joules_per_token: tuple[float, ...] = ()
+    """Low, expected and high, of the plan's devices decoding at the full batch. Their watts are the data sheet's,
+    which is most of the width."""
+    peak_bytes: tuple[int, ...] = ()
+    """Memory of the fullest rank: least, what its shard counts, and most. A process and a step's workspace are not
+    exact."""
 
     @property
     def ttft(self) -> Interval:
@@ -193,6 +199,16 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Tokens per second."""
         return _interval(self.tokens_per_s, self.tokens_per_s_bounds)
 
+    @property
+    def energy(self) -> Interval | None:
+        """Joules per token; None in plans of earlier releases, as below."""
+        return _known_interval(self.joules_per_token)
+
+    @property
+    def memory_peak(self) -> Interval | None:
+        """Bytes."""
+        return _known_interval(self.peak_bytes)
+
 
 class Learning(msgspec.Struct, frozen=True, kw_only=True):
     """What learning had to do with a plan, and whether its measurements are kept to learn from."""
@@ -200,6 +216,32 @@ class Learning(msgspec.Struct, frozen=True, kw_only=True):
     records: bool = True
     propensity: float = 1.0
     """Likelihood with which the adaptive strategy chose this plan: 1 without exploration."""
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Constraints that a plan was made under; what is at its default was left to the planner."""
+
+    hosts: str = ""
+    """Selector of the hosts that could be used, as it was written; empty: all."""
+    excluded: tuple[str, ...] = ()
+    """Hosts, or `host/device` names, that must have no rank; likewise those that must have one."""
+    pinned: tuple[str, ...] = ()
+    reserved_bytes: dict[str, int] = {}
+    """Memory left alone, by `host/device`."""
+    stages: int | None = None
+    tensor: int | None = None
+    tensor_parallel_sizes: tuple[int, ...] = ()
+    min_hosts: int | None = None
+    max_hosts: int | None = None
+    is_most_replicas: bool = False
+    """As many as there can be, not the number that the plan has."""
+    spread: str = ""
+    """Labels of hosts, as in `PlanRequest`."""
+    domain: str = ""
+    max_ttft_s: float | None = None
+    max_time_per_token_s: float | None = None
+    min_context: int | None = None
+    """Where the longest context was the objective."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,6 +264,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The planner's reasons, one sentence each."""
     learning: Learning | None = None
     """None: recorded, and chosen without exploration."""
+    asked: Asked | None = None
+    """None: no constraint. Plans of earlier releases do not tell."""
     version: int = PLAN_VERSION
 
     @property
@@ -274,3 +318,7 @@ def rank_places(plan: Plan) -> tuple[RankPlace, ...]:
 def _interval(expected: float, bounds: tuple[float, ...]) -> Interval:
     low, high = bounds or (expected, expected)
     return Interval(low=low, expected=expected, high=high)
+
+
+def _known_interval(ends: tuple[float, ...]) -> Interval | None:
+    return Interval(low=ends[0], expected=ends[1], high=ends[2]) if ends else None

@@ -5,11 +5,13 @@ from __future__ import annotations
 from agent.facts.cluster import ClusterFacts
 from agent.facts.model import ModelSpec
 from agent.planner.calibration import Calibration, predict_interval, predict_rate_interval
+from agent.planner.energy import mean_energy, predict_energy
 from agent.planner.estimates import Estimates
 from agent.planner.evidence import calibrate, gateway_way_s, model_key, time_per_token_parts, ttft_parts
 from agent.planner.interval import Interval
 from agent.planner.layout import Layout, layouts_of_plan
-from agent.planner.plan import Plan, Predicted, Serving
+from agent.planner.memory import peak_bytes
+from agent.planner.plan import Plan, Predicted, Replica, Serving
 from agent.planner.rates import LinkTable
 
 SIGNIFICANT_DIGITS = 6
@@ -32,6 +34,7 @@ def predict_plan(
         gateway=plan.gateway_host,
         prompt_tokens=plan.predicted.prompt_tokens,
         answer_tokens=plan.predicted.answer_tokens,
+        replicas=plan.replicas,
     )
 
 
@@ -45,11 +48,13 @@ def predict_layouts(
     gateway: str,
     prompt_tokens: int,
     answer_tokens: int,
+    replicas: tuple[Replica, ...],
     known: Estimates | None = None,
 ) -> Predicted:
     """Estimates of all replicas as one: latencies of the slowest, throughput of all together.
 
-    `known` has estimates of these already, made with the same arguments.
+    `replicas` are these layouts with their bytes. `known` has estimates of them already, made with the same
+    arguments.
 
     Each step also crosses from the gateway to the first stage and back from the last, as a message without weight.
     """
@@ -68,7 +73,7 @@ def predict_layouts(
     estimate = estimates[slowest]
     stage = layouts[slowest].stages[estimate.bottleneck]
     model = model_key(spec, serving)
-    intervals: dict[tuple[int, float], tuple[Interval, Interval, Interval]] = {}
+    intervals: dict[tuple[int, float], tuple[Interval, Interval, Interval, Interval]] = {}
     for each, way in zip(estimates, ways, strict=True):
         # Layouts of one shape have the very same estimate.
         if (id(each), way) not in intervals:
@@ -76,10 +81,13 @@ def predict_layouts(
                 predict_interval(ttft_parts(each, way_s=way), calibration, model=model),
                 predict_interval(time_per_token_parts(each, way_s=way), calibration, model=model),
                 predict_rate_interval(each.round_tokens, each.round_parts, calibration, model=model),
+                predict_energy(each, calibration, model=model),
             )
     found = [intervals[id(each), way] for each, way in zip(estimates, ways, strict=True)]
-    firsts, nexts, rates = zip(*found, strict=True)
+    firsts, nexts, rates, energies = zip(*found, strict=True)
     first, following = (max(each, key=lambda interval: interval.expected) for each in (firsts, nexts))
+    energy = mean_energy(energies, [rate.expected for rate in rates])
+    peak = peak_bytes(shard for replica in replicas for held in replica.stages for shard in held.shards)
     return Predicted(
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
@@ -95,6 +103,8 @@ def predict_layouts(
         num_measured_runs=calibration.num_runs,
         bottleneck=f"replica {slowest} stage {estimate.bottleneck} ({stage.name}): {estimate.limit}",
         stage_s=tuple(rounded(seconds) for seconds in estimates[0].stage_s),
+        joules_per_token=(rounded(energy.low), rounded(energy.expected), rounded(energy.high)),
+        peak_bytes=(int(peak.low), int(peak.expected), int(peak.high)),
     )
 
 

@@ -59,6 +59,10 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Hosts, or `host/device` names, that must have a rank."""
     excluded: tuple[str, ...] = ()
     """Hosts, or `host/device` names, that must have none."""
+    selected: str = ""
+    """Selector that the facts' hosts were chosen by, for who reads the plan; empty: all hosts."""
+    left_out: tuple[str, ...] = ()
+    """Hosts that the facts lack because they must have no rank."""
     reserved_bytes: dict[str, int] = {}
     """Memory left alone, by `host/device`."""
     spread: str = ""

@@ -106,16 +106,21 @@ def _keeps_limits(request: PlanRequest, layout: Layout) -> bool:
 def candidates(problem: Problem) -> list[Layout]:
     """Layouts for the objective, for each SLO those of the objective that it is about, and with what is pinned.
 
+    For energy those for latency and throughput too: idle devices draw for as long as all others compute, which the
+    programme that splits layers cannot add up stage by stage.
+
     Pinned hosts are all used where they alone are planned with; others join them, largest first, until it fits.
     """
     request = problem.request
     layouts = propose_layouts(problem)
-    slos: list[tuple[float | None, ObjectiveKind]] = [
-        (request.max_ttft_s, "ttft"),
-        (request.max_time_per_token_s, "latency"),
+    is_energy = request.objective.kind == "energy"
+    others: list[tuple[bool, ObjectiveKind]] = [
+        (request.max_ttft_s is not None, "ttft"),
+        (request.max_time_per_token_s is not None or is_energy, "latency"),
+        (is_energy, "throughput"),
     ]
-    for bound, kind in slos:
-        if bound is not None:
+    for is_wanted, kind in others:
+        if is_wanted:
             objective = msgspec.structs.replace(request.objective, kind=kind)
             layouts += propose_layouts(
                 problem.varied(request=msgspec.structs.replace(request, objective=objective))

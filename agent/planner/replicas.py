@@ -1,14 +1,15 @@
 """Which devices each replica stands on: an exact search while it is quick, packing by domain above. Pure.
 
 Up to `EXACT_DEVICES` devices, every replica is the best layout of the devices that are left. A larger fleet is
-packed as `planner.fleet` does, pipelines by domain; where a few replicas are asked for, they are also searched for
-among the fastest hosts. What is better by the estimate is taken.
+packed by domain as `planner.fleet` does, in pipelines and in groups within hosts; where a few replicas are asked
+for, they are also searched for among the fastest hosts. What is better by the estimate is taken.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -17,7 +18,15 @@ import msgspec
 from agent.errors import FleetError
 from agent.planner.advise import choose_layout
 from agent.planner.cost import Estimate
-from agent.planner.fleet import DOMAIN_HOSTS, fleet_layouts, fleet_of, plan_fleet
+from agent.planner.fleet import (
+    DOMAIN_HOSTS,
+    Seatings,
+    Signature,
+    fleet_layouts,
+    fleet_of,
+    plan_fleet,
+    seat_sizes,
+)
 from agent.planner.layout import Layout, Place
 from agent.planner.problem import Problem, is_allowed, objective_value, pinned_hosts
 from agent.planner.propose import candidates
@@ -47,11 +56,12 @@ def choose_replicas(problem: Problem) -> Chosen | None:
     """
     count = problem.request.replicas
     found = [each for each in _ways(problem) if each and (count == "max" or len(each) == count)]
-    if not found and is_large(problem) and _why_not_packed(problem) and not _is_searched(problem):
+    limit = _why_not_packed(problem) or _packed_within_hosts(problem)
+    if not found and is_large(problem) and limit and not _is_searched(problem):
         raise FleetError(
             "E602",
             f"{len(problem.places)} devices are more than the {EXACT_DEVICES} that are searched for replicas with "
-            f"{_why_not_packed(problem)}",
+            f"{limit}",
             hint="leave it out, ask for fewer replicas, or narrow --hosts",
         )
     return min(found, key=lambda chosen: _worth(problem, chosen), default=None)
@@ -75,8 +85,7 @@ def _ways(problem: Problem) -> Iterator[Chosen | None]:
     request = problem.request
     count = request.replicas
     if is_large(problem):
-        if not _why_not_packed(problem):
-            yield _from_fleet(problem)
+        yield from _from_fleet(problem)
         if _is_searched(problem):
             yield _one_by_one(problem, _shortlisted(problem), count)
         return
@@ -87,8 +96,7 @@ def _ways(problem: Problem) -> Iterator[Chosen | None]:
     yield first
     if count == 1:
         return
-    if not _why_not_packed(problem):
-        yield _from_fleet(problem)
+    yield from _from_fleet(problem)
     if count != "max":
         if len(first) < count and not request.domain:
             yield _choose_each([problem.varied(places=places) for places in _deal_places(problem, count)])
@@ -244,12 +252,11 @@ def _partitioned(problem: Problem) -> Chosen | None:
 
 
 def _why_not_packed(problem: Problem) -> str:
-    """What of a request packing does not make, in words: it makes pipelines. Empty where it is what is wanted."""
+    """What of a request packing does not make, in words; empty where it may make what is wanted."""
     request = problem.request
     reasons = [
-        f"--strategy {request.objective.strategy}" if request.objective.strategy in {"tensor", "hybrid"} else "",
         "--stages" if request.stages is not None else "",
-        "--tensor" if request.tensor is not None or request.tensor_parallel_sizes else "",
+        "--tensor of each stage" if request.tensor_parallel_sizes else "",
         "--pin" if request.pinned else "",
     ]
     if request.objective.strategy in {plugin.name for plugin in request.plugins}:
@@ -257,21 +264,80 @@ def _why_not_packed(problem: Problem) -> str:
     return next((reason for reason in reasons if reason), "")
 
 
-def _from_fleet(problem: Problem) -> Chosen:
-    """The best of the copies that a fleet plan has, as many as are asked for; those that break a limit left out."""
+def _packed_within_hosts(problem: Problem) -> str:
+    """What of a request is packed within hosts only, where a search would try it across them."""
     request = problem.request
-    fleet = fleet_of(problem)
-    layouts = fleet_layouts(fleet, plan_fleet(fleet))
-    chosen = []
+    if request.objective.strategy in {"tensor", "hybrid"}:
+        return f"--strategy {request.objective.strategy}"
+    return "--tensor" if request.tensor is not None else ""
+
+
+def _from_fleet(problem: Problem) -> Iterator[Chosen]:
+    """Copies by domain, as many as are asked for; those that break a limit left out.
+
+    Where hosts have several devices, each domain takes them one by one or in groups as `_ways_taken` says.
+    """
+    if _why_not_packed(problem):
+        return
+    fleets = [fleet_of(problem, seat_size=size) for size in seat_sizes(problem)]
+    if len(fleets) == 1:
+        yield _wanted(problem, _admitted(problem, fleet_layouts(fleets[0], plan_fleet(fleets[0]))))
+        return
+    seatings = Seatings(fleets)
+    for taken in _ways_taken(problem, seatings):
+        yield _wanted(problem, _admitted(problem, seatings.layouts(taken)))
+
+
+def _ways_taken(problem: Problem, seatings: Seatings) -> Iterator[dict[tuple[Signature, ...], int]]:
+    """By kind of domain, which of its ways to sit: what is worth most.
+
+    Where a number of copies is asked for, also what has that many as good as can be: the least limit such that all
+    domains together have enough copies within it, and in each the way that has the most.
+    """
+    count = problem.request.replicas
+    admitted = {key: [_admitted(problem, way) for way in ways] for key, (_, ways) in seatings.ways.items()}
+    worth = {key: [_worth(problem, way) for way in ways] for key, ways in admitted.items()}
+    yield {key: own.index(min(own)) for key, own in worth.items()}
+    if count == "max":
+        return
+    values = {
+        key: [sorted(objective_value(problem, estimate) for _, estimate in way) for way in ways]
+        for key, ways in admitted.items()
+    }
+    limits = sorted({value for ways in values.values() for way in ways for value in way})
+
+    def has_enough(index: int) -> bool:
+        most = (num * max(bisect_right(way, limits[index]) for way in values[key]) for key, num in numbers.items())
+        return sum(most) >= count
+
+    numbers = {key: num_domains for key, (num_domains, _) in seatings.ways.items()}
+    least = bisect_left(range(len(limits)), True, key=has_enough)
+    if least < len(limits):
+        within = {key: [bisect_right(way, limits[least]) for way in ways] for key, ways in values.items()}
+        yield {key: own.index(max(own)) for key, own in within.items()}
+
+
+def _admitted(problem: Problem, layouts: list[Layout]) -> Chosen:
+    """Those that keep every limit, with their estimates."""
+    request = problem.request
+    admitted = []
     for layout in layouts:
         if len(layout.hosts) < request.min_hosts or len(layout.places) < 1 + _needs_two(problem):
             continue
         if len(layout.hosts) > (request.max_hosts or len(layout.hosts)) or not problem.fits(layout):
             continue
+        if request.objective.strategy == "tensor" and len(layout.stages) > 1:
+            continue
         estimate = problem.estimate(layout)
         if is_allowed(request, layout, estimate):
-            chosen.append((layout, estimate))
-    chosen.sort(key=lambda pair: (objective_value(problem, pair[1]), pair[0].places[0].name))
+            admitted.append((layout, estimate))
+    return admitted
+
+
+def _wanted(problem: Problem, chosen: Chosen) -> Chosen:
+    """The best of these copies, as many as are asked for, each in a fault domain of its own where that is asked."""
+    request = problem.request
+    chosen = sorted(chosen, key=lambda pair: (objective_value(problem, pair[1]), pair[0].places[0].name))
     if request.spread:
         values = domain_values(problem, request.spread)
         seen: set[str] = set()
@@ -286,7 +352,7 @@ def _from_fleet(problem: Problem) -> Chosen:
 
 
 def _needs_two(problem: Problem) -> bool:
-    return problem.request.objective.strategy == "pipeline" and problem.is_forced
+    return problem.is_forced
 
 
 def _shortlisted(problem: Problem) -> list[tuple[Place, ...]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from agent.facts.cluster import ClusterFacts
-from agent.planner.plan import Plan, rank_places
+from agent.planner.interval import Interval
+from agent.planner.memory import held_bytes, kind_of_device
+from agent.planner.plan import Plan, Shard, rank_places
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
@@ -14,6 +16,14 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     bytes_left: int
     fraction_left: float
+    bytes_left_bounds: tuple[int, int]
+    """Least and most, for a process and its workspace are not exact."""
+
+    @property
+    def left(self) -> Interval:
+        """Bytes."""
+        low, high = self.bytes_left_bounds
+        return Interval(low=low, expected=self.bytes_left, high=high)
 
 
 class Risk(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,12 +64,18 @@ def _fatal_domains(replicas: list[set[str]], facts: ClusterFacts) -> dict[str, t
 def _least_room(plan: Plan, facts: ClusterFacts) -> Room | None:
     usable = {(host.name, device.id): device.usable_bytes for host in facts.hosts for device in host.devices}
     rooms = [
-        Room(
-            device=f"{shard.host}/{shard.device}",
-            bytes_left=usable[shard.host, shard.device] - shard.bytes.total,
-            fraction_left=1 - shard.bytes.total / usable[shard.host, shard.device],
-        )
-        for shard in (place.shard for place in rank_places(plan))
-        if usable.get((shard.host, shard.device))
+        _room(place.shard, usable[place.shard.host, place.shard.device])
+        for place in rank_places(plan)
+        if usable.get((place.shard.host, place.shard.device))
     ]
     return min(rooms, key=lambda room: room.bytes_left, default=None)
+
+
+def _room(shard: Shard, usable_bytes: int) -> Room:
+    held = held_bytes(shard.bytes, kind_of_device(shard.device))
+    return Room(
+        device=f"{shard.host}/{shard.device}",
+        bytes_left=usable_bytes - shard.bytes.total,
+        fraction_left=1 - shard.bytes.total / usable_bytes,
+        bytes_left_bounds=(int(usable_bytes - held.high), int(usable_bytes - held.low)),
+    )

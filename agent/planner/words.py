@@ -50,9 +50,34 @@ def rate_interval_words(tokens_per_s: Interval) -> str:
     return f"{expected} ({_figure(tokens_per_s.low)}..{_figure(tokens_per_s.high)})"
 
 
+def joules_words(joules: float) -> str:
+    """`12.4 J`, `340 mJ`."""
+    return f"{joules:.3g} J" if joules >= 1 else f"{joules * 1e3:.3g} mJ"
+
+
+def joules_interval_words(joules: Interval) -> str:
+    """`12.4 J (7.9..20)`: all in the unit of the expected."""
+    expected = joules_words(joules.expected)
+    if joules.low == joules.high:
+        return expected
+    scale = 1.0 if expected.endswith(" J") else 1e3
+    return f"{expected} ({_figure(joules.low * scale)}..{_figure(joules.high * scale)})"
+
+
+def bytes_interval_words(num_bytes: Interval) -> str:
+    """`24.0 GB (23.4..24.5)`: all in the unit of the expected, and as exact as it is."""
+    expected = bytes_words(num_bytes.expected)
+    if num_bytes.low == num_bytes.high:
+        return expected
+    figure, unit = expected.split()
+    scale = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 1.0}[unit]
+    digits = 1 if "." in figure else 0
+    return f"{expected} ({num_bytes.low / scale:.{digits}f}..{num_bytes.high / scale:.{digits}f})"
+
+
 def _figure(value: float) -> str:
     """Two digits are all that an interval's end is worth; three where whole numbers have them."""
-    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
+    return f"{value:.2g}" if value < 99.5 else f"{value:.0f}"
 
 
 def layers_words(layers: Range) -> str:

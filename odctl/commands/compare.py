@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,13 @@ import msgspec
 from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts
 from agent.planner.compare import Comparison, Metric, PlanChange, compare_plans
+from agent.planner.interval import Interval
 from agent.planner.risk import Risk
 from agent.planner.words import (
+    bytes_interval_words,
     bytes_words,
+    joules_interval_words,
+    joules_words,
     layers_words,
     list_words,
     rate_interval_words,
@@ -219,6 +223,11 @@ def comparison_lines(comparison: Comparison, took: Sequence[float | None] = ()) 
             letters, comparison.names, comparison.hashes, comparison.shapes, strict=True
         )
     ]
+    lines += [
+        f"{letter}  asked for {', '.join(words)}"
+        for letter, words in zip(letters, comparison.asked, strict=True)
+        if words
+    ]
     if comparison.is_same:
         return [*lines, "", "the plans are the same"]
     lines += [f"warning: {warning}" for warning in comparison.warnings]
@@ -252,13 +261,25 @@ def _metric_line(metric: Metric, letters: list[str]) -> str:
     return f"{metric.name:<20}" + "".join(f"{cell:>{COLUMN}}" for cell in cells) + f"   {best}"
 
 
+_INTERVAL_WORDS: dict[str, Callable[[Interval], str]] = {
+    "s": seconds_interval_words,
+    "tokens/s": rate_interval_words,
+    "J": joules_interval_words,
+    "bytes": bytes_interval_words,
+}
+
+
 def _bounds_line(metric: Metric) -> list[str]:
-    """`  4 in 5 runs   (8.9..12.1)   (20..31)` beneath a predicted figure, where a plan has bounds."""
+    """`  4 in 5 runs   (8.9..12.1)   (20..31)` beneath a predicted figure, where a plan has bounds.
+
+    Of memory they are the least and the most.
+    """
     if all(bounds.low == bounds.high for bounds in metric.bounds):
         return []
-    words = seconds_interval_words if metric.unit == "s" else rate_interval_words
+    words = _INTERVAL_WORDS[metric.unit]
     cells = (f"({words(bounds).partition('(')[2]}" if bounds.low < bounds.high else "" for bounds in metric.bounds)
-    return [f"{'  4 in 5 runs':<20}" + "".join(f"{cell:>{COLUMN}}" for cell in cells)]
+    title = "  least to most" if metric.unit == "bytes" else "  4 in 5 runs"
+    return [f"{title:<20}" + "".join(f"{cell:>{COLUMN}}" for cell in cells)]
 
 
 def _figure(metric: Metric, value: float) -> str:
@@ -267,6 +288,8 @@ def _figure(metric: Metric, value: float) -> str:
             return seconds_words(value)
         case "bytes":
             return bytes_words(value)
+        case "J":
+            return joules_words(value)
         case "tokens/s":
             return rate_words(value).removesuffix(" tok/s") + "/s"
         case _:
@@ -312,6 +335,6 @@ def _risk_line(letter: str, risk: Risk) -> str:
     if risk.least_room is not None:
         room = risk.least_room
         parts.append(
-            f"least memory left: {bytes_words(room.bytes_left)} ({room.fraction_left:.0%}) on {room.device}"
+            f"least memory left: {bytes_interval_words(room.left)}, {room.fraction_left:.0%}, on {room.device}"
         )
     return "; ".join(parts)

@@ -283,6 +283,8 @@ def plan(
             replicas=_count(replicas),
             pinned=tuple(itertools.chain(*hosts_and_devices(inventory, pin))),
             excluded=(*excluded_devices, *hosts_and_devices(inventory, exclude)[1]),
+            selected="" if selector == "all" else selector,
+            left_out=hosts_and_devices(inventory, exclude)[0],
             reserved_bytes=dict(_reserved(text) for text in reserved),
             spread=spread,
             domain=domain,

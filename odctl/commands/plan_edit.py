@@ -310,7 +310,13 @@ def outcome(
 def edit_lines(before: Plan, after: Plan, edits: Sequence[Edit], facts: ClusterFacts) -> list[str]:
     """Edits, a line for each rank before and after, and the predictions with their changes."""
     from agent.planner.edit import edit_words
-    from agent.planner.words import bytes_words, rate_interval_words, seconds_interval_words
+    from agent.planner.words import (
+        bytes_interval_words,
+        bytes_words,
+        joules_interval_words,
+        rate_interval_words,
+        seconds_interval_words,
+    )
 
     lines = [f"edit: {edit_words(edit)}" for edit in edits]
     rows = [("DEVICE", "BEFORE", "AFTER")]
@@ -325,11 +331,15 @@ def edit_lines(before: Plan, after: Plan, edits: Sequence[Edit], facts: ClusterF
         rows.append((name, held[0].get(name, "-"), now))
     rows.append(("", "", ""))
     old, new = before.predicted, after.predicted
-    figures = (
+    figures = [
         ("first token", old.ttft, new.ttft, seconds_interval_words),
         ("time per token", old.time_per_token, new.time_per_token, seconds_interval_words),
         (f"decode, batch {after.serving.batch}", old.throughput, new.throughput, rate_interval_words),
-    )
+    ]
+    if old.energy is not None and new.energy is not None:
+        figures.append(("energy per token", old.energy, new.energy, joules_interval_words))
+    if old.memory_peak is not None and new.memory_peak is not None:
+        figures.append(("fullest device", old.memory_peak, new.memory_peak, bytes_interval_words))
     for name, was, becomes, words in figures:
         change = becomes.expected / was.expected - 1 if was.expected else 0.0
         said = f" {change:+.1%}" if abs(change) >= 5e-4 else ""

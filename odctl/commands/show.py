@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +16,9 @@ from agent.planner.file import is_edited, plan_from_toml, plan_hash
 from agent.planner.layout_text import plan_text, section_lines
 from agent.planner.plan import Plan
 from odctl.result import Result, run_command
+
+if TYPE_CHECKING:
+    from odctl.inventory import Inventory
 
 FALLBACK_SIZE = (100, 24)
 
@@ -61,20 +65,51 @@ def _explain(plan: Plan, inventory_path: str) -> tuple[Section, ...]:
     from agent.planner.make import explain_made, request_of
     from odctl.apply import add_runs, read_facts
     from odctl.fleet import Fleet
-    from odctl.inventory import Inventory
     from odctl.model_source import check_model
     from odctl.session import visit_fleet, warn_unreachable
+
+    absent: dict[str, str] = {}
+
+    def chosen_hosts(inventory: Inventory) -> list[str]:
+        absent.update(hosts_left_out(plan, inventory))
+        return [host.name for host in inventory.hosts if host.name not in absent]
 
     async def look(fleet: Fleet, inventory: Inventory) -> tuple[ClusterFacts, ModelSpec, ModelSpec | None]:
         facts, missing = await read_facts(fleet, inventory.cluster)
         warn_unreachable(missing)
+        absent.update(dict.fromkeys(missing, "did not answer"))
         if not facts.hosts:
             raise next(iter(missing.values()), FleetError("E105", "the inventory has no host"))
         draft = (await check_model(fleet, plan.draft)).spec if plan.draft is not None else None
         return await add_runs(fleet, facts), (await check_model(fleet, plan.model)).spec, draft
 
-    facts, spec, draft = visit_fleet(inventory_path, look)
-    return explain_made(plan, request_of(plan, spec, facts, draft=draft), now_s=time.time())
+    facts, spec, draft = visit_fleet(inventory_path, look, hosts=chosen_hosts)
+    return explain_made(plan, request_of(plan, spec, facts, draft=draft), now_s=time.time(), absent=absent)
+
+
+def hosts_left_out(plan: Plan, inventory: Inventory) -> dict[str, str]:
+    """Why hosts were not to be planned with, by name; those that the plan needs all the same are not among them.
+
+    A selector that means nothing any more leaves out nobody, with a warning on stderr.
+    """
+    from odctl.inventory import select
+
+    asked = plan.asked
+    if asked is None:
+        return {}
+    known = [host.name for host in inventory.hosts]
+    selected = set(known)
+    try:
+        selected = {host.name for host in select(inventory, asked.hosts or "all")}
+    except FleetError as error:
+        sys.stderr.write(f"warning: the plan was asked for --hosts {asked.hosts}: {error.message}\n")
+    models = [plan.model] if plan.draft is None else [plan.model, plan.draft]
+    needed = {*plan.hosts, *(model.source_host for model in models)}
+    return {
+        name: "excluded" if name in asked.excluded else f"not selected by --hosts {asked.hosts}"
+        for name in known
+        if name not in needed and (name in asked.excluded or name not in selected)
+    }
 
 
 def load_plan(path: Path) -> Plan:

@@ -103,7 +103,7 @@ def fleet_lines(repeats: int) -> list[str]:
         known = _times(partial(plan_fleet, fleet, known=plan.known), repeats)
         step = num_hosts // (repeats + 1)
         lost = _times(_Losses(fleet, plan, iter(range(0, num_hosts, step))), repeats)
-        used = sum(len(group.places) for group in plan.groups)
+        used = sum(len(group.seats) for group in plan.groups)
         verdict = ""
         if num_hosts == 10_000:
             is_met = cold.wall_s <= COLD_GOAL_S and lost.wall_s <= REPLAN_GOAL_S
@@ -199,7 +199,7 @@ class _Losses:
         self._fleet, self._plan, self._victims = fleet, plan, victims
 
     def __call__(self) -> FleetPlan:
-        return without_host(self._fleet, self._plan, self._fleet.places[next(self._victims)].host)
+        return without_host(self._fleet, self._plan, self._fleet.seats[next(self._victims)][0].host)
 
 
 def random_devices(num_devices: int, num_layers: int) -> OptionTable:

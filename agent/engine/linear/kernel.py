@@ -65,7 +65,8 @@ def fill_rows(rows_RK: Tensor) -> Tensor:
     """More than 16 rows filled up to a multiple of it with zeros; the caller drops theirs from the product.
 
     oneDNN compiles a kernel for every number of rows that it meets. Prompts come in any length, and each new one
-    took 14 ms longer than the next of its length, a quarter of its first token's time (layers of 36 million weights).
+    took 14 ms longer than the next of its length: a quarter of its first token's time (layers of 36 million
+    weights).
     """
     num_rows = rows_RK.shape[0]
     missing = -num_rows % ROWS_AT_ONCE

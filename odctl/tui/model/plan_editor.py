@@ -29,7 +29,14 @@ from agent.planner.edit import (
 from agent.planner.file import plan_hash
 from agent.planner.layout import Place
 from agent.planner.plan import Plan, RankPlace, rank_places
-from agent.planner.words import bytes_words, list_words, rate_interval_words, seconds_interval_words
+from agent.planner.words import (
+    bytes_interval_words,
+    bytes_words,
+    joules_interval_words,
+    list_words,
+    rate_interval_words,
+    seconds_interval_words,
+)
 from odctl.fleet.snapshot import FleetSnapshot
 from odctl.tui.model.plan_page import (
     change_lines,
@@ -476,11 +483,15 @@ def _free_words(device: DeviceFacts) -> str:
 def _predictions(state: EditorState, width: int) -> tuple[Line, ...]:
     """What is expected now, and by how much that is better or worse than before the first edit."""
     now, before = state.plan.predicted, state.opened.plan.predicted
-    rows = (
+    rows = [
         ("time to first token", now.ttft, before.ttft, seconds_interval_words, -1),
         ("time per token", now.time_per_token, before.time_per_token, seconds_interval_words, -1),
         (f"decode at batch {state.plan.serving.batch}", now.throughput, before.throughput, rate_interval_words, 1),
-    )
+    ]
+    if now.energy is not None and before.energy is not None:
+        rows.append(("energy per token", now.energy, before.energy, joules_interval_words, -1))
+    if now.memory_peak is not None and before.memory_peak is not None:
+        rows.append(("fullest device", now.memory_peak, before.memory_peak, bytes_interval_words, -1))
     values = [words(value) for _, value, _, words, _ in rows]
     cells, name_cells = max(12, *map(len, values)), max(len(row[0]) for row in rows)
     lines = [line(Span(f" {'':<{name_cells}} {'PREDICTED':>{cells}}   AGAINST THE UNEDITED PLAN", "title"))]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from agent.facts.cluster import DeviceFacts
+from agent.planner.asked import asked_words
 from agent.planner.compare import plan_change
 from agent.planner.plan import Plan, RankPlace, rank_places
 from agent.planner.staleness import what_moved
 from agent.planner.words import (
+    bytes_interval_words,
     bytes_words,
+    joules_interval_words,
     list_words,
     rate_interval_words,
     rate_words,
@@ -70,6 +73,8 @@ def _head(choice: PlanChoice, width: int) -> tuple[Line, ...]:
             lines.append(line(" "))
         gap = "   " if line_width(lines[-1]) > 1 else ""
         lines[-1] += line(f"{gap}{part}")
+    if asked := asked_words(plan.asked):
+        lines += [line(Span(f" {text}", "dim")) for text in wrap(f"asked for {', '.join(asked)}", width - 2)]
     if choice.error is not None:
         lines.append(line(Span(f" ▲ its controller does not answer: {choice.error.message}", "warn")))
     return tuple(lines)
@@ -196,6 +201,10 @@ def _predicted(choice: PlanChoice, width: int) -> tuple[Line, ...]:
             f"now {rate_words(backend.tokens_per_s)}" if backend else "",
         ),
     ]
+    if (energy := predicted.energy) is not None:
+        rows.append(("energy per token", joules_interval_words(energy), ""))
+    if (peak := predicted.memory_peak) is not None:
+        rows.append(("fullest device", bytes_interval_words(peak), ""))
     cells = max(12, *(len(value) for _, value, _ in rows))
     has_measured = any(measured for _, _, measured in rows)
     titles = f" {'':<24} {'PREDICTED':>{cells}}" + (f" {'MEASURED':>16}" if has_measured else "")

@@ -43,6 +43,17 @@ def fleet_facts(num_hosts: int, *, seed: int = 1) -> ClusterFacts:
     return cluster(*hosts)
 
 
+def grouped_facts(num_hosts: int, *, num_gpus: int = 8) -> ClusterFacts:
+    """Hosts of several equal GPUs, four hosts of a kind in each rack."""
+    kinds = (("H100", 80), ("A100", 80), ("L4", 24))
+    hosts = []
+    for index in range(num_hosts):
+        rack = index // 4
+        own = (gpu(number, *kinds[rack % len(kinds)]) for number in range(num_gpus))
+        hosts.append(msgspec.structs.replace(host(f"h{index:05}", *own), labels={"rack": f"r{rack:04}"}))
+    return cluster(*hosts)
+
+
 def unequal_facts(num_hosts: int, *, seed: int = 0) -> ClusterFacts:
     """Hosts of one GPU of five kinds on three sites; every link differs, those between sites fifty times over."""
     rng = random.Random(seed)

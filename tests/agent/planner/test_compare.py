@@ -49,12 +49,23 @@ def test_the_verdict_of_each_objective_follows_the_predictions(one: Plan) -> Non
     longer = msgspec.structs.replace(one, serving=Serving(context=4096))
     comparison = compare_plans([one, faster, longer], ["a", "b", "c"])
     assert not comparison.is_same
-    assert winners(comparison) == {"latency": 1, "ttft": None, "throughput": None, "context": 2}
+    assert winners(comparison) == {"latency": 1, "ttft": None, "throughput": None, "context": 2, "energy": None}
     reasons = {verdict.objective: verdict.reason for verdict in comparison.verdicts}
     assert reasons["latency"] == "b has 50% less time per token"
     assert reasons["context"] == "c has 100% more context"
     throughput = compare_plans([one, faster], ["a", "b"]).verdicts[2]
     assert (throughput.winner, throughput.reason) == (0, "a has 25% more throughput")
+
+
+def test_energy_is_compared_where_every_plan_tells_it(one: Plan, three: Plan) -> None:
+    names = {metric.name: metric for metric in compare_plans([one, three], ["a", "b"]).metrics}
+    assert names["energy per token"].best == 0, "three devices draw more"
+    assert all(bounds.low < bounds.high for bounds in names["energy per token"].bounds)
+    assert all(bounds.low < bounds.high for bounds in names["memory peak"].bounds)
+    old = msgspec.structs.replace(three, predicted=msgspec.structs.replace(three.predicted, joules_per_token=()))
+    comparison = compare_plans([one, old], ["a", "b"])
+    assert "energy per token" not in {metric.name for metric in comparison.metrics}
+    assert "energy" not in winners(comparison)
 
 
 def test_metrics_carry_values_deltas_and_the_best(one: Plan, three: Plan) -> None:

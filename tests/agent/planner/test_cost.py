@@ -10,6 +10,8 @@ from agent.planner.carriers import CarrierKind, End, carrier_of
 from agent.planner.cost import (
     EXPERT_OVERHEAD,
     PipelineTimes,
+    StageCost,
+    StageCosts,
     StepShape,
     all_reduce_s,
     attended_positions,
@@ -23,6 +25,7 @@ from agent.planner.cost import (
     layer_overheads,
     layer_parameters,
     layer_read_bytes,
+    pipeline_times,
     prefill_step,
     saturated_round,
     stage_cost,
@@ -236,7 +239,9 @@ def test_the_bubble_of_equal_stages_short_of_micro_batches(stages: int, micro_ba
 def constant_times(step: StepShape, micro_batches: int = 1) -> PipelineTimes:
     """A token of any sequence a second, and a prompt's row a hundredth of that."""
     seconds = 1.0 + 0.01 * (step.rows - step.sequences)
-    return PipelineTimes(stages=(seconds,), hops=(), sends=(0.0,), stage_parts=({"cpu reads": seconds},))
+    cost = StageCost(layer_s=seconds, first_s=0, last_s=0, layer_reads_s=seconds, layer_flops_s=0, layer_reduce_s=0)
+    whole = StageLayout(layers=(0, 1), places=places_of(THREE_CPUS)[:1], units=(8,))
+    return PipelineTimes(stages=(seconds,), hops=(), sends=(0.0,), layout=Layout(stages=(whole,)), costs=(cost,))
 
 
 def test_a_saturated_round_gives_tokens_beside_the_chunks_of_others() -> None:
@@ -307,3 +312,26 @@ def test_a_pipeline_is_no_faster_for_one_stream_than_its_device_alone() -> None:
     )
     assert piped.time_per_token_s == pytest.approx(single.time_per_token_s + piped.hops_s)
     assert piped.micro_batches == 2, "the scheduler makes no smaller ones than of four sequences"
+
+
+def test_a_remembered_hop_takes_what_another_s_did_and_names_its_own_hosts() -> None:
+    a, b, c = places_of(THREE_CPUS)
+    step = decode_step(1, 64)
+    known = StageCosts(LLAMA_1B, NO_LINKS, dtype="bfloat16")
+
+    def chain(*places: Place) -> Layout:
+        stages = (((0, 8), places[0]), ((8, 16), places[1]))
+        return Layout(
+            stages=tuple(StageLayout(layers=layers, places=(place,), units=(8,)) for layers, place in stages)
+        )
+
+    there, further = (
+        pipeline_times(LLAMA_1B, chain(*pair), step=step, dtype="bfloat16", links=NO_LINKS, known=known)
+        for pair in ((a, b), (b, c))
+    )
+    alone = pipeline_times(LLAMA_1B, chain(b, c), step=step, dtype="bfloat16", links=NO_LINKS)
+    assert further.hop_costs[0] is there.hop_costs[0]
+    assert further.parts == alone.parts
+    assert {part for part in further.hop_parts(0) if "messages" in part} == {"tls messages @ b+c"}
+    assert {part for part in there.hop_parts(0) if "messages" in part} == {"tls messages @ a+b"}
+    assert sum(further.hop_parts(0).values()) == pytest.approx(further.hops[0])

@@ -74,11 +74,11 @@ def test_a_draft_model_follows_the_model_and_is_part_of_the_hash(plan: Plan) -> 
     assert plan_hash(msgspec.structs.replace(drafted, draft=other)) != plan_hash(drafted)
 
 
-def test_a_plan_without_a_draft_model_or_learning_keeps_its_hash() -> None:
+def test_a_plan_without_a_draft_model_learning_or_constraints_keeps_its_hash() -> None:
     """What runs since before there were any is the same plan."""
     plan = plan_for(LLAMA_1B, THREE_CPUS)
     as_before = msgspec.json.encode(plan, order="deterministic")
-    for nothing in (b'"draft":null,', b'"learning":null,'):
+    for nothing in (b'"draft":null,', b'"learning":null,', b'"asked":null,'):
         as_before = as_before.replace(nothing, b"")
     assert plan_hash(plan) == hashlib.sha256(as_before).hexdigest()
 
@@ -161,7 +161,7 @@ def test_each_mistake_has_its_code(plan: Plan, before: str, after: str, code: st
     assert part in refused.value.message
 
 
-BOUNDS = re.compile(r"^(\w+_bounds(_s)?|num_measured_runs) = .*\n", re.MULTILINE)
+BOUNDS = re.compile(r"^(\w+_bounds(_s)?|num_measured_runs|joules_per_token|peak_bytes) = .*\n", re.MULTILINE)
 
 
 def test_a_plan_of_an_earlier_release_is_read_and_keeps_its_hash(plan: Plan) -> None:
@@ -169,8 +169,20 @@ def test_a_plan_of_an_earlier_release_is_read_and_keeps_its_hash(plan: Plan) -> 
     assert "bounds" not in text
     old = plan_from_toml(text, file="plan.toml")
     assert old.predicted.time_per_token.low == old.predicted.time_per_token.high == plan.predicted.time_per_token_s
-    assert "bounds" not in msgspec.json.encode(old).decode()
+    assert not {"bounds", "joules", "peak"} & set(re.findall("[a-z]+", msgspec.json.encode(old).decode()))
     assert plan_hash(plan_from_toml(plan_to_toml(old), file="plan.toml")) == plan_hash(old) != plan_hash(plan)
+
+
+def test_energy_and_memory_are_told_with_their_bounds(plan: Plan) -> None:
+    read = plan_from_toml(plan_to_toml(plan), file="plan.toml").predicted
+    assert read == plan.predicted
+    for interval in (read.energy, read.memory_peak):
+        assert interval is not None
+        assert interval.low < interval.expected < interval.high
+    for field in ("joules_per_token", "peak_bytes"):
+        text = re.sub(f"{field} = .*", f"{field} = [5, 4, 6]", plan_to_toml(plan))
+        with pytest.raises(DocumentError, match=field):
+            plan_from_toml(text, file="plan.toml")
 
 
 @pytest.mark.parametrize("bounds", ["[1.0]", "[1e3, 2e3]", "[1e-9, 1e-8]", "[1e3, 1e-9]", "[1e-9, 1.0, 2.0]"])

@@ -16,16 +16,18 @@ from agent.planner.fleet import (
     ACROSS,
     Fleet,
     FleetPlan,
+    Seatings,
     fleet_bound,
     fleet_layouts,
     fleet_of,
     plan_fleet,
+    seat_sizes,
     without_host,
 )
-from agent.planner.plan import Serving
+from agent.planner.plan import Objective, Serving
 from agent.planner.problem import make_problem
 from tests.agent.planner.clusters import LLAMA_70B, cluster, gpu, host, model, request
-from tests.agent.planner.fleets import fleet_facts, fleet_problem
+from tests.agent.planner.fleets import fleet_facts, fleet_problem, grouped_facts
 from tests.agent.planner.test_split import compositions
 
 SMALL = model(num_layers=6, hidden=1024, intermediate=4096, heads=8, kv_heads=4, head_size=128)
@@ -46,21 +48,21 @@ def small_fleet(sizes: list[float], *, racks: int = 2) -> Fleet:
 
 def check_fleet_plan(fleet: Fleet, plan: FleetPlan) -> None:
     """Every device at most once, every layer once, memory kept, times true."""
-    used = [index for group in plan.groups for index in group.places]
+    used = [index for group in plan.groups for index in group.seats]
     assert len(used) == len(set(used))
     assert not set(used) & plan.lost
     for group in plan.groups:
         assert sum(group.layers) == fleet.num_layers
         assert min(group.layers) >= 1
         times = []
-        for position, (index, count) in enumerate(zip(group.places, group.layers, strict=True)):
+        for position, (index, count) in enumerate(zip(group.seats, group.layers, strict=True)):
             kind = fleet.kind[index]
-            first, last = position == 0, position == len(group.places) - 1
+            first, last = position == 0, position == len(group.seats) - 1
             caps = {(True, True): fleet.cap_only, (True, False): fleet.cap_first, (False, True): fleet.cap_last}
             assert count <= caps.get((first, last), fleet.cap_middle)[kind]
             times.append(count * fleet.layer_s[kind] + first * fleet.first_s[kind] + last * fleet.last_s[kind])
         assert max(times) == pytest.approx(group.slowest_s)
-        domains = {int(fleet.domain[index]) for index in group.places}
+        domains = {int(fleet.domain[index]) for index in group.seats}
         assert group.domain == ACROSS or domains == {group.domain}
 
 
@@ -86,7 +88,7 @@ def test_a_group_is_split_as_well_as_brute_force_splits_it() -> None:
     for _ in range(30):
         fleet = small_fleet([rng.choice([1.45, 1.5, 1.55]) for _ in range(8)], racks=2)
         for group in plan_fleet(fleet).groups:
-            kinds = [int(fleet.kind[index]) for index in group.places]
+            kinds = [int(fleet.kind[index]) for index in group.seats]
             least = math.inf
             for layers in compositions(fleet.num_layers, len(kinds)):
                 last = len(kinds) - 1
@@ -166,3 +168,46 @@ def test_ten_thousand_hosts_take_a_second_and_a_lost_one_fifty_milliseconds() ->
     assert time.process_time() - begun <= 0.05
     assert len(after.groups) >= len(plan.groups) - 2
     assert plan.passes_per_s >= 0.9 * fleet_bound(fleet)
+
+
+def test_equal_devices_of_a_host_sit_together() -> None:
+    facts = cluster(
+        host("a", *(gpu(index, "L4", 24) for index in range(7))),
+        host("b", gpu(0, "L4", 24), gpu(1, "A100", 80), gpu(2, "A100", 80)),
+    )
+    problem = fleet_problem(facts)
+    assert seat_sizes(problem) == (1, 2, 4)
+    names = [[place.name for place in seat] for seat in fleet_of(problem, seat_size=4).seats]
+    assert list(map(len, names)) == [4, 2, 1, 1, 2]
+    assert names[-1] == ["b/cuda:1", "b/cuda:2"]
+    asked = request(LLAMA_70B, facts, tensor=2, objective=Objective(kind="throughput"))
+    exact = fleet_of(make_problem(asked), seat_size=2)
+    assert [len(seat) for seat in exact.seats] == [2, 2, 2, 2], "the odd ones are left out"
+    assert exact.units[0] == (4, 4)
+    assert seat_sizes(make_problem(asked)) == (2,)
+    chain = request(LLAMA_70B, facts, objective=Objective(kind="throughput", strategy="pipeline"))
+    assert seat_sizes(make_problem(chain)) == (1,)
+
+
+def test_every_way_to_sit_is_sound_and_a_leftover_is_dealt_across_domains() -> None:
+    problem = fleet_problem(grouped_facts(12, num_gpus=6))
+    fleets = [fleet_of(problem, seat_size=size) for size in seat_sizes(problem)]
+    for fleet in fleets:
+        check_fleet_plan(fleet, plan_fleet(fleet))
+    seatings = Seatings(fleets)
+    assert sum(count for count, _ in seatings.ways.values()) == 3
+    for way in range(len(fleets)):
+        layouts = seatings.layouts(dict.fromkeys(seatings.ways, way))
+        places = [place for layout in layouts for place in layout.places]
+        assert len(places) == len(set(places))
+        assert all(problem.fits(layout) for layout in layouts)
+
+
+def test_as_many_groups_are_tried_as_whole_devices_make() -> None:
+    """Sixty-four cards of 35 layers make 21 groups of three for 80 layers; by their memory alone it would be 28."""
+    facts = cluster(*(host(f"h{index:03}", gpu(0, "A100", 80)) for index in range(64)))
+    hosts = tuple(msgspec.structs.replace(each, labels={"rack": "r"}) for each in facts.hosts)
+    fleet = fleet_of(fleet_problem(msgspec.structs.replace(facts, hosts=hosts)))
+    assert int(fleet.cap_middle[0]) * 2 < fleet.num_layers < int(fleet.cap_middle[0]) * 3
+    own = [group for group in plan_fleet(fleet).groups if group.domain != ACROSS]
+    assert len(own) == 21

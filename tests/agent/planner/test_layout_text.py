@@ -1,12 +1,25 @@
 from __future__ import annotations
 
+import re
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.planner.layout_text import layer_bar, memory_bar, preview_lines, preview_rows
+from agent.planner.interval import Interval
+from agent.planner.layout_text import layer_bar, memory_bar, predicted_lines, preview_lines, preview_rows
 from agent.planner.plan import ShardBytes
-from agent.planner.words import bytes_words, layers_words, list_words, rate_words, seconds_words
+from agent.planner.words import (
+    bytes_interval_words,
+    bytes_words,
+    joules_interval_words,
+    layers_words,
+    list_words,
+    rate_words,
+    seconds_interval_words,
+    seconds_words,
+)
 from tests.agent.planner.clusters import LLAMA_1B, LLAMA_70B, MIXED_GPUS, THREE_CPUS, drafting, plan_for
 
 
@@ -90,3 +103,20 @@ def test_quantities_in_words() -> None:
     assert [layers_words(r) for r in ((0, 10), (4, 5))] == ["layers 0-9", "layer 4"]
     assert list_words(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
     assert list_words(["a", "b"]) == "a and b"
+    seconds = Interval(low=0.048, expected=0.0693, high=0.0996)
+    assert seconds_interval_words(seconds) == "69.3 ms (48..100)"
+    energy = Interval(low=0.2, expected=0.34, high=0.61)
+    assert joules_interval_words(energy) == "340 mJ (200..610)"
+    assert joules_interval_words(Interval(low=12.4, expected=12.4, high=12.4)) == "12.4 J"
+    room = Interval(low=23.44e9, expected=24e9, high=24.51e9)
+    assert bytes_interval_words(room) == "24.0 GB (23.4..24.5)"
+    assert bytes_interval_words(Interval(low=-2e9, expected=512e6, high=600e6)) == "512 MB (-2000..600)"
+
+
+def test_a_preview_says_what_a_token_costs_and_a_plan_of_an_earlier_release_does_not() -> None:
+    plan = plan_for(LLAMA_1B, THREE_CPUS)
+    told = "\n".join(predicted_lines(plan))
+    assert re.search(r"energy +[\d.]+ m?J \([\d.]+\.\.[\d.]+\) per token", told)
+    assert re.search(r"fullest device +[\d.]+ GB \([\d.]+\.\.[\d.]+\), least and most", told)
+    old = msgspec.structs.replace(plan.predicted, joules_per_token=(), peak_bytes=())
+    assert "energy" not in "\n".join(predicted_lines(msgspec.structs.replace(plan, predicted=old)))

@@ -8,13 +8,15 @@ from agent.planner.layout import StageLayout, cut_shares, extent_of, stage_exten
 from agent.planner.memory import (
     CPU_RUNTIME_BYTES,
     CUDA_RUNTIME_BYTES,
+    MIB,
     StageSizes,
     activation_bytes,
+    held_bytes,
     kv_layer_bytes,
     shard_bytes,
     stage_bytes,
 )
-from agent.planner.plan import BLOCK_TOKENS, Range, Serving
+from agent.planner.plan import BLOCK_TOKENS, Range, Serving, ShardBytes
 from agent.planner.shards import shard_weight_bytes, whole_extent
 from tests.agent.planner.clusters import LLAMA_1B, LLAMA_70B, LLAMA_TINY, THREE_CPUS, model, places_of
 
@@ -142,3 +144,14 @@ def test_memory_by_layers_is_the_shards_own_sum_to_the_byte() -> None:
             assert total == memory.fixed_bytes + count * memory.layer_bytes
             assert memory.max_layers(total) == count
             assert memory.max_layers(total - 1) == count - 1
+
+
+def test_weights_and_cache_are_exact_and_the_process_is_not() -> None:
+    held = ShardBytes(weights=10 * MIB, kv_cache=5 * MIB, activations=4 * MIB, headroom=CPU_RUNTIME_BYTES)
+    bytes_held = held_bytes(held, "cpu")
+    assert bytes_held.expected == held.total
+    assert bytes_held.low == pytest.approx(17 * MIB + 0.6 * CPU_RUNTIME_BYTES)
+    assert bytes_held.high == pytest.approx(19 * MIB + 1.25 * CPU_RUNTIME_BYTES)
+    assert held_bytes(held, "cuda").high > bytes_held.high
+    certain = msgspec.structs.replace(held, activations=0, headroom=0)
+    assert held_bytes(certain, "cpu").low == held_bytes(certain, "cpu").high == 15 * MIB

@@ -16,7 +16,7 @@ from agent.planner.check import check_plan
 from agent.planner.plan import Objective, ObjectiveKind, Plan, Serving, rank_places
 from agent.planner.replicas import EXACT_DEVICES
 from tests.agent.planner.clusters import LLAMA_70B, MIXED_GPUS, cluster, gpu, host, model, plan_for
-from tests.agent.planner.fleets import fleet_facts
+from tests.agent.planner.fleets import fleet_facts, grouped_facts
 
 SMALL = model(num_layers=6, hidden=1024, intermediate=4096, heads=8, kv_heads=4, head_size=128)
 SERVING = Serving(context=512, batch=4, prefill_chunk=64)
@@ -189,6 +189,85 @@ def test_what_does_not_fit_a_large_fleet_is_told_with_its_bytes() -> None:
 def test_ten_thousand_hosts_are_planned_in_seconds() -> None:
     """CPU time, with room for slower machines; docs/benchmarks.md has the goal and what was measured."""
     facts = fleet_facts(10_000)
+    begun = time.process_time()
+    plan = plan_for(LLAMA_70B, facts, serving=TRUSTED, replicas="max", objective=THROUGHPUT)
+    assert time.process_time() - begun <= 4.0
+    assert len(plan.replicas) > 1000
+
+
+def sizes_of(plan: Plan) -> list[tuple[int, ...]]:
+    return [tuple(stage.tensor_parallel_size for stage in replica.stages) for replica in plan.replicas]
+
+
+GROUPED = grouped_facts(24)
+"""192 devices, too many to search exactly."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"),
+    [
+        ("throughput", {"replicas": "max"}),
+        ("throughput", {"replicas": 20, "spread": ""}),
+        ("latency", {"replicas": 20}),
+        ("ttft", {"replicas": 20, "max_hosts": 1}),
+        ("energy", {"replicas": "max", "domain": "rack"}),
+        ("latency", {"replicas": 4, "spread": "rack"}),
+    ],
+)
+def test_packed_copies_of_groups_fit_and_are_no_worse_than_pipelines(
+    kind: ObjectiveKind, asked: dict[str, Any]
+) -> None:
+    plan = plan_for(LLAMA_70B, GROUPED, serving=TRUSTED, objective=Objective(kind=kind), **asked)
+    check_replicas(plan, GROUPED, LLAMA_70B)
+    for replica in plan.replicas:
+        for stage in replica.stages:
+            assert len({shard.host for shard in stage.shards}) == 1, "groups stay within a host"
+    if asked["replicas"] != "max":
+        assert len(plan.replicas) == asked["replicas"]
+    assert all(len(hosts) <= asked.get("max_hosts", 24) for hosts in hosts_of(plan))
+    chain = Objective(kind=kind, strategy="pipeline")
+    chains = plan_for(LLAMA_70B, GROUPED, serving=TRUSTED, objective=chain, **asked)
+    assert set(map(max, sizes_of(chains))) == {1}
+    match kind:
+        case "throughput":
+            assert plan.predicted.tokens_per_s > 1.1 * chains.predicted.tokens_per_s
+        case "latency":
+            assert plan.predicted.time_per_token_s < 0.8 * chains.predicted.time_per_token_s
+        case "ttft":
+            assert plan.predicted.ttft_s <= chains.predicted.ttft_s
+        case _:
+            assert len(plan.replicas) >= len(chains.replicas)
+
+
+def test_domains_of_one_kind_decide_alike_and_of_others_for_themselves() -> None:
+    plan = plan_for(LLAMA_70B, GROUPED, serving=TRUSTED, objective=THROUGHPUT, replicas="max")
+    kinds = {host.name: host.devices[0].name for host in GROUPED.hosts}
+    by_kind: dict[str, set[tuple[int, ...]]] = {}
+    for hosts, sizes in zip(hosts_of(plan), sizes_of(plan), strict=True):
+        by_kind.setdefault(kinds[min(hosts)], set()).add(sizes)
+    assert all(len(sizes) <= 2 for sizes in by_kind.values())
+    assert by_kind["L4"] != by_kind["H100"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_kept"),
+    [
+        ({"objective": Objective(strategy="tensor")}, lambda sizes: len(sizes) == 1 and sizes[0] > 1),
+        ({"objective": Objective(strategy="hybrid")}, lambda sizes: sum(sizes) > 1),
+        ({"tensor": 2}, lambda sizes: set(sizes) == {2}),
+        ({"tensor": 8, "objective": THROUGHPUT}, lambda sizes: set(sizes) == {8}),
+    ],
+)
+def test_groups_that_are_asked_for_by_name_are_packed(asked: dict[str, Any], is_kept: Any) -> None:
+    plan = plan_for(LLAMA_70B, GROUPED, serving=TRUSTED, replicas="max", **asked)
+    check_replicas(plan, GROUPED, LLAMA_70B)
+    assert len(plan.replicas) >= 20
+    assert all(map(is_kept, sizes_of(plan)))
+
+
+def test_ten_thousand_devices_in_groups_are_planned_in_a_second() -> None:
+    """CPU time, with room for slower machines, as above."""
+    facts = grouped_facts(1250)
     begun = time.process_time()
     plan = plan_for(LLAMA_70B, facts, serving=TRUSTED, replicas="max", objective=THROUGHPUT)
     assert time.process_time() - begun <= 4.0

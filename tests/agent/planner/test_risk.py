@@ -45,4 +45,5 @@ def test_the_least_room_is_what_the_fullest_device_has_left(replicas: Plan) -> N
     left = {place.shard.host: usable[place.shard.host] - place.shard.bytes.total for place in rank_places(replicas)}
     assert room.bytes_left == min(left.values())
     assert room.fraction_left == pytest.approx(room.bytes_left / usable[room.device.partition("/")[0]])
+    assert room.left.low < room.left.expected == room.bytes_left < room.left.high
     assert risk_of(replicas, None).least_room is None

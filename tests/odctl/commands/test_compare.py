@@ -46,6 +46,10 @@ def test_plans_that_differ_exit_2_and_say_how(paths: tuple[str, str]) -> None:
     assert "A stops with the loss of a\n" in result.stdout
     assert "B stops with the loss of any of a, b and c" in result.stdout
     assert "less time to first token" in result.stdout
+    assert "energy per token" in result.stdout
+    assert "  least to most" in result.stdout
+    assert "B  asked for 3 stages\n" in result.stdout
+    assert "A  asked for" not in result.stdout
 
 
 def test_json_has_metrics_verdicts_and_moves(paths: tuple[str, str]) -> None:

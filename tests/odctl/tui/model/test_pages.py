@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from agent.errors import ErrorDetail
+from agent.planner.plan import Asked
 from agent.wire.agent import ApplyEvent, ApplyPhase
 from odctl.tui.model import frame
 from odctl.tui.model.apply_progress import ApplyProgress, apply_page, take_event
@@ -30,6 +31,21 @@ def text_of(lines: Sequence[Line]) -> str:
 def preview(**changes: object) -> PlanChoice:
     plan = msgspec.structs.replace(frozen.plan(), **changes)
     return PlanChoice(origin="plan.toml", plan=plan, plan_hash="f" * 64)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_plan_page_tells_what_was_asked_and_every_figure_with_its_bounds(width: int) -> None:
+    predicted = msgspec.structs.replace(
+        frozen.plan().predicted, joules_per_token=(0.8, 1.9, 4.5), peak_bytes=(10**9, 2 * 10**9, 3 * 10**9)
+    )
+    choice = preview(asked=Asked(max_hosts=2, pinned=("gpu01",)), predicted=predicted)
+    text = text_of(plan_page(choice, None, width=width))
+    assert "asked for gpu01 pinned, at most 2 hosts" in text
+    assert "1.9 J (0.8..4.5)" in text
+    assert "2.0 GB (1.0..3.0)" in text
+    old = text_of(plan_page(preview(), None, width=width))
+    assert "asked for" not in old
+    assert "energy" not in old
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -179,7 +179,7 @@ def test_a_boundary_held_down_stops_at_its_last_layer(state: EditorState) -> Non
 @pytest.mark.parametrize("width", [80, 140])
 def test_the_page_shows_deltas_bottleneck_and_what_is_wrong(state: EditorState, width: int) -> None:
     assert "● sound" in text(state, width=width)
-    assert text(state, width=width).count("= as it was") == 3
+    assert text(state, width=width).count("= as it was") == 5
     moved = after(state, MoveBoundary(replica=0, stage=0, layers=3))
     page = text(moved, width=width)
     assert "1 edit, not written" in page
