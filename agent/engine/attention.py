@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agent.engine.batch import Batch, Reads
+from agent.engine.batch import Batch, Gathered, Reads
 from agent.engine.exact import attend_one_by_one
 from agent.engine.kv_cache import KvCache
 from agent.planner.plan import BLOCK_TOKENS, Range
@@ -61,10 +61,12 @@ def _attend_in_place(
     softcap: float | None,
     window: int | None,
 ) -> Tensor:
-    """Slice by slice over views of the cache; rows whose keys lie in a few runs, run by run."""
+    """Rows that decode together at once; the others slice by slice over views of the cache, or run by run."""
     # the operator that tells a part's share of the softmax is the CPU's own, and knows no softcap
     may_split = softcap is None and queries_TKGS.device.type == "cpu"
     reads = batch.reads(window, may_split=may_split)
+    if reads.gathered and reads.gathered[0].rows is None:
+        return _mix_gathered(queries_TKGS, stored, reads.gathered[0], scale=scale)
     pieces: list[Tensor] = []
     for read in reads.whole:
         span = read.span
@@ -73,14 +75,20 @@ def _attend_in_place(
         queries_NKGS = queries_TKGS if is_all else queries_TKGS.narrow(0, span.row, span.num_rows)
         keys_1KLS, values_1KLS = _gather(stored[0], read.stretches), _gather(stored[1], read.stretches)
         pieces.append(_mix(queries_NKGS, keys_1KLS, values_1KLS, mask=mask, scale=scale, softcap=softcap))
-    if not reads.parts:
+    if not reads.parts and not reads.gathered:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    if not pieces:
+    if not pieces and not reads.gathered:
         return _mix_parts(queries_TKGS, stored, reads, scale=scale)
-    assert reads.split_rows is not None
     attended_TKGS = torch.empty_like(queries_TKGS)
     for read, piece in zip(reads.whole, pieces, strict=True):
         attended_TKGS.narrow(0, read.span.row, read.span.num_rows).copy_(piece)
+    for group in reads.gathered:
+        assert group.rows is not None, "a group of all rows is alone"
+        queries_NKGS = queries_TKGS.index_select(0, group.rows)
+        attended_TKGS.index_copy_(0, group.rows, _mix_gathered(queries_NKGS, stored, group, scale=scale))
+    if not reads.parts:
+        return attended_TKGS
+    assert reads.split_rows is not None, "others are read in one piece"
     split_TKGS = queries_TKGS.index_select(0, reads.split_rows)
     attended_TKGS.index_copy_(0, reads.split_rows, _mix_parts(split_TKGS, stored, reads, scale=scale))
     return attended_TKGS
@@ -94,12 +102,24 @@ def _gather(layer_1KPS: Tensor, stretches: list[Range]) -> Tensor:
     return torch.cat([layer_1KPS.narrow(2, begin, end - begin) for begin, end in stretches], dim=2)
 
 
+def _mix_gathered(
+    queries_NKGS: Tensor, stored: tuple[Tensor, Tensor], group: Gathered, *, scale: float | None
+) -> Tensor:
+    keys_NKLS, values_NKLS = (_gather_rows(each, group.blocks, group.num_blocks) for each in stored)
+    return _weigh(queries_NKGS, keys_NKLS, values_NKLS, mask=group.mask, scale=scale, softcap=None)
+
+
 def _gather_blocks(layer_1KPS: Tensor, tables_TM: Tensor) -> Tensor:
     """The keys of every row's blocks by index, T x K x L x S: one shape of work wherever the blocks lie."""
+    return _gather_rows(layer_1KPS, tables_TM.flatten(), tables_TM.shape[1])
+
+
+def _gather_rows(layer_1KPS: Tensor, blocks: Tensor, num_blocks: int) -> Tensor:
+    """`num_blocks` blocks for each row, behind each other in `blocks`."""
     _, num_kv_heads, _, head_size = layer_1KPS.shape
-    num_rows, num_blocks = tables_TM.shape
+    num_rows = blocks.shape[0] // num_blocks
     blocks_KBPS = layer_1KPS.view(num_kv_heads, -1, BLOCK_TOKENS, head_size)
-    found = blocks_KBPS.index_select(1, tables_TM.flatten())
+    found = blocks_KBPS.index_select(1, blocks)
     return found.view(num_kv_heads, num_rows, num_blocks * BLOCK_TOKENS, head_size).transpose(0, 1)
 
 

@@ -53,11 +53,11 @@ class BlockTable:
             run += 1
         return found
 
-    def blocks(self, count: int) -> list[int]:
-        """The first `count` blocks."""
+    def blocks(self, count: int, first: int = 0) -> list[int]:
+        """`count` blocks from the `first` one on."""
         return [
             block
-            for begin, end in self.stretches(0, count * BLOCK_TOKENS)
+            for begin, end in self.stretches(first * BLOCK_TOKENS, (first + count) * BLOCK_TOKENS)
             for block in range(begin // BLOCK_TOKENS, end // BLOCK_TOKENS)
         ]
 

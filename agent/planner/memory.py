@@ -46,6 +46,9 @@ LEAST_WORKSPACE = 0.5
 MAX_PARTS = 4
 """Most runs of blocks that a decoding row reads one by one; the keys of more of them are gathered first."""
 
+GATHERED_POSITIONS = 4096
+"""Positions whose keys and values a CPU rank gathers at once for rows that decode together."""
+
 MAX_GRAPH_ROWS = 64
 """Most rows of a step that a CUDA rank runs as a recorded graph, which gathers the keys of every row."""
 
@@ -135,9 +138,10 @@ def activation_bytes(spec: ModelSpec, extent: ShardExtent, serving: Serving, kin
     - `(g + 1)*N*context*b + 2*N*context` for the attention mask of a chunk of N = min(T, context) rows: positions
       compared as bytes, the mask, and its copy for each of g query heads that share a KV head; twice where layers
       differ in their window;
-    - `2*N*context*kv_heads*head_size*b`: keys and values gathered from their blocks, of one sequence on a CPU, of
-      every row of a recorded step on a GPU (R below to the next power of two, `MAX_GRAPH_ROWS` at most), and
-      `2*P*batch*heads*head_size*4` for decoding rows that read their keys in P parts;
+    - `2*G*kv_heads*head_size*b`: keys and values gathered from their blocks, at G positions: on a CPU of one
+      sequence, or of `GATHERED_POSITIONS` if all sequences have as many; on a GPU of every row of a recorded step
+      (R below to the next power of two, `MAX_GRAPH_ROWS` at most); and `2*P*batch*heads*head_size*4` for decoding
+      rows that read their keys in P parts;
     - on the last stage `2*R*vocabulary*4`: float32 logits of every sampled row, gathered from the whole group, and
       one sorted or filtered copy of them; R is `batch`, and `max_drafts` more where drafts are verified.
 
@@ -160,8 +164,11 @@ def activation_bytes(spec: ModelSpec, extent: ShardExtent, serving: Serving, kin
     capped = 10 * visible * heads if spec.attention_softcap is not None else 0
     routing = 24 * rows * spec.num_experts
     sampled = serving.batch + (0 if serving.speculation == "none" else serving.max_drafts)
-    sequences = 1 if kind == "cpu" else min(1 << (sampled - 1).bit_length(), MAX_GRAPH_ROWS)
-    gathered = 2 * sequences * serving.context * kv_heads * spec.head_size
+    if kind == "cpu":
+        positions = max(serving.context, min(GATHERED_POSITIONS, serving.batch * serving.context))
+    else:
+        positions = min(1 << (sampled - 1).bit_length(), MAX_GRAPH_ROWS) * serving.context
+    gathered = 2 * positions * kv_heads * spec.head_size
     parts = 2 * MAX_PARTS * serving.batch * heads * spec.head_size * 4
     logits = 2 * sampled * spec.vocab_size * 4 if extent.is_last_stage else 0
     return (hidden + attention + mlp + gathered) * element + mask + capped + routing + parts + logits

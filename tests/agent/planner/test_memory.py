@@ -8,6 +8,7 @@ from agent.planner.layout import StageLayout, cut_shares, extent_of, stage_exten
 from agent.planner.memory import (
     CPU_RUNTIME_BYTES,
     CUDA_RUNTIME_BYTES,
+    GATHERED_POSITIONS,
     MIB,
     StageSizes,
     activation_bytes,
@@ -108,7 +109,11 @@ def test_only_the_last_stage_pays_for_logits() -> None:
 def test_a_gpu_gathers_the_keys_of_every_row_of_a_recorded_step() -> None:
     extent = extent_of(LLAMA_1B, (0, 8), cut_shares(LLAMA_1B, (8,))[0])
     cpu, cuda = (shard_bytes(LLAMA_1B, extent, SERVING, kind).activations for kind in ("cpu", "cuda"))
-    assert cuda - cpu == (4 - 1) * 2 * SERVING.context * 8 * LLAMA_1B.head_size * 2  # three rows fill up four
+    per_position = 2 * 8 * LLAMA_1B.head_size * 2
+    assert cuda - cpu == (4 - 3) * SERVING.context * per_position  # three rows fill up four
+    long = msgspec.structs.replace(SERVING, context=3000)
+    cpu, cuda = (shard_bytes(LLAMA_1B, extent, long, kind).activations for kind in ("cpu", "cuda"))
+    assert cuda - cpu == (4 * 3000 - GATHERED_POSITIONS) * per_position  # not all at once on a CPU
 
 
 @pytest.mark.parametrize("layers", [(0, 8), (8, 16)])
