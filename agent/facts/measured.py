@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import median
+from typing import TypeVar
 
 import msgspec
 
-from agent.facts.cluster import ClusterFacts, DeviceFacts, HostFacts, LinkFacts
-from agent.facts.probe import DeviceProbe, GroupProbe, LinkProbe, ProbeRecord
+from agent.facts.cluster import ClusterFacts, DeviceFacts, DeviceKind, HostFacts, LinkFacts
+from agent.facts.probe import (
+    AttentionProbe,
+    DeviceProbe,
+    GemmProbe,
+    GroupProbe,
+    HeadProbe,
+    LayerProbe,
+    LinkProbe,
+    ModelProbe,
+    ProbeRecord,
+    RestProbe,
+    StepProbe,
+)
+
+Timed = TypeVar("Timed", GemmProbe, AttentionProbe, LayerProbe, StepProbe, HeadProbe, RestProbe)
 
 HASH_CHARACTERS = 12
-EQUAL_WITHIN = 0.1
-"""Devices of equal hardware whose figures differ by less are taken as equal: that much two probes of one differ."""
+EQUAL_WITHIN: dict[DeviceKind, float] = {"cpu": 0.15, "cuda": 0.1}
+"""Devices of equal hardware whose figures differ by less are taken as equal: that much two probes of one differ, and
+more of a CPU's, on machines that others share."""
 
 
 def hardware_hash(facts: HostFacts) -> str:
@@ -63,21 +80,69 @@ def _device_probe(record: ProbeRecord | None, hardware: str, device: DeviceFacts
 def _typical_probes(
     facts: ClusterFacts, hashes: dict[str, str], probes: dict[tuple[str, str], DeviceProbe]
 ) -> dict[tuple[str, str], DeviceProbe]:
-    """Noise must not make equal devices unequal: those near the median of their kind get its figures."""
-    alike: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
+    """Noise must not make equal devices unequal: those near the median of their kind get the medians of all figures.
+
+    Were each to keep its own, plans would choose the device that was measured in the quietest moment, and promise
+    what it did then.
+    """
+    alike: dict[tuple[str, DeviceKind, str], list[tuple[str, str]]] = {}
     for host in facts.hosts:
         for device in host.devices:
             if (host.name, device.id) in probes:
                 alike.setdefault((hashes[host.name], device.kind, device.name), []).append((host.name, device.id))
     typical = dict(probes)
-    for names in alike.values():
+    for (_, kind, _), names in alike.items():
         in_order = sorted(names, key=lambda name: (_speed(probes[name]), name))
-        median = probes[in_order[(len(in_order) - 1) // 2]]
-        for name in names:
-            if abs(_speed(probes[name]) / _speed(median) - 1) <= EQUAL_WITHIN:
-                models = median.models or probes[name].models
-                typical[name] = msgspec.structs.replace(median, models=models)
+        typical_speed = _speed(probes[in_order[(len(in_order) - 1) // 2]])
+        near = [name for name in in_order if abs(_speed(probes[name]) / typical_speed - 1) <= EQUAL_WITHIN[kind]]
+        pooled = _pooled([probes[name] for name in near])
+        typical |= dict.fromkeys(near, pooled)
     return typical
+
+
+def _pooled(probes: Sequence[DeviceProbe]) -> DeviceProbe:
+    """Medians of every figure that several have, at the age of the oldest."""
+    if len(probes) == 1:
+        return probes[0]
+    first = probes[0]
+    return msgspec.structs.replace(
+        first,
+        measured_at_s=min(probe.measured_at_s for probe in probes),
+        copy_bytes_per_s=median(probe.copy_bytes_per_s for probe in probes),
+        read_bytes_per_s=median(probe.read_bytes_per_s for probe in probes),
+        gemms=_of_medians([probe.gemms for probe in probes], "dtype", "quantisation", "size", "rows"),
+        attention=_of_medians([probe.attention for probe in probes], "context"),
+        layers=_of_medians([probe.layers for probe in probes], "dtype", "quantisation", "sequences"),
+        models=tuple(_pooled_models([probe.models for probe in probes])),
+    )
+
+
+def _pooled_models(of_devices: Sequence[tuple[ModelProbe, ...]]) -> Iterator[ModelProbe]:
+    """A model that only some have rehearsed counts for all."""
+    alike: dict[tuple[str, str, str, int, int], list[ModelProbe]] = {}
+    for model in (model for models in of_devices for model in models):
+        key = (model.widths, model.dtype, model.quantisation, model.parts, model.num_layers)
+        alike.setdefault(key, []).append(model)
+    for models in alike.values():
+        yield msgspec.structs.replace(
+            models[0],
+            measured_at_s=min(model.measured_at_s for model in models),
+            steps=_of_medians([model.steps for model in models], "rows", "sequences", "context"),
+            heads=_of_medians([model.heads for model in models], "rows"),
+            rests=_of_medians([model.rests for model in models], "idle_s"),
+        )
+
+
+def _of_medians(of_devices: Sequence[tuple[Timed, ...]], *key: str) -> tuple[Timed, ...]:
+    """The first one's entries, each with the median of the seconds of all that are alike by these fields."""
+
+    def key_of(entry: Timed) -> tuple[object, ...]:
+        return tuple(getattr(entry, name) for name in key)
+
+    seconds: dict[tuple[object, ...], list[float]] = {}
+    for entry in (entry for entries in of_devices for entry in entries):
+        seconds.setdefault(key_of(entry), []).append(entry.seconds)
+    return tuple(msgspec.structs.replace(entry, seconds=median(seconds[key_of(entry)])) for entry in of_devices[0])
 
 
 def _speed(probe: DeviceProbe) -> float:

@@ -1,7 +1,9 @@
 """Makes lab hosts of one machine unequal: a share of a core for all processes of a host. Root only.
 
 The kernel's quotas (cgroup v1 or v2), with periods of a few milliseconds: a rank is slowed down evenly, and not at
-full speed until it is stopped for the rest of a tenth of a second.
+full speed until it is stopped for the rest of a tenth of a second. All threads of a host stay on one core, where
+shares of several hosts fit: quota that a thread on another core has fetched and not used is lost to the rest, a
+millisecond at a time, and would make ranks slower than their share whenever a message wakes another thread.
 """
 
 from __future__ import annotations
@@ -28,10 +30,13 @@ def cpu_quotas(cores: Mapping[int, float], *, name: str) -> Iterator[None]:
     controller = _controller()
     assert controller is not None, "can_limit says so before"
     groups = {pid: controller / f"odctl-{name}-{pid}" for pid in cores}
+    homes = _homes(cores)
     try:
         for pid, share in cores.items():
             groups[pid].mkdir()
             _limit(groups[pid], share, is_v1=controller == V1)
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.sched_setaffinity(int(thread.name), {homes[pid]})
             (groups[pid] / "cgroup.procs").write_text(str(pid))
         yield
     finally:
@@ -40,6 +45,16 @@ def cpu_quotas(cores: Mapping[int, float], *, name: str) -> Iterator[None]:
                 for pid_text in (group / "cgroup.procs").read_text().split():
                     (controller / "cgroup.procs").write_text(pid_text)
                 group.rmdir()
+
+
+def _homes(cores: Mapping[int, float]) -> dict[int, int]:
+    """A core for each, the largest shares first, each on the core with the most left."""
+    left = dict.fromkeys(sorted(os.sched_getaffinity(0), reverse=True), 1.0)
+    homes: dict[int, int] = {}
+    for pid, share in sorted(cores.items(), key=lambda item: -item[1]):
+        homes[pid] = max(left, key=lambda core: left[core])
+        left[homes[pid]] -= share
+    return homes
 
 
 def _limit(group: Path, share: float, *, is_v1: bool) -> None:

@@ -6,6 +6,7 @@ import pytest
 from agent.facts.measured import hardware_hash, with_probes
 from tests.agent.facts.probes import device_probe, group_probe, link_probe, record_of
 from tests.agent.planner.clusters import cluster, cpu, gpu, host
+from tests.agent.planner.test_rehearsal import rehearsed
 
 ALPHA, BETA = host("alpha", cpu(8)), host("beta", cpu(8))
 
@@ -42,7 +43,24 @@ def test_equal_devices_that_differ_by_noise_are_taken_as_equal_and_a_slow_one_is
     records = [record_of(each, device_probe(read_bytes_per_s=rates[each.name])) for each in hosts]
     probes = {each.name: each.devices[0].probe for each in with_probes(cluster(*hosts), records).hosts}
     read = {name: probe and probe.gemms[0].weight_bytes_per_s for name, probe in probes.items()}
-    assert read == pytest.approx({"a": 9.7e9, "b": 9.7e9, "c": 9.7e9, "d": 5e9})
+    assert read == pytest.approx({"a": 10e9, "b": 10e9, "c": 10e9, "d": 5e9})
+    assert probes["a"] == probes["b"] == probes["c"]
+
+
+def test_rehearsals_of_equal_devices_are_pooled_and_serve_those_that_have_none() -> None:
+    hosts = [host(name, cpu(8)) for name in ("a", "b", "c", "d")]
+    levels = {"a": 1.0, "b": 1.3, "c": 0.9}
+    records = [
+        record_of(
+            each,
+            msgspec.structs.replace(
+                device_probe(), models=(rehearsed(level=levels[each.name]),) if each.name in levels else ()
+            ),
+        )
+        for each in hosts
+    ]
+    found = [each.devices[0].probe for each in with_probes(cluster(*hosts), records).hosts]
+    assert all(probe is not None and probe.models == (rehearsed(),) for probe in found)
 
 
 def test_a_link_carries_its_direction_and_the_line_through_its_sums() -> None:
