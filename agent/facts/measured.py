@@ -28,8 +28,8 @@ Timed = TypeVar("Timed", GemmProbe, AttentionProbe, LayerProbe, StepProbe, HeadP
 
 HASH_CHARACTERS = 12
 EQUAL_WITHIN: dict[DeviceKind, float] = {"cpu": 0.15, "cuda": 0.1}
-"""Devices of equal hardware whose figures differ by less are taken as equal: that much two probes of one differ, and
-more of a CPU's, on machines that others share."""
+"""Devices of equal hardware whose figures differ by less are taken as equal: that much two probes of one differ,
+those of a CPU more, since others share its machine."""
 
 
 def hardware_hash(facts: HostFacts) -> str:
@@ -80,7 +80,7 @@ def _device_probe(record: ProbeRecord | None, hardware: str, device: DeviceFacts
 def _typical_probes(
     facts: ClusterFacts, hashes: dict[str, str], probes: dict[tuple[str, str], DeviceProbe]
 ) -> dict[tuple[str, str], DeviceProbe]:
-    """Noise must not make equal devices unequal: those near the median of their kind get the medians of all figures.
+    """Noise must not make equal devices unequal: those near the median of their kind get the medians of theirs.
 
     Were each to keep its own, plans would choose the device that was measured in the quietest moment, and promise
     what it did then.
