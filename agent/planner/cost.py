@@ -36,6 +36,7 @@ from agent.planner.rates import (
     DeviceRates,
     LinkTable,
     rates_of,
+    slowness_of,
     turn_s,
 )
 from agent.planner.rehearsal import StepPoint
@@ -97,6 +98,8 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
     """Of `last_s`, the head's matrix: reading it, in a decode step."""
     gather_s: float = 0.0
     """Of `last_s`, collecting the logits from the group."""
+    turn_s: float = 0.0
+    """Of `last_s`, what passes until the next step: the stage's devices do nothing meanwhile."""
     device: str = "cpu"
     """What the constants of the slowest rank are called: `cuda`, `cpu`, `unprobed cpu`."""
     carrier: str = "tls"
@@ -418,6 +421,8 @@ def stage_cost(
     """
     element = DTYPE_BYTES[dtype]
     p = len(places)
+    leader = places[0].device
+    own_turn_s = turn_s(step.sampled, slowness=slowness_of(leader.kind, rates_of(leader, dtype, quantisation)))
     link = group_link(places, links)
     carrier = carrier_between(places, links)
     reduce_s = all_reduce_s(link, step.rows * spec.hidden_size * element, p, carrier=carrier)
@@ -438,7 +443,8 @@ def stage_cost(
     return StageCost(
         layer_s=slowest.layer_s + 2 * reduce_s,
         first_s=embed_s + reduce_s,
-        last_s=head_s + gather_s + turn_s(step.sampled),
+        last_s=head_s + gather_s + own_turn_s,
+        turn_s=own_turn_s,
         layer_reads_s=slowest.reads_s,
         layer_flops_s=slowest.flops_s,
         layer_reduce_s=2 * reduce_s,
@@ -682,10 +688,10 @@ class PipelineTimes(msgspec.Struct, frozen=True, kw_only=True):
             longer_s=longer_s,
         )
 
-    def between_steps(self, micro_batches: int = 1, num_drawn: int = 1) -> PipelineTimes:
+    def between_steps(self, micro_batches: int = 1) -> PipelineTimes:
         """The same with what a stage rests in steady state: while others compute, and during the gateway's turn."""
         round_s = cycle_s(self, micro_batches) / micro_batches
-        away = [0.0] * (len(self.stages) - 1) + [turn_s(num_drawn)]
+        away = [0.0] * (len(self.stages) - 1) + [self.costs[-1].turn_s if self.costs else 0.0]
         busy = [stage + send - turn for stage, send, turn in zip(self.stages, self.sends, away, strict=True)]
         return self.rested([max(0.0, round_s - each) for each in busy])
 
@@ -970,7 +976,7 @@ def estimate_layout(
         )
 
     def times(step: StepShape, micro_batches: int = 1) -> PipelineTimes:
-        return raw(step).between_steps(micro_batches, step.sampled).corrected(calibration)
+        return raw(step).between_steps(micro_batches).corrected(calibration)
 
     num_stages = len(layout.stages)
     single_step = decode_step(1, prompt_tokens + answer_tokens // 2)

@@ -26,13 +26,12 @@ from agent.planner.rates import (
     CARRIERS,
     EFFICIENCY,
     REQUEST_S,
-    ROW_S,
-    STEP_S,
     WARM_REQUEST_S,
     nominal_of,
     probed_overheads,
     rates_of,
     slowed_link,
+    turn_s,
 )
 from agent.planner.rehearsal import rehearsal_of, rests_of
 from agent.planner.replicas import choose_replicas, is_large
@@ -507,8 +506,9 @@ def _constants(problem: Problem, layouts: list[Layout], now_s: float | None) -> 
     lines += _launch_constants(layouts, serving, when)
     lines += _rehearsals(problem, layouts, when)
     lines.append(
-        f"gateway and sampling {seconds_words(STEP_S)} a step and {seconds_words(ROW_S)} for each further token in "
-        f"it, a request's way {seconds_words(REQUEST_S)}, or {seconds_words(WARM_REQUEST_S)} to rehearsed devices: "
+        f"gateway and drawing {seconds_words(turn_s(1))} a step, {seconds_words(turn_s(2) - turn_s(1))} for each "
+        f"further token in it, more on slow cores; a request's way {seconds_words(REQUEST_S)}, or "
+        f"{seconds_words(WARM_REQUEST_S)} to rehearsed devices: "
         "table defaults"
     )
     carriers = sorted(

@@ -109,10 +109,15 @@ DISTINCT_HOSTS = (150e-6, 117e6)
 SAME_HOST_CPU = (10e-6, 3.5e9)
 SAME_HOST_CUDA = (20e-6, 20e9)
 
-STEP_S = 800e-6
-"""Gateway, its connections to the ranks, and sampling: once a step, whatever the model."""
-ROW_S = 190e-6
-"""What each further drawn token adds to that: 1.06 ms with one row, 2.37 ms with eight, on two shared cores."""
+GATEWAY_STEP_S, GATEWAY_ROW_S = 400e-6, 100e-6
+"""Gateway and its connections to the ranks: once a step, and for each further token that it draws."""
+RANK_STEP_S, RANK_ROW_S = 400e-6, 90e-6
+"""The same in the rank that draws: messages and bookkeeping, at the speed of a core that launches a layer in the
+table's time.
+
+Together 1.06 ms with one row and 2.37 ms with eight, from the last product of a step to the begin of the next, on
+two shared cores."""
+
 
 REQUEST_S = 8e-3
 """A request's way to its first step and back to its client: HTTP, tokens, and a gateway and ranks whose code and
@@ -127,9 +132,18 @@ WARM_REQUEST_S = 4e-3
 """The same where it is known by itself what ranks take longer after a rest."""
 
 
-def turn_s(num_drawn: int) -> float:
-    """Seconds from a step's last product to the next step, for so many drawn tokens."""
-    return STEP_S + ROW_S * max(0, num_drawn - 1)
+def turn_s(num_drawn: int, *, slowness: float = 1.0) -> float:
+    """Seconds from a step's last product to the next step, for so many drawn tokens.
+
+    `slowness` is how many times longer than the table's the drawing rank's host takes for what no device does.
+    """
+    further = max(0, num_drawn - 1)
+    return GATEWAY_STEP_S + GATEWAY_ROW_S * further + slowness * (RANK_STEP_S + RANK_ROW_S * further)
+
+
+def slowness_of(device: DeviceKind, rates: DeviceRates) -> float:
+    """Of a host, by what launching a layer takes on its CPU; 1 where that is a GPU's own figure."""
+    return max(1.0, rates.layer_overhead_s / EFFICIENCY["cpu"].layer_overhead_s) if device == "cpu" else 1.0
 
 
 class CarrierRates(msgspec.Struct, frozen=True, kw_only=True):

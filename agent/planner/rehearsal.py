@@ -14,6 +14,7 @@ import msgspec
 
 from agent.facts.model import Dtype, ModelSpec, Quantisation
 from agent.facts.probe import DeviceProbe, ModelProbe, StepProbe
+from agent.planner.step_cost import ROWS_AT_ONCE
 
 Curve = Sequence[tuple[float, float]]
 """(where, seconds), by where."""
@@ -50,7 +51,8 @@ def layer_s(known: ModelProbe, step: StepPoint, modelled_s: Callable[[StepPoint]
     prompts = [(each.rows, each.seconds) for each in known.steps if each.is_prefill and each.sequences == 1]
     chunks = [*decodes[:1], *prompts]
     further = step.sequences - 1
-    measured_s = on_line(chunks, step.rows - further) + further * _beside_s(known, chunks, decodes)
+    rows = -(-(step.rows - further) // ROWS_AT_ONCE) * ROWS_AT_ONCE
+    measured_s = on_line(chunks, rows) + further * _beside_s(known, chunks, decodes)
     alone = StepPoint(rows=step.rows, sequences=1, context=step.context, row_context=step.row_context)
     reference = StepPoint(rows=step.rows, sequences=1, context=max(1, step.rows // 2))
     return _moved(measured_s, modelled_s(alone) - modelled_s(reference))

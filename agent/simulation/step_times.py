@@ -13,7 +13,7 @@ from agent.facts.model import ModelSpec
 from agent.planner.cost import PipelineTimes, StepShape, pipeline_times
 from agent.planner.layout import Layout
 from agent.planner.plan import BLOCK_TOKENS, Plan, Serving
-from agent.planner.rates import LinkTable, turn_s
+from agent.planner.rates import LinkTable
 from agent.wire.rank import SequenceSlice, Step
 
 
@@ -101,7 +101,8 @@ class StepCosts:
         factor = by.prefill if shape.is_prefill else by.decode
         num_layers = self._spec.num_layers
         # The cost model adds the gateway's part to the last stage; here that stage goes on meanwhile.
-        own_s = (*times.stages[:-1], times.stages[-1] - turn_s(shape.sampled))
+        turn_s = times.costs[-1].turn_s
+        own_s = (*times.stages[:-1], times.stages[-1] - turn_s)
         return StepTimes(
             stages=tuple(
                 factor * seconds + by.row_s * shape.rows * stage.num_layers / num_layers
@@ -109,7 +110,7 @@ class StepCosts:
             ),
             hops=times.hops,
             sends=times.sends,
-            return_s=turn_s(shape.sampled),
+            return_s=turn_s,
         )
 
     def _modelled(self, shape: StepShape) -> PipelineTimes:

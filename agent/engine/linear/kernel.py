@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from agent.planner.step_cost import ROWS_AT_ONCE
+
 
 class KernelShape(msgspec.Struct, frozen=True, kw_only=True):
     """What a kernel's choice of loops hangs on, next to the number of rows."""
@@ -55,10 +57,6 @@ class Kernel(ABC):
     def shares(self, tensor: Tensor) -> bool:
         """Whether the tensor itself is its weight."""
         return any(part is tensor for part in self.parts.values())
-
-
-ROWS_AT_ONCE = 16
-"""Rows that matrix units take together: a few more cost nothing."""
 
 
 def fill_rows(rows_RK: Tensor) -> Tensor:
