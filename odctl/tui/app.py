@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import work
@@ -33,6 +32,7 @@ from odctl.tui.model.keymap import Keymap
 from odctl.tui.model.plan_editor import open_editor
 from odctl.tui.model.plans import PlanChoice, plan_choices, preview_of
 from odctl.tui.options import UiOptions
+from odctl.tui.plan_files import is_plan_file, read_plan_text
 from odctl.tui.probing import FleetProber, Prober
 from odctl.tui.screens.apply import ApplyScreen
 from odctl.tui.screens.chat import ChatScreen
@@ -194,17 +194,21 @@ class OdctlApp(AppMoving):
     # --- plans --------------------------------------------------------------------------------------------
 
     def open_plan(self, name: str, *, applies: bool = False) -> None:
-        """A plan by name (the previewed one, or that of a deployment), or else the file of that name."""
+        """A plan by name (that of a deployment, or the previewed one), or else the file of that name.
+
+        To apply, the previewed one comes first: it is what the running one is to become.
+        """
         choices = plan_choices(self.snapshot, self.preview)
-        found = next((choice for choice in choices if name in (choice.plan.name, choice.origin)), None)
-        if found is not None and found.origin != "running":
-            # It lies in a file, which may be another one since.
-            self.preview_file(found.origin, applies=applies)
-        elif found is not None:
-            self.open_plan_of(found.plan.name)
+        running = next((choice for choice in choices if choice.status and choice.status.name == name), None)
+        is_previewed = self.preview is not None and name in (self.preview.plan.name, self.preview.origin)
+        if self.preview is not None and is_previewed and (applies or running is None):
+            # Read again: its file may say something else by now.
+            self.preview_file(self.preview.origin, applies=applies)
+        elif running is not None:
+            self.open_plan_of(name)
             if applies:
-                self.ask_to_apply(found)
-        elif is_file_name(name):
+                self.ask_to_apply(running)
+        elif is_plan_file(name):
             self.preview_file(name, applies=applies)
         else:
             known = ", ".join(choice.plan.name for choice in choices) or "none"
@@ -216,7 +220,7 @@ class OdctlApp(AppMoving):
         """Read a plan file and show it; what is wrong with it stands on the screen instead."""
         self.preview, self.preview_error = None, ""
         try:
-            text = await asyncio.to_thread(_read_text, path)
+            text = await asyncio.to_thread(read_plan_text, path)
             self.preview = preview_of(text, path=path)
         except (OSError, UnicodeDecodeError) as error:
             self.preview_error = f"cannot read {path}: {error}"
@@ -402,15 +406,6 @@ class OdctlApp(AppMoving):
             self.screen.set_sort(column)
         else:
             self.notify("there is no table here to sort", severity="warning")
-
-
-def is_file_name(name: str) -> bool:
-    """Whether a word means a file: it looks like one, or is there."""
-    return "/" in name or name.endswith(".toml") or Path(name).expanduser().is_file()
-
-
-def _read_text(path: str) -> str:
-    return Path(path).expanduser().read_text(encoding="utf-8")
 
 
 def _show_first(screen: PlansScreen) -> None:

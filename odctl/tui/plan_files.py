@@ -1,4 +1,4 @@
-"""Plan files near what was typed."""
+"""Plan files, as they are typed."""
 
 from __future__ import annotations
 
@@ -27,3 +27,13 @@ def find_plan_files(typed: str) -> tuple[str, ...]:
     except OSError:
         return ()  # no such directory: there is nothing to offer
     return tuple(sorted(found))
+
+
+def is_plan_file(name: str) -> bool:
+    """Whether a word means a file: it looks like one, or is there."""
+    return "/" in name or name.endswith(".toml") or Path(name).expanduser().is_file()
+
+
+def read_plan_text(path: str) -> str:
+    """Raises OSError or UnicodeDecodeError."""
+    return Path(path).expanduser().read_text(encoding="utf-8")

@@ -18,6 +18,7 @@ from textual.widgets import Button, Input, Static
 class ConfirmScreen(ModalScreen[bool]):
     """True when the verb's button was pressed. `typed` must be typed before it can be; empty: nothing must."""
 
+    AUTO_FOCUS = "#cancel"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(False)", "Cancel", id="confirm.cancel"),
         Binding("left,right,h,l", "other_button", "Other button", id="confirm.other", show=False),

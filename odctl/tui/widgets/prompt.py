@@ -39,7 +39,7 @@ class _FirstCandidate(Suggester):
 class Prompt(Vertical):
     HELP = "Enter does it, escape does not. Tab takes what stands above the line, right what stands behind it."
     DEFAULT_CSS = """
-    Prompt { height: auto; display: none; dock: bottom; }
+    Prompt { height: auto; display: none; }
     Prompt #candidates { height: 1; }
     Prompt Horizontal { height: 1; }
     Prompt #sign { width: 2; padding: 0 0 0 1; text-style: bold; }
