@@ -229,6 +229,7 @@ class OdctlApp(AppMoving):
         if self.current_mode != "plans":
             self.action_mode("plans")
         self.call_after_refresh(self._with_screen, PlansScreen, _show_first)
+        self.hold_views()
         if applies and self.preview is not None:
             self.ask_to_apply(self.preview)
 
@@ -299,6 +300,7 @@ class OdctlApp(AppMoving):
             self.perform(parse_command(text))
         except CommandError as error:
             self.notify(str(error), severity="warning")
+        self.hold_views()
 
     def perform(self, call: Call) -> None:
         argument = call.argument

@@ -60,7 +60,20 @@ class AppMoving(AppLock):
         """Show again what a command line had shown."""
         self.run_command(address)
         self.call_after_refresh(self._focus_body)
-        self.set_timer(GOING_S, self.views.arrived)
+        self.set_timer(GOING_S, self._arrive)
+
+    def _arrive(self) -> None:
+        self.views.arrived()
+        self.redraw()
+
+    def hold_views(self) -> None:
+        """From here until all that has been asked for is on the screen, nothing that is there is a view."""
+        self.views.hold()
+        self.call_after_refresh(self._release_views)
+
+    def _release_views(self) -> None:
+        self.views.release()
+        self.redraw()
 
     def _focus_body(self) -> None:
         """Keys go on to be commands: a view that takes text when it is chosen must not take them."""

@@ -13,6 +13,7 @@ class ViewHistory:
         self._at = -1
         self._before = ""
         self._expected = ""
+        self._is_held = False
 
     @property
     def current(self) -> str:
@@ -21,9 +22,9 @@ class ViewHistory:
     def visit(self, address: str) -> None:
         """A view is on the screen. What had been left by going back is forgotten when it is a new one.
 
-        While `back`, `forward` or `last` is on its way, what is still on the screen is not a visit.
+        While `back`, `forward` or `last` is on its way, or views are held, what is on the screen is no visit.
         """
-        if self._expected and address != self._expected:
+        if self._is_held or (self._expected and address != self._expected):
             return
         self._expected = ""
         if not address or address == self.current:
@@ -32,6 +33,13 @@ class ViewHistory:
             self._before = self.current
         self._addresses = [*self._addresses[: self._at + 1], address][-MAX_VIEWS:]
         self._at = len(self._addresses) - 1
+
+    def hold(self) -> None:
+        """Nothing is a visit until `release`: a command shows its view in several steps."""
+        self._is_held = True
+
+    def release(self) -> None:
+        self._is_held = False
 
     def arrived(self) -> None:
         """The way is over, wherever it led: a view that is gone cannot be shown again."""

@@ -128,6 +128,16 @@ def test_a_view_that_could_not_be_shown_ends_the_wait_for_it() -> None:
     assert history.back() == "faults"
 
 
+def test_while_views_are_held_nothing_is_a_visit() -> None:
+    history = ViewHistory()
+    history.visit("faults")
+    history.hold()
+    history.visit("fleet old filter")
+    history.release()
+    history.visit("fleet rack=a")
+    assert history.back() == "faults"
+
+
 def test_a_history_has_an_end() -> None:
     history = ViewHistory()
     for number in range(MAX_VIEWS + 10):
@@ -149,11 +159,10 @@ def test_a_history_has_an_end() -> None:
         ("● live ▲ stale ✗ lost ○ connecting ↻ healing", "* live ! stale x lost o connecting @ healing"),
         ("██▌·· 52%", "##+.. 52%"),
         ("▁▂▃▄▅▆▇█", "_.-:=+*#"),
-        ("╭─┬─╮│├┼┤╰═╯", "+-+-+|+++++"[:5] + "|+++" + "+-+"),
+        ("╭─┬─╮│├┼┤╰═╯", "+-+-+|++++-+"),
         ("Grüße, naïve", "Gru?e, naive"),
-        ("⠀⠁⠿⣿", " .**"[:2] + "*#"),
+        ("⠀⠁⠿⣿", " .*#"),
         ("日本", "????"),
-        ("a\tb", "ab"),
     ],
 )
 def test_glyphs_become_ascii_of_the_same_width(text: str, plain: str) -> None:
