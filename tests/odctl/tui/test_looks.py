@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from rich.segment import Segment
@@ -183,3 +186,14 @@ def test_every_tone_of_our_themes_is_read_on_its_background(theme: object) -> No
     for tone, colour in themes.colours_of(theme).items():
         light, dark = sorted((luminance(colour), page), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5, f"{theme.name}: {tone}"
+
+
+def test_a_wrong_theme_is_told_before_the_screen_opens(tmp_path: Path) -> None:
+    inventory = tmp_path / "inventory.toml"
+    inventory.write_text('[cluster]\nname = "lab"\n[hosts.one]\ntransport = "local"\n')
+    argv = [sys.executable, "-m", "odctl", "-i", str(inventory), "--ascii", "--write", "--theme", "colour-blnd"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 3
+    assert "no theme `colour-blnd`" in done.stderr
+    assert "did you mean `colour-blind`?" in done.stderr
+    assert done.stdout == ""
