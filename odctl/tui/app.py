@@ -352,7 +352,7 @@ class OdctlApp(AppMoving):
             title = f":{command.name} {command.argument}".rstrip()
             yield SystemCommand(title, command.help, self._from_palette(command.name, bool(command.argument)))
         yield SystemCommand("Screenshot", "an SVG of this screen", self._save_screenshot)
-        yield SystemCommand("Theme", "choose colours", self.action_change_theme)
+        yield SystemCommand("Theme", "choose colours", lambda: self.set_theme(""))
 
     def _save_screenshot(self) -> None:
         self.deliver_screenshot()
