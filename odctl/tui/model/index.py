@@ -79,7 +79,7 @@ def row_order(rows: Rows, *, terms: Sequence[Term] = (), sort: Sort | None = Non
     values = rows.values(sort.column)
     known = [row for row in order if values[row] is not None]
     unknown = [row for row in order if values[row] is None]
-    known.sort(key=lambda row: _sortable(values[row]), reverse=sort.is_descending)
+    _sort_by(known, values, is_descending=sort.is_descending)
     return known + unknown
 
 
@@ -100,6 +100,14 @@ def _kept(rows: Rows, order: list[int], term: Term) -> list[int]:
             return [row for row in order if bool(regex.search(rows.text(row))) != is_inverse]
         case Label(key=key, value=value):
             return [row for row in order if rows.labels(row).get(key) == value]
+
+
+def _sort_by(order: list[int], values: Sequence[Value], *, is_descending: bool) -> None:
+    """Values of one kind, as columns nearly always hold, are compared without a call a row."""
+    try:
+        order.sort(key=values.__getitem__, reverse=is_descending)  # type: ignore[arg-type] # or the TypeError below
+    except TypeError:
+        order.sort(key=lambda row: _sortable(values[row]), reverse=is_descending)
 
 
 def _sortable(value: Value) -> tuple[float, str]:

@@ -1,0 +1,91 @@
+"""What the heat map may show of a host: a figure, the steps of its shades, and how it is written."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from odctl.tui.model.fleet_columns import CONDITION_MARKS, FAULT, HEALING, NO_DATA, WARNING
+from odctl.tui.model.text import Line, Span, Tone, line
+from odctl.tui.model.units import rate_text, tokens_per_s_text
+
+SHADES = "·░▒▓█"
+"""From nearly nothing to nearly everything; the steps between them are the metric's."""
+SHADE_TONES: tuple[Tone, ...] = ("dim", "bar", "bar", "bar", "activation")
+_QUARTERS = (0.05, 0.25, 0.50, 0.75)
+
+
+class Metric(msgspec.Struct, frozen=True, kw_only=True):
+    """`figure` is a column of FleetColumns. `steps` None: shares of the highest value of the fleet."""
+
+    id: str
+    title: str
+    figure: str
+    text: Callable[[float], str]
+    steps: tuple[float, ...] | None = None
+
+    def bounds(self, values: Sequence[float | None]) -> tuple[float, ...]:
+        """The four values at which the next shade begins."""
+        if self.steps is not None:
+            return self.steps
+        highest = max((value for value in values if value is not None), default=0.0)
+        return tuple(share * highest for share in _QUARTERS) if highest > 0 else (1.0,) * len(_QUARTERS)
+
+
+def _percent(value: float) -> str:
+    return f"{value:.0f}%"
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        id="util",
+        title="utilisation (GPUs, or CPU where there is none)",
+        figure="util",
+        text=_percent,
+        steps=(5.0, 25.0, 50.0, 75.0),
+    ),
+    Metric(
+        id="memory",
+        title="memory in use (GPUs', or the host's)",
+        figure="memory",
+        text=_percent,
+        steps=(5.0, 25.0, 50.0, 75.0),
+    ),
+    Metric(
+        id="temp",
+        title="temperature of the hottest device",
+        figure="temp",
+        text=lambda value: f"{value:.0f}°",
+        steps=(40.0, 55.0, 70.0, 80.0),
+    ),
+    Metric(id="net", title="network, both ways", figure="net", text=rate_text),
+    Metric(
+        id="tokens",
+        title="tokens/s of the deployments it holds ranks of",
+        figure="tokens",
+        text=lambda value: f"{tokens_per_s_text(value)}/s",
+    ),
+)
+
+
+def next_metric(metric: Metric, step: int = 1) -> Metric:
+    return METRICS[(METRICS.index(metric) + step) % len(METRICS)]
+
+
+def shade(value: float, bounds: Sequence[float]) -> int:
+    """Which of SHADES a value has."""
+    return bisect_right(bounds, value)
+
+
+def legend_line(metric: Metric, bounds: Sequence[float]) -> Line:
+    """` · <5% ░ <25% ▒ <50% ▓ <75% █ more   ▲ warn ✗ fault ○ no data ↻ healing`."""
+    spans: list[Span] = []
+    for index, bound in enumerate(bounds):
+        spans += [Span(f" {SHADES[index]}", SHADE_TONES[index]), Span(f" <{metric.text(bound)}", "dim")]
+    spans += [Span(f" {SHADES[-1]}", SHADE_TONES[-1]), Span(" more  ", "dim")]
+    for condition in (WARNING, FAULT, NO_DATA, HEALING):
+        mark = CONDITION_MARKS[condition]
+        spans += [Span(f" {mark.glyph}", mark.tone), Span(f" {mark.word}", "dim")]
+    return line(*spans)
