@@ -96,8 +96,8 @@ def lines(costs: list[Cost], *, seconds: float, load: float) -> list[str]:
     out = [
         f"Commit {commit_now()}, {os.cpu_count()} cores, load {load:.1f} before it; {WIDTH}x{HEIGHT}, {GPUS} GPUs "
         f"a host, all figures new each second, {seconds:.0f} s of ticks, then {len(costs[0].key_s)} keys at random "
-        "moments. Goals: at 10,000 hosts at most 6% of a core, 60 kB a tick and 50 ms from key to paint (p95); first "
-        "hosts on the screen within 0.8 s of CPU, the interpreter's start and imports counted.",
+        "moments. Goals: at 10,000 hosts at most 6% of a core, 60 kB a tick and 50 ms from key to paint (p95); "
+        "first hosts on the screen within 0.8 s of CPU, the interpreter's start and imports counted.",
         "",
         "| hosts | view | first paint, CPU | CPU a tick | of a core | bytes a tick | key to paint p50 / p95 | "
         "memory | |",

@@ -29,7 +29,8 @@ CONDITION_MARKS: tuple[Mark, ...] = (
 )
 MEMORY_WARNING = 0.95
 """Share of a host's memory in use from which that is worth a warning."""
-UNLABELLED = "—"
+UNLABELLED = "(none)"
+"""The group of hosts that lack the label, or that never told their facts."""
 _BY_STATE: dict[HostState, int] = {
     "live": LIVE,
     "connecting": NO_DATA,

@@ -41,21 +41,21 @@ def _percent(value: float) -> str:
 METRICS: tuple[Metric, ...] = (
     Metric(
         id="util",
-        title="utilisation (GPUs, or CPU where there is none)",
+        title="utilisation of GPUs, else CPU",
         figure="util",
         text=_percent,
         steps=(5.0, 25.0, 50.0, 75.0),
     ),
     Metric(
         id="memory",
-        title="memory in use (GPUs', or the host's)",
+        title="memory of GPUs, else the host",
         figure="memory",
         text=_percent,
         steps=(5.0, 25.0, 50.0, 75.0),
     ),
     Metric(
         id="temp",
-        title="temperature of the hottest device",
+        title="hottest device",
         figure="temp",
         text=lambda value: f"{value:.0f}°",
         steps=(40.0, 55.0, 70.0, 80.0),
@@ -63,7 +63,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(id="net", title="network, both ways", figure="net", text=rate_text),
     Metric(
         id="tokens",
-        title="tokens/s of the deployments it holds ranks of",
+        title="tokens/s of a host's deployments",
         figure="tokens",
         text=lambda value: f"{tokens_per_s_text(value)}/s",
     ),
