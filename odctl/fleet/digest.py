@@ -13,6 +13,9 @@ _KNOWN = (Ok, Stale)
 QUIET_THROTTLES = frozenset({"application clocks", "power cap", "sync boost", "display clocks"})
 """Reasons that a healthy GPU gives every day: the device table shows them, but they are no warning of a host."""
 
+OLD_READING_S = 5.0
+"""A device's last value is worth a warning from this age on; a second late now and then is nothing."""
+
 
 class HostDigest(NamedTuple):
     """One sample over all devices of its host. Fractions 0 to 1; None where no device says anything."""
@@ -40,7 +43,7 @@ def host_digest(sample: HostSample) -> HostDigest:
     num_gpus = num_lost = num_busy = num_held = 0
     busy = used = total = 0.0
     hottest: float | None = None
-    fault = warning = ""
+    fault = warning = old = ""
     for device in sample.devices:
         heat = device.temperature_c
         if isinstance(heat, _KNOWN) and (hottest is None or heat.value > hottest):
@@ -52,6 +55,8 @@ def host_digest(sample: HostSample) -> HostDigest:
         if isinstance(load, _KNOWN):
             num_busy += 1
             busy += load.value
+            if isinstance(load, Stale) and load.age_s >= OLD_READING_S and not old:
+                old = f"{device.id} readings {load.age_s:.0f} s old"
         elif isinstance(load, Lost):
             num_lost += 1
             fault = fault or f"{device.id} {load.reason}"
@@ -74,5 +79,5 @@ def host_digest(sample: HostSample) -> HostDigest:
         temperature_c=hottest,
         num_lost=num_lost,
         fault=fault,
-        warning=warning,
+        warning=warning or old,
     )

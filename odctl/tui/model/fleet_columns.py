@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from agent.facts.cluster import HostFacts
 from odctl.fleet.digest import HostDigest, host_digest
+from odctl.fleet.history import HostRow
 from odctl.fleet.snapshot import FleetSnapshot, HostState, HostView
 from odctl.tui.model.marks import Mark
 
@@ -108,6 +109,11 @@ class FleetColumns:
     def live_rows(self) -> list[int]:
         """Rows of the hosts whose sample is fresh."""
         return [row for row, host in enumerate(self.hosts) if host.state == "live" and host.sample is not None]
+
+    @cached_property
+    def last_rows(self) -> list[HostRow | None]:
+        """The newest row of each host's history."""
+        return [host.history.last for host in self.hosts]
 
     @cached_property
     def digests(self) -> list[HostDigest | None]:
@@ -233,13 +239,13 @@ def _memory(columns: FleetColumns) -> Figures:
 
 
 def _net(columns: FleetColumns) -> Figures:
-    rows = [host.history.last for host in columns.hosts]
-    return [row.received_bytes_per_s + row.sent_bytes_per_s if row is not None else None for row in rows]
+    return [
+        row.received_bytes_per_s + row.sent_bytes_per_s if row is not None else None for row in columns.last_rows
+    ]
 
 
 def _power(columns: FleetColumns) -> Figures:
-    rows = [host.history.last for host in columns.hosts]
-    return [row.power_w if row is not None else None for row in rows]
+    return [row.power_w if row is not None else None for row in columns.last_rows]
 
 
 _READERS: dict[str, Callable[[FleetColumns], Figures]] = {

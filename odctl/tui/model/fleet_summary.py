@@ -97,34 +97,31 @@ def _meter(title: str, fraction: float, width: int, text: str) -> Line:
 
 def _cpu_part(fleet: FleetColumns, width: int) -> Line:
     """Busy share over all cores, so that a big host weighs as much as it is."""
-    cores, busy = 0, 0.0
-    for row in fleet.live_rows:
-        sample, of_host = fleet.hosts[row].sample, fleet.still.cores[row]
-        assert sample is not None
-        cores += of_host
-        busy += sample.cpu * of_host
+    shares, of_host = fleet.figures("cpu"), fleet.still.cores
+    cores = sum([of_host[row] for row in fleet.live_rows])
+    busy = sum([(shares[row] or 0.0) * of_host[row] for row in fleet.live_rows]) / 100
     fraction = busy / cores if cores else 0.0
     return _meter("CPU", fraction, width, percent_text(fraction).strip())
 
 
 def _ram_part(fleet: FleetColumns, width: int) -> Line:
     samples = [sample for row in fleet.live_rows if (sample := fleet.hosts[row].sample) is not None]
-    used = sum(sample.memory_used_bytes for sample in samples)
-    total = sum(sample.memory_total_bytes for sample in samples)
+    used = sum([sample.memory_used_bytes for sample in samples])
+    total = sum([sample.memory_total_bytes for sample in samples])
     return _meter("RAM", used / total if total else 0.0, width, f"{bytes_text(used)}/{bytes_text(total)}")
 
 
 def _gpu_parts(fleet: FleetColumns, width: int) -> list[Line]:
     """Utilisation is the mean of the GPUs that tell it; memory is that of the GPUs that tell used and total."""
     digests = [digest for row in fleet.live_rows if (digest := fleet.digests[row]) is not None and digest.num_gpus]
-    num_gpus = sum(digest.num_gpus for digest in digests)
+    num_gpus = sum([digest.num_gpus for digest in digests])
     if not num_gpus:
         return []
-    busy = [(digest.gpu * digest.num_busy, digest.num_busy) for digest in digests if digest.gpu is not None]
-    num_busy = sum(count for _, count in busy)
-    mean = sum(load for load, _ in busy) / num_busy if num_busy else 0.0
-    used = sum(digest.gpu_used_bytes or 0.0 for digest in digests)
-    total = sum(digest.gpu_total_bytes or 0.0 for digest in digests)
+    num_busy = sum([digest.num_busy for digest in digests])
+    busy = sum([digest.gpu * digest.num_busy for digest in digests if digest.gpu is not None])
+    mean = busy / num_busy if num_busy else 0.0
+    used = sum([digest.gpu_used_bytes for digest in digests if digest.gpu_used_bytes is not None])
+    total = sum([digest.gpu_total_bytes for digest in digests if digest.gpu_total_bytes is not None])
     vram = f"{bytes_text(used)}/{bytes_text(total)}" if total else "—"
     return [
         _meter(plural(num_gpus, "GPU"), mean, width, percent_text(mean).strip() if num_busy else "—"),
@@ -133,8 +130,8 @@ def _gpu_parts(fleet: FleetColumns, width: int) -> list[Line]:
 
 
 def _net_part(fleet: FleetColumns) -> Line:
-    sent = sum(last.sent_bytes_per_s for row in fleet.live_rows if (last := fleet.hosts[row].history.last))
-    return line(f"net ↑ {rate_text(sent)}")
+    rows = [row for at in fleet.live_rows if (row := fleet.last_rows[at]) is not None]
+    return line(f"net ↑ {rate_text(sum([row.sent_bytes_per_s for row in rows]))}")
 
 
 def _serving_parts(snapshot: FleetSnapshot) -> list[Line]:

@@ -18,6 +18,7 @@ from odctl.tui.model.fleet_columns import (
 )
 from odctl.tui.model.heat_layout import GAP, TILE_FIGURE, Arrangement, Block
 from odctl.tui.model.heat_metrics import SHADE_TONES, SHADES, Metric, legend_line, shade
+from odctl.tui.model.readings import reading_reason
 from odctl.tui.model.text import Line, Span, Tone, fit, fit_line, line, line_width
 from odctl.tui.model.units import plural
 
@@ -204,9 +205,26 @@ def cell_words(heat: HeatMap, name: str, *, width: int) -> Line:
         return ()
     row = heat.fleet.still.row_of[name]
     value = heat.values[row]
-    figure = heat.metric.text(value) if value is not None else "no figure"
+    figure = heat.metric.text(value) if value is not None else f"— {_why_none(heat, row)}".rstrip()
     others = [other for other in heat.hosts_of(cell) if other != name]
     if not others:
         return line(figure)
     text = f"  in a cell with {plural(len(others), 'host')}: {', '.join(others)}"
     return line(figure, Span(fit(text, max(12, width)).rstrip(), "dim"))
+
+
+def _why_none(heat: HeatMap, row: int) -> str:
+    """Why a host has no figure of this metric; empty where its state says it already."""
+    sample = heat.fleet.hosts[row].sample
+    if sample is None:
+        return ""
+    match heat.metric.figure:
+        case "temp":
+            reasons = [reason for device in sample.devices if (reason := reading_reason(device.temperature_c))]
+            return f"temperature: {reasons[0]}" if reasons else "no device tells a temperature"
+        case "tokens":
+            return "no rank of a deployment that tells its rate"
+        case "net":
+            return "no interval of its network yet"
+        case _:
+            return "not told"

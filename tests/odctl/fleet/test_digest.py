@@ -43,3 +43,12 @@ def test_the_hottest_device_counts_and_what_cannot_be_read_does_not() -> None:
     )
     digest = host_digest(sample)
     assert (digest.temperature_c, digest.gpu, digest.num_busy) == (91.0, 0.82, 1)
+
+
+def test_readings_that_are_late_warn_once_they_are_old() -> None:
+    base = values.sample("gpu01")
+    late, old = Stale(0.5, 2.0), Stale(0.5, 9.0)
+    assert host_digest(msgspec.structs.replace(base, devices=(frozen.gpu(0, utilisation=late),))).warning == ""
+    found = host_digest(msgspec.structs.replace(base, devices=(frozen.gpu(0, utilisation=old),)))
+    assert found.warning == "cuda:0 readings 9 s old"
+    assert found.gpu == 0.5, "the last value stays, and is said to be old"

@@ -27,6 +27,7 @@ from odctl.tui.screens.fleet import FleetScreen
 from odctl.tui.screens.frame import FrameScreen
 from odctl.tui.screens.help import HelpScreen
 from odctl.tui.widgets.fleet_table import FleetTable
+from odctl.tui.widgets.heat_map import HeatMapView
 from odctl.tui.widgets.lines import LinesView
 from tests.odctl.tui import frozen_fleet as frozen
 from tests.odctl.tui.conftest import make_app
@@ -180,7 +181,7 @@ async def test_help_lists_every_live_binding_and_command(size: tuple[int, int]) 
 
 
 def test_every_binding_of_ours_has_an_id_of_its_own_and_a_description() -> None:
-    owners: list[type[DOMNode]] = [OdctlApp, FleetTable, ConfirmScreen, HelpScreen, FrameScreen]
+    owners: list[type[DOMNode]] = [OdctlApp, FleetTable, HeatMapView, ConfirmScreen, HelpScreen, FrameScreen]
     waiting: list[type[FrameScreen]] = [FrameScreen]
     while waiting:
         found = waiting.pop().__subclasses__()

@@ -175,3 +175,14 @@ def test_a_fleet_of_any_state_is_drawn_at_any_width() -> None:
     for width in (20, 33, 80):
         heat = whole(FleetColumns(frozen.snapshot()), width=width, height=20)
         assert all(line_width(heat.line(y)) <= width for y in range(heat.num_lines))
+
+
+def test_a_host_without_a_figure_says_why() -> None:
+    fleet = FleetColumns(frozen.snapshot())
+    by_id = {metric.id: number for number, metric in enumerate(METRICS)}
+    heat = whole(fleet, metric=by_id["temp"])
+    assert line_text(cell_words(heat, "cpu01", width=40)) == "— temperature: no driver"
+    assert line_text(cell_words(heat, "gpu01", width=40)) == "86°"
+    heat = whole(fleet, metric=by_id["tokens"])
+    assert "no rank of a deployment" in line_text(cell_words(heat, "cpu02", width=40))
+    assert line_text(cell_words(heat, "nobody", width=40)) == ""
