@@ -136,12 +136,12 @@ class FleetScreen(TableScreen):
                 self.query_one(name, LinesBar).show([])
             self.heat.show(None, empty=line(Span(f" {empty}", "dim")))
             return
-        heat = HeatMap(fleet, self._arrange(fleet, order), self.metric)
+        heat = HeatMap(fleet, self._arrangement_of(fleet, order), self.metric)
         self.query_one("#map-title", LinesBar).show([map_title(heat, label=self.label, width=self.size.width)])
         self.query_one("#legend", LinesBar).show([map_legend(heat)])
         self.heat.show(heat)
 
-    def _arrange(self, fleet: FleetColumns, order: Sequence[int]) -> Arrangement:
+    def _arrangement_of(self, fleet: FleetColumns, order: Sequence[int]) -> Arrangement:
         """The arrangement of before, as long as it is of these hosts, in this order, for this size."""
         size = self.heat.map_size
         is_whole = len(order) == len(fleet.hosts)

@@ -106,8 +106,10 @@ class HeatMapView(ScrollView, can_focus=True):
         self._refresh_dirty()
 
     def move_to(self, key: str) -> None:
-        """Put the cursor on a host, if it is shown."""
-        if self._map is not None and (cell := self._map.cell_of(key)) is not None:
+        """Put the cursor on a host, if it is shown; before the first map, for when it is."""
+        if self._map is None:
+            self.cursor_key = key
+        elif (cell := self._map.cell_of(key)) is not None:
             self._set_cursor(cell, key)
 
     def _follow_cursor(self) -> None:
