@@ -36,7 +36,8 @@ class Block(NamedTuple):
 class Arrangement:
     """`cells` holds the row numbers of each cell's hosts; `lines` the blocks of each line.
 
-    `cell_width` is 1, or a tile's: then every host has a cell of its own, with its name and figure in it.
+    `cell_width` is 1, 2 where there is room for a gap, or a tile's: then every host has a cell of its own, with its
+    name and figure in it.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Arrangement:
         head: int,
         tail: int,
         has_names: bool,
+        is_tiled: bool = False,
     ) -> None:
         self.groups = groups
         self.cells = cells
@@ -60,10 +62,7 @@ class Arrangement:
         self.tail = tail
         self.has_names = has_names
         """Whether groups have names; without, a line begins with its first host's."""
-
-    @property
-    def is_tiled(self) -> bool:
-        return self.cell_width > 1
+        self.is_tiled = is_tiled
 
     @property
     def is_shared(self) -> bool:
@@ -118,11 +117,17 @@ def arrange(
     has_names: bool,
     is_one_per_cell: bool = False,
 ) -> Arrangement:
-    """Tiles where all fit; else the fewest hosts a cell with which all fit; else a cell a host, to be scrolled."""
+    """Tiles where all fit; cells with gaps where those do; else the fewest hosts a cell with which all fit.
+
+    Where groups are too many for that, a cell is a host, and the map is to be scrolled.
+    """
     groups = [group for group in groups if group.rows]
     tiled = _tiles(groups, names, width=width, height=height, has_names=has_names)
     if tiled is not None:
         return tiled
+    spaced = _packed(groups, names, 1, width=width, has_names=has_names, cell_width=2)
+    if len(spaced.lines) <= height:
+        return spaced
     whole = _packed(groups, names, 1, width=width, has_names=has_names)
     most = max((len(group.rows) for group in groups), default=1)
     if (
@@ -171,14 +176,28 @@ def _tiles(
     if len(lines) > height:
         return None
     return Arrangement(
-        groups, cells, lines, hosts_per_cell=1, cell_width=cell_width, head=head, tail=0, has_names=has_names
+        groups,
+        cells,
+        lines,
+        hosts_per_cell=1,
+        cell_width=cell_width,
+        head=head,
+        tail=0,
+        has_names=has_names,
+        is_tiled=True,
     )
 
 
 def _packed(
-    groups: Sequence[Group], names: Sequence[str], hosts_per_cell: int, *, width: int, has_names: bool
+    groups: Sequence[Group],
+    names: Sequence[str],
+    hosts_per_cell: int,
+    *,
+    width: int,
+    has_names: bool,
+    cell_width: int = 1,
 ) -> Arrangement:
-    """Cells one wide: short groups side by side in columns, long ones over several lines."""
+    """Short groups side by side in columns, long ones over several lines."""
     cells: list[Sequence[int]] = []
     spans: list[tuple[int, int]] = []
     for group in groups:
@@ -188,7 +207,7 @@ def _packed(
         spans.append((first, len(cells)))
     head = _head_width(groups, names, has_names)
     longest = max((end - first for first, end in spans), default=1)
-    shared = head + longest + TAIL_SHARED + GAP
+    shared = head + longest * cell_width + TAIL_SHARED + GAP
     columns = (width - MARGIN + GAP) // shared if has_names else 1
     lines: list[tuple[Block, ...]] = []
     if columns > 1:
@@ -202,11 +221,18 @@ def _packed(
             )
     else:
         tail = (TAIL_WIDE if width >= 100 else TAIL_NARROW) if has_names else 0
-        per_line = max(1, width - MARGIN - head - tail)
+        per_line = max(1, (width - MARGIN - head - tail) // cell_width)
         for index, (first, end) in enumerate(spans):
             for begin in range(first, end, per_line):
                 stop = min(end, begin + per_line)
                 lines.append((Block(index, MARGIN + head, begin, stop, begin == first),))
     return Arrangement(
-        groups, cells, lines, hosts_per_cell=hosts_per_cell, cell_width=1, head=head, tail=tail, has_names=has_names
+        groups,
+        cells,
+        lines,
+        hosts_per_cell=hosts_per_cell,
+        cell_width=cell_width,
+        head=head,
+        tail=tail,
+        has_names=has_names,
     )

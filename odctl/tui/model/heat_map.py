@@ -124,12 +124,13 @@ class HeatMap:
         is_shaded = self.num_cells <= SHADED_CELLS
         spans: list[Span] = []
         run, run_tone = [], None
+        gap = " " * (self.arrangement.cell_width - 1)
         for cell in range(block.first, block.end):
             glyph, tone = self._glyph(self.worst_row(cell), is_shaded=is_shaded)
             if tone != run_tone and run_tone is not None:
                 spans.append(Span("".join(run), run_tone))
                 run = []
-            run.append(glyph)
+            run.append(glyph + gap)
             run_tone = tone
         if run_tone is not None:
             spans.append(Span("".join(run), run_tone))

@@ -120,6 +120,7 @@ def test_only_the_lines_that_are_asked_for_are_made(monkeypatch: pytest.MonkeyPa
 
 def test_many_cells_are_coloured_by_trouble_alone_so_that_a_tick_stays_small() -> None:
     few, many = whole(columns(300)), whole(columns(10_000))
+    assert (few.arrangement.cell_width, many.arrangement.cell_width) == (2, 1)
     assert few.num_cells <= SHADED_CELLS < many.num_cells
     assert all(len(many.line(y)) <= 3 for y in range(many.num_lines)), "a head and one run of cells"
 
