@@ -39,7 +39,7 @@ HOSTS_PER_RACK = 64
 RACKS_PER_SITE = 8
 HISTORIES = 64
 """Different pasts; hosts share them, each with a newest row of its own."""
-HISTORY_STEP_S = 15.0
+HISTORY_STEP_S = 7.0
 TROUBLES: tuple[tuple[HostState, float, str], ...] = (
     ("lost", 0.002, "connection lost: reset by peer"),
     ("unreachable", 0.001, "no agent answers on this host"),
@@ -74,7 +74,7 @@ class SimulatedFleet:
             name: self._random.randrange(gpus) for name in self.names if self._random.random() < 0.001
         }
         self._hot = {name for name in self.names if self._random.random() < 0.004}
-        self._pasts = [self._past() for _ in range(HISTORIES)]
+        self._pasts = sorted((self._past() for _ in range(HISTORIES)), key=_last_load)
         self._deployments = self._make_deployments()
         self._faults = self._make_faults()
         self.frames: tuple[FleetSnapshot, ...] = tuple(self._frame(number) for number in range(frames))
@@ -172,7 +172,7 @@ class SimulatedFleet:
             facts=self._facts[index],
             sample=sample,
             sample_age_s=1.0 if state == "live" else 9.0 if state == "stale" else 95.0,
-            history=self._pasts[index % HISTORIES].append(host_row(sample)),
+            history=self._pasts[int(self._loads[index] * (HISTORIES - 1))].append(host_row(sample)),
             digest=host_digest(sample),
         )
 
@@ -309,6 +309,11 @@ class SimulatedFleet:
             for number, (name, gpu) in enumerate(self._lost_gpus.items(), start=1)
         }
         return sorted_faults(found)
+
+
+def _last_load(past: History[HostRow]) -> float:
+    """How busy a past ends: hosts take the one that ends nearest to their own load."""
+    return past.last.gpu or 0.0 if past.last is not None else 0.0
 
 
 class SimulatedFeed:

@@ -149,12 +149,20 @@ class FleetColumns:
         for host, rank in self._faults[1].items():
             if (at := row_of.get(host)) is not None:
                 out[at] = max(out[at], rank)
-        for view in self.snapshot.deployments:
-            if view.error is None and view.status is not None and view.status.state == "healing":
-                for rank_view in view.status.ranks:
-                    if (at := row_of.get(rank_view.host)) is not None:
-                        out[at] = max(out[at], HEALING)
+        for host in self.healing:
+            if (at := row_of.get(host)) is not None:
+                out[at] = max(out[at], HEALING)
         return out
+
+    @cached_property
+    def healing(self) -> dict[str, str]:
+        """By host, the deployment that heals and holds ranks there. An old word of a silent controller is none."""
+        return {
+            rank.host: view.name
+            for view in self.snapshot.deployments
+            if view.error is None and view.status is not None and view.status.state == "healing"
+            for rank in view.status.ranks
+        }
 
     @cached_property
     def tokens_per_s(self) -> list[float | None]:

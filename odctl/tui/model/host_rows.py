@@ -99,6 +99,8 @@ def host_note(fleet: FleetColumns, host: HostView) -> Span:
         return Span(f"▲ memory {memory:.0f}% used", "warn")
     if digest is not None and digest.warning:
         return Span(f"▲ {digest.warning}", "warn")
+    if deployment := fleet.healing.get(host.name):
+        return Span(f"↻ {deployment} is healing", "heal")
     if host.handshake and host.handshake.is_degraded:
         return Span("▲ a reboot would lose the agent", "warn")
     return Span(_hardware(host), "dim") if host.facts else Span("")

@@ -10,6 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
 from odctl.fleet import FleetSnapshot
+from odctl.tui.model.attention import attention_lines
 from odctl.tui.model.device_rows import DeviceRows
 from odctl.tui.model.fleet_columns import FleetColumns, Group, fleet_columns
 from odctl.tui.model.fleet_summary import fleet_lines, tokens_line
@@ -21,7 +22,7 @@ from odctl.tui.model.host_page import host_strip_lines
 from odctl.tui.model.host_rows import HostRows, host_note
 from odctl.tui.model.marks import HOST_MARKS
 from odctl.tui.model.table import Rows
-from odctl.tui.model.text import Line, Span, line
+from odctl.tui.model.text import BLANK, Line, Span, line
 from odctl.tui.screens.table import TableScreen
 from odctl.tui.widgets.fleet_table import FleetTable
 from odctl.tui.widgets.heat_map import HeatMapView
@@ -139,7 +140,9 @@ class FleetScreen(TableScreen):
         heat = HeatMap(fleet, self._arrangement_of(fleet, order), self.metric)
         self.query_one("#map-title", LinesBar).show([map_title(heat, label=self.label, width=self.size.width)])
         self.query_one("#legend", LinesBar).show([map_legend(heat)])
-        self.heat.show(heat)
+        room = self.heat.map_size.height - heat.num_lines - 1
+        below = attention_lines(heat, room=room, width=self.heat.map_size.width)
+        self.heat.show(heat, below=(BLANK, *below) if below else ())
 
     def _arrangement_of(self, fleet: FleetColumns, order: Sequence[int]) -> Arrangement:
         """The arrangement of before, as long as it is of these hosts, in this order, for this size."""

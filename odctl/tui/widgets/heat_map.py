@@ -77,6 +77,7 @@ class HeatMapView(ScrollView, can_focus=True):
         super().__init__(id=id)
         self._map: HeatMap | None = None
         self._empty: Line = BLANK
+        self._below: tuple[Line, ...] = ()
         self._cursor = 0
         self._painted: dict[int, tuple[Line, int | None]] = {}
         self.cursor_key: str | None = None
@@ -93,11 +94,11 @@ class HeatMapView(ScrollView, can_focus=True):
         region = self.scrollable_content_region
         return Size(max(1, region.width), max(1, region.height))
 
-    def show(self, heat: HeatMap | None, *, empty: Line = BLANK) -> None:
-        """Show this map; None, or one without cells, shows `empty`. The cursor follows its host."""
+    def show(self, heat: HeatMap | None, *, empty: Line = BLANK, below: tuple[Line, ...] = ()) -> None:
+        """Show this map, and lines below it that no cursor reaches; None shows `empty`. The cursor follows its host."""
         is_rearranged = heat is None or self._map is None or heat.arrangement is not self._map.arrangement
-        self._map, self._empty = heat, empty
-        num_lines = heat.num_lines if heat is not None else 1
+        self._map, self._empty, self._below = heat, empty, below
+        num_lines = heat.num_lines + len(below) if heat is not None else 1
         if self.virtual_size.height != num_lines:
             self.virtual_size = Size(self.map_size.width, num_lines)
         self._follow_cursor()
@@ -157,7 +158,8 @@ class HeatMapView(ScrollView, can_focus=True):
         if heat is None or not heat.num_cells:
             return (self._empty if at == 0 else BLANK), None
         if at >= heat.num_lines:
-            return BLANK, None
+            index = at - heat.num_lines
+            return (self._below[index] if index < len(self._below) else BLANK), None
         cursor_line, x = heat.arrangement.places[self._cursor]
         return heat.line(at), (x if cursor_line == at else None)
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from odctl.tui.model.attention import attention_lines
 from odctl.tui.model.fleet_columns import FleetColumns, Group
 from odctl.tui.model.heat_layout import arrange
 from odctl.tui.model.heat_map import SHADED_CELLS, HeatMap, cell_words, map_legend, map_title
@@ -187,3 +188,23 @@ def test_a_host_without_a_figure_says_why() -> None:
     heat = whole(fleet, metric=by_id["tokens"])
     assert "no rank of a deployment" in line_text(cell_words(heat, "cpu02", width=40))
     assert line_text(cell_words(heat, "nobody", width=40)) == ""
+
+
+def test_hosts_that_need_attention_are_listed_worst_first_with_their_reason() -> None:
+    heat = whole(FleetColumns(frozen.snapshot()))
+    found = [line_text(found) for found in attention_lines(heat, room=12, width=78)]
+    assert found[0].startswith(" needs attention: 4 hosts")
+    assert [text.split()[:2] for text in found[1:]] == [
+        ["✗", "cpu03"],
+        ["✗", "cpu04"],
+        ["✗", "gpu01"],
+        ["▲", "cpu02"],
+    ]
+    assert "lost 1m" in found[1]
+    assert "connection lost: reset by peer" in found[1]
+    assert "cuda:2 fell off the bus" in found[3]
+    short = [line_text(found) for found in attention_lines(heat, room=4, width=60)]
+    assert len(short) == 4
+    assert short[-1] == "   and 2 more"
+    assert attention_lines(heat, room=1, width=60) == ()
+    assert attention_lines(whole(columns(5)), room=9, width=60) == (), "nothing is wrong, nothing is said"
