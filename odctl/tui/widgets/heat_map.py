@@ -95,7 +95,10 @@ class HeatMapView(ScrollView, can_focus=True):
         return Size(max(1, region.width), max(1, region.height))
 
     def show(self, heat: HeatMap | None, *, empty: Line = BLANK, below: tuple[Line, ...] = ()) -> None:
-        """Show this map, and lines below it that no cursor reaches; None shows `empty`. The cursor follows its host."""
+        """Show this map, and lines below it that no cursor reaches; None shows `empty`.
+
+        The cursor follows its host.
+        """
         is_rearranged = heat is None or self._map is None or heat.arrangement is not self._map.arrangement
         self._map, self._empty, self._below = heat, empty, below
         num_lines = heat.num_lines + len(below) if heat is not None else 1
