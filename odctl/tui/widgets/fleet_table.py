@@ -183,10 +183,14 @@ class FleetTable(ScrollView, can_focus=True):
         if self._rows is None or position >= len(self._order):
             text = self._empty if y == _HEADER_LINES and not self._order else ""
             return (Span(f" {text}", "dim"),), False
+        return (Span(" " * _MARGIN), *self._row_spans(self._rows, position)), position == self._cursor
+
+    def _row_spans(self, rows: Rows, position: int) -> Line:
+        """A row's line, made once for comparing and for painting."""
         if position not in self._made:
-            spans = row_line(self._rows, self._order[position], self._columns, self._width - _MARGIN)
-            self._made[position] = merged((Span(" " * _MARGIN), *spans))
-        return self._made[position], position == self._cursor
+            spans = row_line(rows, self._order[position], self._columns, self._width - _MARGIN)
+            self._made[position] = merged(spans)
+        return self._made[position]
 
     def _header(self) -> Line:
         titles = []

@@ -22,6 +22,7 @@ from odctl.tui.widgets.paint import REVERSE, paint
 
 
 class HeatMapView(ScrollView, can_focus=True):
+    HELP = "A cell is a host, or the worst of a few. The mouse points; a click moves the cursor, another one opens."
     DEFAULT_CSS = """
     HeatMapView { height: 1fr; width: 1fr; overflow-x: hidden; overflow-y: auto; scrollbar-gutter: stable; }
     HeatMapView:focus { background-tint: $foreground 0%; }
