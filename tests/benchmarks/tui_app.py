@@ -21,26 +21,11 @@ from odctl.fleet import FleetSnapshot, HostView
 from odctl.fleet.clock import SystemClock
 from odctl.tui.app import OdctlApp
 from odctl.tui.model.units import bytes_text
-from odctl.tui.screens.fleet import FleetScreen
+from odctl.tui.screens import fleet as fleet_screen
 from tests.simulated_fleet import SimulatedFeed, SimulatedFleet
 
 View = Literal["table", "map", "datatable"]
 VIEWS: tuple[View, ...] = ("table", "map", "datatable")
-
-
-class _MapApp(OdctlApp):
-    """Opens the map, whatever the number of hosts."""
-
-    shows_map = True
-
-    def on_mount(self) -> None:
-        if isinstance(self.screen, FleetScreen):
-            self.screen.shows_map = self.shows_map
-        super().on_mount()
-
-
-class _TableApp(_MapApp):
-    shows_map = False
 
 
 CELLS: dict[str, Callable[[HostView], str]] = {
@@ -127,10 +112,10 @@ def main() -> None:
     match arguments.view:
         case "datatable":
             app: App[None] = DataTableApp(feed)
-        case "map":
-            app = _MapApp(feed, clock=SystemClock())
-        case _:
-            app = _TableApp(feed, clock=SystemClock())
+        case view:
+            # What decides between the two is the number of hosts; here it is the caller.
+            fleet_screen.MAP_ABOVE_HOSTS = 0 if view == "map" else arguments.hosts
+            app = OdctlApp(feed, clock=SystemClock())
     app.run()
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from odctl.tui.model.fleet_columns import CONDITION_MARKS, FAULT, HEALING, NO_DATA, WARNING
 from odctl.tui.model.text import Line, Span, Tone, line
-from odctl.tui.model.units import rate_text, tokens_per_s_text
+from odctl.tui.model.units import bytes_text, rate_text, tokens_per_s_text
 
 SHADES = "·░▒▓█"
 """From nearly nothing to nearly everything; the steps between them are the metric's."""
@@ -25,6 +25,8 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     figure: str
     text: Callable[[float], str]
     steps: tuple[float, ...] | None = None
+    step_text: Callable[[float], str] | None = None
+    """How a step is written in the legend, where that is shorter than `text`."""
 
     def bounds(self, values: Sequence[float | None]) -> tuple[float, ...]:
         """The four values at which the next shade begins."""
@@ -60,12 +62,13 @@ METRICS: tuple[Metric, ...] = (
         text=lambda value: f"{value:.0f}°",
         steps=(40.0, 55.0, 70.0, 80.0),
     ),
-    Metric(id="net", title="network, both ways", figure="net", text=rate_text),
+    Metric(id="net", title="network, both ways, a second", figure="net", text=rate_text, step_text=bytes_text),
     Metric(
         id="tokens",
         title="tokens/s of a host's deployments",
         figure="tokens",
         text=lambda value: f"{tokens_per_s_text(value)}/s",
+        step_text=tokens_per_s_text,
     ),
 )
 
@@ -82,8 +85,9 @@ def shade(value: float, bounds: Sequence[float]) -> int:
 def legend_line(metric: Metric, bounds: Sequence[float]) -> Line:
     """` · <5% ░ <25% ▒ <50% ▓ <75% █ more   ▲ warn ✗ fault ○ no data ↻ healing`."""
     spans: list[Span] = []
+    text = metric.step_text or metric.text
     for index, bound in enumerate(bounds):
-        spans += [Span(f" {SHADES[index]}", SHADE_TONES[index]), Span(f" <{metric.text(bound)}", "dim")]
+        spans += [Span(f" {SHADES[index]}", SHADE_TONES[index]), Span(f" <{text(bound)}", "dim")]
     spans += [Span(f" {SHADES[-1]}", SHADE_TONES[-1]), Span(" more  ", "dim")]
     for condition in (WARNING, FAULT, NO_DATA, HEALING):
         mark = CONDITION_MARKS[condition]
