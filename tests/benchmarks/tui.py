@@ -124,7 +124,8 @@ def lines(costs: list[Cost], *, seconds: float, load: float) -> list[str]:
             f"| {cost.num_hosts:,} | {WORDS[cost.view]} | {cost.first_paint_cpu_s:.2f} s | "
             f"{cost.cpu_per_tick_s * 1e3:.0f} ms | {cost.cpu_per_tick_s / TICK_S:.1%} | "
             f"{cost.bytes_per_tick / 1000:.1f} kB | {quantile(cost.key_s, 0.5) * 1e3:.0f} / "
-            f"{quantile(cost.key_s, 0.95) * 1e3:.0f} ms | {cost.cpu_per_key_s * 1e3:.0f} ms | {cost.rss_bytes / 1e6:.0f} MB | {verdict} |"
+            f"{quantile(cost.key_s, 0.95) * 1e3:.0f} ms | {cost.cpu_per_key_s * 1e3:.0f} ms | "
+            f"{cost.rss_bytes / 1e6:.0f} MB | {verdict} |"
         )
     return out
 
