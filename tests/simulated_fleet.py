@@ -347,9 +347,11 @@ class SimulatedFeed:
     async def call(self, work: Callable[[Fleet], Awaitable[T]]) -> T:  # noqa: ARG002 - the Protocol's
         raise FleetError("E206", "this fleet is simulated: nobody answers", hint="open a real inventory")
 
-    async def stream(self, work: Callable[[Fleet], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:  # noqa: ARG002
-        raise FleetError("E206", "this fleet is simulated: nobody answers", hint="open a real inventory")
-        yield  # pragma: no cover - makes this a generator, as the Protocol wants
+    async def stream(self, work: Callable[[Fleet], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+        nothing: tuple[T, ...] = ()
+        for item in nothing:
+            yield item
+        await self.call(lambda fleet: anext(work(fleet)))
 
     async def stop(self) -> None:
         self._is_stopped.set()

@@ -72,8 +72,11 @@ class DataTableApp(App[None]):
         table = self.query_one(DataTable)
         for name in CELLS:
             table.add_column(name, key=name, width=10)
-        self._feed.start(lambda snapshot: self.post_message(_Taken(snapshot)) and None, lambda _error: self.exit())
+        self._feed.start(self._take, lambda _error: self.exit())
         table.focus()
+
+    def _take(self, snapshot: FleetSnapshot) -> None:
+        self.post_message(_Taken(snapshot))
 
     async def on_unmount(self) -> None:
         await self._feed.stop()

@@ -11,6 +11,8 @@ from odctl.tui.model.units import age_text, plural
 
 NAME_MAX = 24
 STATE_CELLS = 15
+MIN_ROOM = 3
+"""A title, a host, and how many more: with less, nothing is said."""
 
 
 def attention_lines(heat: HeatMap, *, room: int, width: int) -> tuple[Line, ...]:
@@ -20,7 +22,7 @@ def attention_lines(heat: HeatMap, *, room: int, width: int) -> tuple[Line, ...]
     """
     conditions, shown = heat.fleet.conditions, heat.arrangement.cell_of_row
     rows = [row for row, condition in enumerate(conditions) if condition >= HEALING and row in shown]
-    if room < 2 or not rows:
+    if room < MIN_ROOM or not rows:
         return ()
     rows.sort(key=lambda row: -conditions[row])
     fits = rows if len(rows) < room else rows[: room - 2]

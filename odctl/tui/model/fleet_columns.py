@@ -94,7 +94,8 @@ class FleetColumns:
     def __init__(self, snapshot: FleetSnapshot, *, before: FleetColumns | None = None) -> None:
         self.snapshot = snapshot
         self.hosts = snapshot.hosts
-        self.still = before.still if before is not None and before.still.is_of(self.hosts) else _Still(self.hosts)
+        kept = before.still if before is not None and before.still.is_of(self.hosts) else None
+        self.still: _Still = kept if kept is not None else _Still(self.hosts)
         self._figures: dict[str, Figures] = {}
 
     @property

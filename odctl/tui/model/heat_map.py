@@ -17,7 +17,7 @@ from odctl.tui.model.fleet_columns import (
     FleetColumns,
 )
 from odctl.tui.model.heat_layout import GAP, TILE_FIGURE, Arrangement, Block
-from odctl.tui.model.heat_metrics import SHADE_TONES, SHADES, Metric, legend_line, shade
+from odctl.tui.model.heat_metrics import SHADES, Metric, legend_line, shade, shade_tone
 from odctl.tui.model.readings import reading_reason
 from odctl.tui.model.text import Line, Span, Tone, fit, fit_line, line, line_width
 from odctl.tui.model.units import plural
@@ -47,6 +47,11 @@ class HeatMap:
     @property
     def num_cells(self) -> int:
         return len(self.arrangement.cells)
+
+    @property
+    def is_shaded(self) -> bool:
+        """Whether load is coloured, too."""
+        return self.num_cells <= SHADED_CELLS
 
     @cached_property
     def bounds(self) -> tuple[float, ...]:
@@ -121,12 +126,11 @@ class HeatMap:
     def _cells(self, block: Block) -> Line:
         if self.arrangement.is_tiled:
             return tuple(span for cell in range(block.first, block.end) for span in self._tile(cell))
-        is_shaded = self.num_cells <= SHADED_CELLS
         spans: list[Span] = []
         run, run_tone = [], None
         gap = " " * (self.arrangement.cell_width - 1)
         for cell in range(block.first, block.end):
-            glyph, tone = self._glyph(self.worst_row(cell), is_shaded=is_shaded)
+            glyph, tone = self._glyph(self.worst_row(cell))
             if tone != run_tone and run_tone is not None:
                 spans.append(Span("".join(run), run_tone))
                 run = []
@@ -136,7 +140,7 @@ class HeatMap:
             spans.append(Span("".join(run), run_tone))
         return tuple(spans)
 
-    def _glyph(self, row: int, *, is_shaded: bool = True) -> tuple[str, Tone]:
+    def _glyph(self, row: int) -> tuple[str, Tone]:
         condition, value = self.fleet.conditions[row], self.values[row]
         if condition != LIVE:
             mark = CONDITION_MARKS[condition]
@@ -145,7 +149,7 @@ class HeatMap:
             mark = CONDITION_MARKS[NO_DATA]
             return mark.glyph, mark.tone
         index = shade(value, self.bounds)
-        return SHADES[index], SHADE_TONES[index] if is_shaded else "bar"
+        return SHADES[index], shade_tone(index, is_shaded=self.is_shaded)
 
     def _tile(self, cell: int) -> Line:
         """`▓ gpu01  82%`: glyph, name and figure of one host."""
@@ -196,7 +200,7 @@ def map_title(heat: HeatMap, *, label: str, width: int) -> Line:
 
 
 def map_legend(heat: HeatMap) -> Line:
-    return legend_line(heat.metric, heat.bounds)
+    return legend_line(heat.metric, heat.bounds, is_shaded=heat.is_shaded)
 
 
 def cell_words(heat: HeatMap, name: str, *, width: int) -> Line:

@@ -13,7 +13,7 @@ from odctl.tui.model.units import bytes_text, rate_text, tokens_per_s_text
 
 SHADES = "·░▒▓█"
 """From nearly nothing to nearly everything; the steps between them are the metric's."""
-SHADE_TONES: tuple[Tone, ...] = ("dim", "bar", "bar", "bar", "activation")
+SHADE_TONES: tuple[Tone, ...] = ("dim", "bar", "bar", "bar", "kv")
 _QUARTERS = (0.05, 0.25, 0.50, 0.75)
 
 
@@ -82,13 +82,21 @@ def shade(value: float, bounds: Sequence[float]) -> int:
     return bisect_right(bounds, value)
 
 
-def legend_line(metric: Metric, bounds: Sequence[float]) -> Line:
+def shade_tone(index: int, *, is_shaded: bool) -> Tone:
+    """The tone of one of SHADES; the same for all where load is told by glyph alone."""
+    return SHADE_TONES[index] if is_shaded else "bar"
+
+
+def legend_line(metric: Metric, bounds: Sequence[float], *, is_shaded: bool = True) -> Line:
     """` · <5% ░ <25% ▒ <50% ▓ <75% █ more   ▲ warn ✗ fault ○ no data ↻ healing`."""
     spans: list[Span] = []
     text = metric.step_text or metric.text
     for index, bound in enumerate(bounds):
-        spans += [Span(f" {SHADES[index]}", SHADE_TONES[index]), Span(f" <{text(bound)}", "dim")]
-    spans += [Span(f" {SHADES[-1]}", SHADE_TONES[-1]), Span(" more  ", "dim")]
+        spans += [
+            Span(f" {SHADES[index]}", shade_tone(index, is_shaded=is_shaded)),
+            Span(f" <{text(bound)}", "dim"),
+        ]
+    spans += [Span(f" {SHADES[-1]}", shade_tone(len(bounds), is_shaded=is_shaded)), Span(" more  ", "dim")]
     for condition in (WARNING, FAULT, NO_DATA, HEALING):
         mark = CONDITION_MARKS[condition]
         spans += [Span(f" {mark.glyph}", mark.tone), Span(f" {mark.word}", "dim")]

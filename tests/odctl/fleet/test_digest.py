@@ -5,6 +5,7 @@ import msgspec
 from agent.facts.sample import Lost, NotAvailable, Ok, Stale
 from odctl.fleet.digest import host_digest
 from tests.odctl.fleet import values
+from tests.odctl.fleet.values import GIB
 from tests.odctl.tui import frozen_fleet as frozen
 
 
@@ -18,7 +19,7 @@ def test_lost_gpus_are_left_out_of_means_and_of_memory_and_named_as_a_fault() ->
     digest = host_digest(frozen.gpu_sample("gpu01"))
     assert (digest.num_gpus, digest.num_busy, digest.num_lost) == (3, 2, 1)
     assert digest.gpu == (0.82 + 0.79) / 2, "a stale value is the last one known"
-    assert (digest.gpu_used_bytes, digest.gpu_total_bytes) == (36.0 * frozen.GIB, 48.0 * frozen.GIB)
+    assert (digest.gpu_used_bytes, digest.gpu_total_bytes) == (36.0 * GIB, 48.0 * GIB)
     assert digest.temperature_c == 86.0
     assert digest.fault == "cuda:2 GPU is lost (Xid 79)"
     assert digest.warning == "cuda:1 throttled: HW thermal"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import msgspec
 import pytest
 from textual.pilot import Pilot
+from textual.strip import Strip
 
 from odctl.fleet import FleetSnapshot
 from odctl.tui.app import OdctlApp
 from odctl.tui.model.fleet_columns import fleet_columns
 from odctl.tui.model.grouped_rows import group_key
+from odctl.tui.model.host_rows import HostRows
+from odctl.tui.model.text import Line
 from odctl.tui.screens.fleet import MAP_ABOVE_HOSTS, FleetScreen
 from odctl.tui.screens.host import HostScreen
 from odctl.tui.widgets.fleet_table import FleetTable
@@ -270,8 +274,6 @@ async def test_a_host_that_gives_no_figures_says_why_on_the_map(size: tuple[int,
 
 async def test_a_tick_paints_only_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The costs' shape: figures of hosts that are not seen are not asked for, and equal lines are not sent."""
-    from odctl.tui.model.host_rows import HostRows
-
     fleet = simulated(1000, frames=2)
     feed = frozen.FrozenFeed(fleet.frames[0])
     app = make_app(feed)
@@ -280,10 +282,14 @@ async def test_a_tick_paints_only_what_changed(monkeypatch: pytest.MonkeyPatch) 
         await pilot.press("v")
         await settle(pilot)
         rows: set[int] = set()
-        painted: list[int] = []
-        cell, render = HostRows.cell, FleetTable.render_line
-        monkeypatch.setattr(HostRows, "cell", lambda self, row, *more: rows.add(row) or cell(self, row, *more))
-        monkeypatch.setattr(FleetTable, "render_line", lambda self, y: painted.append(y) or render(self, y))
+        cell = HostRows.cell
+
+        def counted(self: HostRows, row: int, column: str, width: int) -> Line:
+            rows.add(row)
+            return cell(self, row, column, width)
+
+        monkeypatch.setattr(HostRows, "cell", counted)
+        painted = _counted(monkeypatch, FleetTable)
         feed.push(fleet.frames[1])
         await settle(pilot)
         assert rows
@@ -293,9 +299,7 @@ async def test_a_tick_paints_only_what_changed(monkeypatch: pytest.MonkeyPatch) 
         feed.push(msgspec.structs.replace(fleet.frames[1], taken_at_s=frozen.NOW_S + 1))
         await settle(pilot)
         assert painted == [], "nothing changed, nothing is painted"
-        cells: list[int] = []
-        render_map = HeatMapView.render_line
-        monkeypatch.setattr(HeatMapView, "render_line", lambda self, y: cells.append(y) or render_map(self, y))
+        cells = _counted(monkeypatch, HeatMapView)
         await pilot.press("v")
         await started(pilot)
         assert screen.is_map
@@ -303,6 +307,19 @@ async def test_a_tick_paints_only_what_changed(monkeypatch: pytest.MonkeyPatch) 
         feed.push(msgspec.structs.replace(fleet.frames[1], taken_at_s=frozen.NOW_S + 2))
         await settle(pilot)
         assert cells == []
+
+
+def _counted(monkeypatch: pytest.MonkeyPatch, kind: type[FleetTable] | type[HeatMapView]) -> list[int]:
+    """Lines that are painted from now on."""
+    painted: list[int] = []
+    render = kind.render_line
+
+    def counted(self: Any, y: int) -> Strip:
+        painted.append(y)
+        return render(self, y)
+
+    monkeypatch.setattr(kind, "render_line", counted)
+    return painted
 
 
 async def test_the_same_hosts_keep_their_arrangement_from_tick_to_tick() -> None:

@@ -15,6 +15,7 @@ from odctl.tui.model.fleet_columns import (
     natural_key,
 )
 from odctl.tui.model.host_rows import HostRows
+from tests.odctl.fleet import values
 from tests.odctl.tui import frozen_fleet as frozen
 
 
@@ -51,7 +52,7 @@ def test_conditions_come_from_states_devices_faults_memory_and_healing() -> None
     unheard = frozen.deployment(status=frozen.status(state="healing"), error=frozen.no_answer())
     assert _conditions(frozen.snapshot(deployments=(unheard,)))["cpu01"] == LIVE, "yesterday's word is none"
     full = msgspec.structs.replace(
-        frozen.host("cpu01"), sample=frozen.values.sample("cpu01", memory_used_bytes=int(15.9 * frozen.GIB))
+        frozen.host("cpu01"), sample=values.sample("cpu01", memory_used_bytes=int(15.9 * values.GIB))
     )
     assert _conditions(frozen.snapshot(hosts=(full,), faults=()))["cpu01"] == WARNING
 

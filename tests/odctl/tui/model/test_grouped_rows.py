@@ -2,25 +2,26 @@ from __future__ import annotations
 
 import msgspec
 
-from odctl.fleet import FleetSnapshot
+from odctl.fleet import FleetSnapshot, HostView
 from odctl.tui.model.fleet_columns import FleetColumns
 from odctl.tui.model.grouped_rows import GroupedRows, group_key, is_group_key
 from odctl.tui.model.host_rows import HostRows
 from odctl.tui.model.index import Sort, row_order
 from odctl.tui.model.text import line_text
+from tests.odctl.fleet import values
 from tests.odctl.tui import frozen_fleet as frozen
 
 
 def racks() -> FleetSnapshot:
-    def host(name: str, rack: str, **changes: object) -> object:
+    def host(name: str, rack: str, state: str = "live", cpu: float = 0.25) -> HostView:
         facts = msgspec.structs.replace(frozen.gpu_facts(name), labels={"rack": rack})
-        return frozen.host(name, facts=facts, **changes)
+        return frozen.host(name, state, facts=facts, sample=values.sample(name, cpu=cpu))
 
     hosts = (
         host("a1", "r2"),
-        host("a2", "r10", sample=frozen.values.sample("a2", cpu=0.95)),
-        host("a3", "r2", sample=frozen.values.sample("a3", cpu=0.7)),
-        host("a4", "r10", state="lost", reason="reset by peer"),
+        host("a2", "r10", cpu=0.95),
+        host("a3", "r2", cpu=0.7),
+        host("a4", "r10", "lost"),
     )
     return frozen.snapshot(hosts=hosts, faults=(), deployments=())
 
