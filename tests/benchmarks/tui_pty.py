@@ -20,6 +20,8 @@ import psutil
 
 TAIL_BYTES = 1 << 16
 """Of the output, as much as is searched for a mark that came in pieces."""
+KEY_TIMEOUT_S = 60.0
+"""A baseline that is drawing ten thousand rows answers late; so does anything on a machine with other work."""
 POINTED = re.compile(rb"\xe2\x96\xb8 (?:\x1b\[[0-9;]*m)*(sim-\d+)")
 """`▸ sim-00042`: the host that the cursor is on, as the line below the table says."""
 
@@ -88,7 +90,7 @@ class PtyApp:
                 raise TimeoutError(f"nothing matches {pattern.pattern!r} within {timeout_s} s")
             self._read(left)
 
-    def key_to_paint_s(self, key: bytes, *, timeout_s: float = 5.0) -> float:
+    def key_to_paint_s(self, key: bytes, *, timeout_s: float = KEY_TIMEOUT_S) -> float:
         """Seconds from a key that moves the cursor until another host is named. Raises TimeoutError."""
         before = self._pointed()
         self._tail = self._tail[-1:]
