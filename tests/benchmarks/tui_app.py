@@ -57,6 +57,7 @@ class _Taken(Message):
 class DataTableApp(App[None]):
     """A plain DataTable with a row a host, and `update_cell` for every cell whose text changed."""
 
+    CSS = "DataTable { height: 1fr; } #detail { height: 1; }"
     BINDINGS = [("q", "quit", "Quit")]  # noqa: RUF012 - as Textual declares it
 
     def __init__(self, feed: SimulatedFeed) -> None:

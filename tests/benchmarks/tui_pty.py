@@ -20,7 +20,7 @@ import psutil
 
 TAIL_BYTES = 1 << 16
 """Of the output, as much as is searched for a mark that came in pieces."""
-KEY_TIMEOUT_S = 60.0
+KEY_TIMEOUT_S = 30.0
 """A baseline that is drawing ten thousand rows answers late; so does anything on a machine with other work."""
 POINTED = re.compile(rb"\xe2\x96\xb8 (?:\x1b\[[0-9;]*m)*(sim-\d+)")
 """`▸ sim-00042`: the host that the cursor is on, as the line below the table says."""
