@@ -6,7 +6,7 @@ SECONDS ?= 3600
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-ssh test test-slow test-gguf check format screenshots bench soak bench-preview bench-links bench-faults bench-planner bench-learning bench-simulate bench-slow-link bench-silicon debian clean
+.PHONY: help demo demo-ssh test test-slow test-gguf check format screenshots bench soak bench-preview bench-links bench-faults bench-planner bench-learning bench-simulate bench-slow-link bench-silicon bench-tui debian clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -68,6 +68,9 @@ bench-slow-link: $(VENV)/.dev ## a link becomes slow, and the plan leaves it (ro
 
 bench-silicon: $(VENV)/.dev ## the calibrated cost model against public measured deployments; writes docs/benchmarks.md
 	$(BIN)/python -m tests.benchmarks.silicon_fit
+
+bench-tui: $(VENV)/.dev ## CPU, bytes and key-to-paint time of the fleet's screens up to 10,000 hosts; writes docs/benchmarks.md
+	$(BIN)/python -m tests.benchmarks.tui
 
 # sshd for the SSH tests, gcc for the fake NVML library. Without root or apt-get the tests that need them
 # are skipped and say so.

@@ -1,4 +1,7 @@
-"""`make screenshots`: SVGs of the real app on a real lab cluster with a running deployment, into screenshots/."""
+"""`make screenshots`: SVGs of the real app on a real lab cluster with a running deployment, into screenshots/.
+
+And of the fleet view over a simulated fleet, which says so in its title.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import sys
 from pathlib import Path
 
 from odctl.lab import Lab
+from tests import simulated_screens
 
 ROOT = Path(__file__).parent.parent
 LISTEN = "127.0.0.1:11434"
@@ -31,6 +35,7 @@ def main() -> int:
             ],
             check=True,
         )  # fmt: skip
+    simulated_screens.main()
     return 0
 
 

@@ -12,6 +12,7 @@ from agent.facts.fault import Fault
 from agent.facts.probe import ProbeRecord
 from agent.facts.sample import HostSample
 from agent.wire.agent import DeploymentRecord, DeploymentStatus, Handshake
+from odctl.fleet.digest import HostDigest
 from odctl.fleet.history import DeploymentRow, History, HostRow
 
 HostState = Literal["connecting", "live", "stale", "lost", "unreachable"]
@@ -38,6 +39,8 @@ class HostView(msgspec.Struct, frozen=True, kw_only=True):
     records: tuple[DeploymentRecord, ...] = ()
     probes: ProbeRecord | None = None
     """What `odctl probe` last found there; None where the agent has not told yet."""
+    digest: HostDigest | None = None
+    """The sample over all its devices; None where whoever made this view left it to the reader."""
 
 
 class DeploymentView(msgspec.Struct, frozen=True, kw_only=True):

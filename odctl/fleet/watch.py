@@ -17,6 +17,7 @@ from agent.facts.sample import HostSample
 from agent.wire.agent import DeploymentRecord, DeploymentStatus, FaultReport, Handshake
 from odctl.fleet.clock import Clock
 from odctl.fleet.connection import Fleet
+from odctl.fleet.digest import HostDigest, host_digest
 from odctl.fleet.history import HISTORY_S, DeploymentRow, History, HostRow, host_row
 from odctl.fleet.snapshot import (
     STALE_AFTER_S,
@@ -54,6 +55,7 @@ class _HostWatch:
         self.records: tuple[DeploymentRecord, ...] = ()
         self.faults: tuple[Fault, ...] = ()
         self.probes: ProbeRecord | None = None
+        self._digest: HostDigest | None = None
 
     def take(self, sample: HostSample, now_s: float) -> None:
         """Keep a sample, unless a reconnect replayed it."""
@@ -64,6 +66,7 @@ class _HostWatch:
             self.history = self.history.append(host_row(sample))
             self.sample = sample
             self.received_at_s = now_s
+            self._digest = None
 
     def lose(self, error: FleetError) -> None:
         self.error = error
@@ -72,6 +75,9 @@ class _HostWatch:
     def view(self, now_s: float) -> HostView:
         age_s = max(0.0, now_s - self.received_at_s) if self.sample else 0.0
         state, reason, way_out = self._state(age_s)
+        if self._digest is None and self.sample is not None:
+            # Here, not in `take`: of the minutes that a reconnect replays only the last sample is looked at.
+            self._digest = host_digest(self.sample)
         return HostView(
             name=self.name,
             state=state,
@@ -84,6 +90,7 @@ class _HostWatch:
             history=self.history,
             records=self.records,
             probes=self.probes,
+            digest=self._digest,
         )
 
     def _state(self, age_s: float) -> tuple[HostState, str, str]:

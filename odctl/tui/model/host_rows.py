@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from agent.facts.sample import DeviceSample, Lost
 from odctl.fleet.snapshot import FleetSnapshot, HostView
 from odctl.tui.model.bars import bar
+from odctl.tui.model.fleet_columns import MEMORY_WARNING, FleetColumns, digest_of, fleet_columns
 from odctl.tui.model.marks import HOST_MARKS, HOST_ORDER
-from odctl.tui.model.readings import NONE, reading_value
+from odctl.tui.model.readings import NONE
 from odctl.tui.model.table import Banner, Column, Value
 from odctl.tui.model.text import Line, Span, Tone, line
 from odctl.tui.model.units import age_text, bytes_text, percent_text
@@ -28,7 +28,6 @@ COLUMNS = (
     Column(id="up", title="UP", width=4, priority=11, is_right=True, sorts_down=True),
     Column(id="note", title="NOTE", width=12, priority=6, grow_to=44),
 )
-MEMORY_WARNING = 0.95
 
 
 class HostRows:
@@ -38,11 +37,13 @@ class HostRows:
 
     def __init__(self, snapshot: FleetSnapshot) -> None:
         self._hosts = snapshot.hosts
-        self._open_faults = _faults_by_host(snapshot)
+        self._fleet = fleet_columns(snapshot)
         self._values: dict[str, Sequence[Value]] = {}
-        self.keys: Sequence[str] = tuple(host.name for host in snapshot.hosts)
+        self.keys: Sequence[str] = self._fleet.names
 
     def values(self, column: str) -> Sequence[Value]:
+        if self._fleet.has(column):
+            return self._fleet.figures(column)
         if column not in self._values:
             read = _READERS.get(column) or self._note_value
             self._values[column] = [read(host) for host in self._hosts]
@@ -79,24 +80,30 @@ class HostRows:
         return ("cpu", self._note(host)) if host.sample is None else None
 
     def _note(self, host: HostView) -> Line:
-        """What a reader should know of this host first."""
-        if host.reason:
-            tone: Tone = HOST_MARKS[host.state].tone if host.state != "live" else "warn"
-            return line(Span(host.reason, tone))
-        if faults := self._open_faults.get(host.name):
-            return line(Span(f"✗ {faults[0]}", "fault"))
-        if host.sample and _ram(host) is not None and (_ram(host) or 0.0) > MEMORY_WARNING * 100:
-            return line(Span(f"▲ memory {_ram(host):.0f}% used", "warn"))
-        if host.handshake and host.handshake.is_degraded:
-            return line(Span("▲ a reboot would lose the agent", "warn"))
-        if any(isinstance(gpu.utilisation, Lost) for gpu in _gpus(host)):
-            return line(Span("✗ GPU is lost", "fault"))
-        if host.facts:
-            return line(Span(_hardware(host), "dim"))
-        return line("")
+        return line(host_note(self._fleet, host))
 
     def _note_value(self, host: HostView) -> Value:
         return self._note(host)[0].text
+
+
+def host_note(fleet: FleetColumns, host: HostView) -> Span:
+    """What a reader should know of this host first; what it is where nothing is wrong."""
+    if host.reason:
+        return Span(host.reason, HOST_MARKS[host.state].tone if host.state != "live" else "warn")
+    if faults := fleet.open_faults.get(host.name):
+        return Span(f"✗ {faults[0]}", "fault")
+    digest, memory = digest_of(host), _ram(host)
+    if digest is not None and digest.fault:
+        return Span(f"✗ {digest.fault}", "fault")
+    if memory is not None and memory > MEMORY_WARNING * 100:
+        return Span(f"▲ memory {memory:.0f}% used", "warn")
+    if digest is not None and digest.warning:
+        return Span(f"▲ {digest.warning}", "warn")
+    if deployment := fleet.healing.get(host.name):
+        return Span(f"↻ {deployment} is healing", "heal")
+    if host.handshake and host.handshake.is_degraded:
+        return Span("▲ a reboot would lose the agent", "warn")
+    return Span(_hardware(host), "dim") if host.facts else Span("")
 
 
 def _state_span(host: HostView) -> Span:
@@ -147,14 +154,12 @@ def _aged(host: HostView) -> Tone:
     return "plain" if host.state == "live" else "dim"
 
 
-def _gpus(host: HostView) -> list[DeviceSample]:
-    return [device for device in host.sample.devices if device.kind != "cpu"] if host.sample else []
-
-
 def _gpu_reason(host: HostView) -> str:
     if host.facts is None:
         return NONE
-    return host.facts.gpu_unavailable or ("no GPU" if not _gpus(host) else NONE)
+    digest = digest_of(host)
+    has_gpu = digest is not None and digest.num_gpus > 0
+    return host.facts.gpu_unavailable or (NONE if has_gpu else "no GPU")
 
 
 def _cpu(host: HostView) -> float | None:
@@ -168,32 +173,27 @@ def _ram(host: HostView) -> float | None:
 
 
 def _gpu(host: HostView) -> float | None:
-    values = [value for gpu in _gpus(host) if (value := reading_value(gpu.utilisation)) is not None]
-    return sum(values) / len(values) * 100 if values else None
+    digest = digest_of(host)
+    return digest.gpu * 100 if digest is not None and digest.gpu is not None else None
 
 
 def _vram(host: HostView) -> float | None:
-    used, total = _vram_bytes(host)
-    return used / total * 100 if total else None
-
-
-def _vram_bytes(host: HostView) -> tuple[float, float]:
-    gpus = _gpus(host)
-    return (
-        sum(reading_value(gpu.memory_used_bytes) or 0.0 for gpu in gpus),
-        sum(reading_value(gpu.memory_total_bytes) or 0.0 for gpu in gpus),
-    )
+    digest = digest_of(host)
+    if digest is None or digest.gpu_used_bytes is None or not digest.gpu_total_bytes:
+        return None
+    return digest.gpu_used_bytes / digest.gpu_total_bytes * 100
 
 
 def _vram_text(host: HostView) -> str:
-    used, total = _vram_bytes(host)
-    return f"{bytes_text(used)}/{bytes_text(total)}"
+    digest = digest_of(host)
+    if digest is None or digest.gpu_used_bytes is None or digest.gpu_total_bytes is None:
+        return NONE
+    return f"{bytes_text(digest.gpu_used_bytes)}/{bytes_text(digest.gpu_total_bytes)}"
 
 
 def _temperature(host: HostView) -> float | None:
-    devices = host.sample.devices if host.sample else ()
-    values = [value for device in devices if (value := reading_value(device.temperature_c)) is not None]
-    return max(values, default=None)
+    digest = digest_of(host)
+    return digest.temperature_c if digest is not None else None
 
 
 def _power(host: HostView) -> float | None:
@@ -223,6 +223,7 @@ _READERS: dict[str, Callable[[HostView], Value]] = {
     "ranks": _ranks,
     "up": lambda host: host.sample.uptime_s if host.sample else None,
 }
+"""One cell's figure. Whole columns come from `FleetColumns` where it has them."""
 
 
 def _hardware(host: HostView) -> str:
@@ -232,11 +233,3 @@ def _hardware(host: HostView) -> str:
         return f"{host.facts.cpu_cores} cores"
     first = names[0] if len(set(names)) == 1 else "GPUs"
     return f"{len(names)}× {first}" if len(names) > 1 else first
-
-
-def _faults_by_host(snapshot: FleetSnapshot) -> dict[str, list[str]]:
-    out: dict[str, list[str]] = {}
-    for fault in snapshot.faults:
-        if fault.healed_at_s is None:
-            out.setdefault(fault.host, []).append(fault.message)
-    return out

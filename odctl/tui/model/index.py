@@ -107,7 +107,7 @@ def row_order(rows: Rows, *, terms: Sequence[Term] = (), sort: Sort | None = Non
     values = rows.values(sort.column)
     known = [row for row in order if values[row] is not None]
     unknown = [row for row in order if values[row] is None]
-    known.sort(key=lambda row: _sortable(values[row]), reverse=sort.is_descending)
+    _sort_by(known, values, is_descending=sort.is_descending)
     return known + unknown
 
 
@@ -143,6 +143,14 @@ def _test(rows: Rows, term: Term) -> Callable[[int], bool]:
             return lambda row: regex.search(rows.text(row)) is not None
         case Label(key=key, value=value):
             return lambda row: rows.labels(row).get(key) == value
+
+
+def _sort_by(order: list[int], values: Sequence[Value], *, is_descending: bool) -> None:
+    """Values of one kind, as columns nearly always hold, are compared without a call a row."""
+    try:
+        order.sort(key=values.__getitem__, reverse=is_descending)  # type: ignore[arg-type] # or the TypeError below
+    except TypeError:
+        order.sort(key=lambda row: _sortable(values[row]), reverse=is_descending)
 
 
 def _sortable(value: Value) -> tuple[float, str]:

@@ -10,6 +10,8 @@ from odctl.tui.model.text import Span, Tone
 from odctl.tui.model.units import age_text, bytes_text, percent_text
 
 NONE = "—"
+_KNOWN = (Ok, Stale)
+"""A tuple made once: a union would be made at every call, and there are a million of them on a big fleet."""
 
 
 def reading_span(reading: Reading, format_value: Callable[[float], str]) -> Span:
@@ -38,7 +40,7 @@ def reading_reason(reading: Reading) -> str:
 
 def reading_value(reading: Reading) -> float | None:
     """The last known value, fresh or stale."""
-    return reading.value if isinstance(reading, Ok | Stale) else None
+    return reading.value if isinstance(reading, _KNOWN) else None
 
 
 def load_span(reading: Reading, width: int) -> tuple[Span, ...]:

@@ -57,6 +57,20 @@ def fit_line(spans: Line, width: int) -> Line:
     return tuple(out)
 
 
+def merged(spans: Line) -> Line:
+    """The same to the eye in as few spans as it takes: each one costs forty bytes on its way to the terminal.
+
+    Blanks join the span before them, whatever its tone: what has no ink has no colour either.
+    """
+    out: list[Span] = []
+    for span in spans:
+        if out and (span.tone == out[-1].tone or not span.text.strip(" ")):
+            out[-1] = Span(out[-1].text + span.text, out[-1].tone)
+        else:
+            out.append(span)
+    return tuple(out)
+
+
 def spread(left: Line, right: Line, width: int) -> Line:
     """`left` at the left edge, `right` at the right one; the left gives way."""
     room = max(0, width - line_width(right))

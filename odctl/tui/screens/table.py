@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -67,9 +68,13 @@ class TableScreen(FrameScreen):
         above = [*self.summary(snapshot, self.size.width), *self._filter_lines(len(order), len(rows.keys))]
         is_filtered = bool(rows.keys) and not order
         empty = "no row passes the filter; esc clears it" if is_filtered else self.empty_text(snapshot)
-        self.table.show(rows, order, sort=self.sort, empty=empty)
+        self.show_rows(rows, order, empty=empty)
         summary.show([*above, *self.mark_lines()])
         self.draw_detail()
+
+    def show_rows(self, rows: Rows, order: Sequence[int], *, empty: str) -> None:
+        """Show what passed the filter, in its order."""
+        self.table.show(rows, order, sort=self.sort, empty=empty)
 
     def _terms(self, rows: Rows) -> tuple[Term, ...]:
         try:

@@ -19,7 +19,7 @@ from textual.strip import Strip
 
 from odctl.tui.model.index import Sort
 from odctl.tui.model.table import GAP, Column, Rows, layout, row_line
-from odctl.tui.model.text import Line, Span, fit
+from odctl.tui.model.text import Line, Span, fit, merged
 from odctl.tui.widgets.paint import paint
 
 STRIP_CACHE = 1024
@@ -99,6 +99,8 @@ class FleetTable(ScrollView, can_focus=True):
         self._empty = empty
         self._cursor = 0
         self._painted: dict[int, tuple[Line, bool]] = {}
+        self._made: dict[int, Line] = {}
+        """Lines by position, as long as rows, order and columns stay."""
         self._strips: LRUCache[tuple[Line, bool, int], Strip] = LRUCache(STRIP_CACHE)
         self._columns: tuple[tuple[Column, int], ...] = ()
         self.cursor_key: str | None = None
@@ -135,6 +137,7 @@ class FleetTable(ScrollView, can_focus=True):
         """Show these rows in this order. The cursor follows its key; a lost key leaves it where it stood."""
         is_other_table = self._rows is None or self._rows.columns != rows.columns
         self._rows, self._order = rows, order
+        self._made.clear()
         self._empty = empty if empty is not None else self._empty
         has_new_sort, self._sort = sort != self._sort, sort
         self._follow_cursor()
@@ -176,6 +179,7 @@ class FleetTable(ScrollView, can_focus=True):
     def _lay_out(self) -> None:
         self._columns = layout(self._rows.columns, self._width - _MARGIN) if self._rows else ()
         self._painted.clear()
+        self._made.clear()
         self.refresh()
 
     def _follow_cursor(self) -> None:
@@ -222,10 +226,16 @@ class FleetTable(ScrollView, can_focus=True):
             text = self._empty if y == _HEADER_LINES and not self._order else ""
             return (Span(f" {text}", "dim"),), False
         row = self._order[position]
-        spans = row_line(self._rows, row, self._columns, self._width - _MARGIN)
         is_marked = bool(self.marks) and self.mark_of(self._rows.keys[row]) in self.marks
         margin = Span(MARK, "key") if is_marked else Span(" " * _MARGIN)
-        return (margin, *spans), position == self._cursor
+        return (margin, *self._row_spans(self._rows, position)), position == self._cursor
+
+    def _row_spans(self, rows: Rows, position: int) -> Line:
+        """A row's line, made once for comparing and for painting."""
+        if position not in self._made:
+            spans = row_line(rows, self._order[position], self._columns, self._width - _MARGIN)
+            self._made[position] = merged(spans)
+        return self._made[position]
 
     def _header(self) -> Line:
         titles = []

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from agent.errors import FleetError
+from agent.errors import ErrorDetail, FleetError
 from agent.facts.cluster import DeviceFacts, HostFacts
 from agent.facts.fault import Fault
 from agent.facts.sample import (
@@ -289,6 +289,11 @@ def deployment(**changes: object) -> DeploymentView:
     )
     view = DeploymentView(name="chat", record=record, status=found, history=rows)
     return msgspec.structs.replace(view, **changes)
+
+
+def no_answer() -> ErrorDetail:
+    """Why a controller's last word is all there is."""
+    return FleetError("E206", "no agent answers on this host", host="gpu01").detail
 
 
 def faults() -> tuple[Fault, ...]:

@@ -1,0 +1,146 @@
+"""The fleet in a line or two, and its tokens a second over the last fifteen minutes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from odctl.fleet.history import HISTORY_S, DeploymentRow
+from odctl.fleet.snapshot import FleetSnapshot
+from odctl.tui.model.bars import bar, strip
+from odctl.tui.model.fleet_columns import FleetColumns, fleet_columns
+from odctl.tui.model.marks import HOST_MARKS
+from odctl.tui.model.text import Line, Span, line, line_width
+from odctl.tui.model.units import bytes_text, percent_text, plural, rate_text, tokens_per_s_text
+
+
+def fleet_lines(snapshot: FleetSnapshot, *, width: int) -> tuple[Line, ...]:
+    """Hosts by state, load and memory of those that are live, and what the deployments serve."""
+    fleet = fleet_columns(snapshot)
+    parts = [_hosts_part(fleet)]
+    if fleet.live_rows:
+        parts += [_cpu_part(fleet, width), _ram_part(fleet, width), *_gpu_parts(fleet, width), _net_part(fleet)]
+    parts += _serving_parts(snapshot)
+    return _packed(parts, width)
+
+
+def tokens_line(snapshot: FleetSnapshot, *, width: int) -> Line | None:
+    """` tok/s 15m ▁▂▅▇ 57.5  peak 61.0`: what all deployments made together; None where nothing is deployed.
+
+    A cell is the sum of the deployments' means over its time. Cells in which none was asked stay blank.
+    """
+    if not snapshot.deployments:
+        return None
+    minutes = round(HISTORY_S / 60)
+    head, cells = f" tok/s {minutes}m ", max(8, width - 36)
+    rates = token_rates(
+        [view.history.rows() for view in snapshot.deployments], cells, end_s=snapshot.taken_at_s, span_s=HISTORY_S
+    )
+    known = [rate for rate in rates if rate is not None]
+    if not known:
+        return line(Span(head, "title"), Span("no deployment has told its rate yet", "dim"))
+    drawn = strip(rates, cells, top=max(known) or 1.0)
+    now = Span(f" {tokens_per_s_text(known[-1])}" if rates[-1] is not None else " no word", "bold")
+    peak = Span(f"  peak {tokens_per_s_text(max(known))}", "dim")
+    return line(Span(head, "title"), Span(drawn, "bar"), now, peak)
+
+
+def token_rates(
+    histories: Sequence[Sequence[DeploymentRow]], cells: int, *, end_s: float, span_s: float
+) -> list[float | None]:
+    """Tokens a second of all together, a value a cell, oldest first; None where no history has a row.
+
+    Histories are asked at different moments, so means over a cell's time are summed, not single rows.
+    """
+    out: list[float | None] = [None] * cells
+    begin_s = end_s - span_s
+    for rows in histories:
+        sums: dict[int, tuple[float, int]] = {}
+        for row in rows:
+            cell = int((row.at_s - begin_s) / span_s * cells)
+            if cell < 0:
+                continue
+            total, count = sums.get(min(cell, cells - 1), (0.0, 0))
+            sums[min(cell, cells - 1)] = (total + row.tokens_per_s, count + 1)
+        for cell, (total, count) in sums.items():
+            out[cell] = (out[cell] or 0.0) + total / count
+    return out
+
+
+def _packed(parts: Sequence[Line], width: int) -> tuple[Line, ...]:
+    """Parts in as few lines as they need, two spaces between them."""
+    lines: list[Line] = []
+    current: Line = line(" ")
+    for part in parts:
+        gap = 2 if line_width(current) > 1 else 0
+        if line_width(current) + gap + line_width(part) > width and gap:
+            lines.append(current)
+            current, gap = line(" "), 0
+        current += (Span(" " * gap), *part)
+    lines.append(current)
+    return tuple(lines)
+
+
+def _hosts_part(fleet: FleetColumns) -> Line:
+    states = Counter(fleet.states)
+    spans = [Span(plural(len(fleet.hosts), "host"), "bold")]
+    for state, mark in HOST_MARKS.items():
+        if states[state]:
+            spans += [Span(" "), Span(f"{mark.glyph}{states[state]:,} {mark.word}", mark.tone)]
+    return tuple(spans)
+
+
+def _meter(title: str, fraction: float, width: int, text: str) -> Line:
+    cells = 8 if width < 100 else 16
+    return line(f"{title} ", Span(bar(fraction, cells), "bar"), f" {text}")
+
+
+def _cpu_part(fleet: FleetColumns, width: int) -> Line:
+    """Busy share over all cores, so that a big host weighs as much as it is."""
+    shares, of_host = fleet.figures("cpu"), fleet.still.cores
+    cores = sum([of_host[row] for row in fleet.live_rows])
+    busy = sum([(shares[row] or 0.0) * of_host[row] for row in fleet.live_rows]) / 100
+    fraction = busy / cores if cores else 0.0
+    return _meter("CPU", fraction, width, percent_text(fraction).strip())
+
+
+def _ram_part(fleet: FleetColumns, width: int) -> Line:
+    samples = [sample for row in fleet.live_rows if (sample := fleet.hosts[row].sample) is not None]
+    used = sum([sample.memory_used_bytes for sample in samples])
+    total = sum([sample.memory_total_bytes for sample in samples])
+    return _meter("RAM", used / total if total else 0.0, width, f"{bytes_text(used)}/{bytes_text(total)}")
+
+
+def _gpu_parts(fleet: FleetColumns, width: int) -> list[Line]:
+    """Utilisation is the mean of the GPUs that tell it; memory is that of the GPUs that tell used and total."""
+    digests = [digest for row in fleet.live_rows if (digest := fleet.digests[row]) is not None and digest.num_gpus]
+    num_gpus = sum([digest.num_gpus for digest in digests])
+    if not num_gpus:
+        return []
+    num_busy = sum([digest.num_busy for digest in digests])
+    busy = sum([digest.gpu * digest.num_busy for digest in digests if digest.gpu is not None])
+    mean = busy / num_busy if num_busy else 0.0
+    used = sum([digest.gpu_used_bytes for digest in digests if digest.gpu_used_bytes is not None])
+    total = sum([digest.gpu_total_bytes for digest in digests if digest.gpu_total_bytes is not None])
+    vram = f"{bytes_text(used)}/{bytes_text(total)}" if total else "—"
+    return [
+        _meter(plural(num_gpus, "GPU"), mean, width, percent_text(mean).strip() if num_busy else "—"),
+        _meter("VRAM", used / total if total else 0.0, width, vram),
+    ]
+
+
+def _net_part(fleet: FleetColumns) -> Line:
+    rows = [row for at in fleet.live_rows if (row := fleet.last_rows[at]) is not None]
+    return line(f"net ↑ {rate_text(sum([row.sent_bytes_per_s for row in rows]))}")
+
+
+def _serving_parts(snapshot: FleetSnapshot) -> list[Line]:
+    if not snapshot.deployments:
+        return []
+    backends = [
+        view.status.backend for view in snapshot.deployments if view.error is None and view.status is not None
+    ]
+    rate = sum(backend.tokens_per_s for backend in backends if backend is not None)
+    return [
+        line(f"{plural(len(snapshot.deployments), 'deployment')} ", Span(tokens_per_s_text(rate), "bold"), " tok/s")
+    ]

@@ -1,0 +1,160 @@
+"""`make bench-tui`: what the fleet's screens cost over a simulated fleet, in a real pty, beside a plain DataTable.
+
+Prints a table and writes it into docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from tests.benchmarks.output import say, write_between
+from tests.benchmarks.table import DOCUMENT, commit_now
+from tests.benchmarks.tui_app import VIEWS, View
+from tests.benchmarks.tui_pty import PtyApp
+
+BEGIN, END = "<!-- tui: begin -->", "<!-- tui: end -->"
+WIDTH, HEIGHT = 140, 40
+SIZES = (100, 1_000, 10_000)
+GPUS = 8
+TICK_S = 1.0
+FIRST_HOST = re.compile(rb"sim-0000\d")
+WORDS: dict[View, str] = {"table": "table", "map": "heat map", "datatable": "plain DataTable (baseline)"}
+KEYS: dict[View, bytes] = {"table": b"\x1b[B", "map": b"\x1b[C", "datatable": b"\x1b[B"}
+"""Down a row, or right a cell."""
+CORE_GOAL, BYTES_GOAL, KEY_GOAL_S, FIRST_GOAL_S = 0.06, 60_000, 0.050, 0.8
+"""At 10,000 hosts: share of a core, bytes a tick, p95 from key to paint; CPU until hosts are seen."""
+
+
+class _Report(msgspec.Struct, frozen=True, kw_only=True):
+    made_cpu_s: float
+
+
+class Cost(NamedTuple):
+    view: View
+    num_hosts: int
+    first_paint_cpu_s: float
+    """CPU of the process until the first hosts are on the screen, the making of the fleet not counted."""
+    cpu_per_tick_s: float
+    bytes_per_tick: float
+    key_s: tuple[float, ...]
+    """Sorted."""
+    cpu_per_key_s: float
+    """Beside that of the ticks meanwhile."""
+    rss_bytes: int
+
+
+def measure(view: View, num_hosts: int, *, seconds: float, keys: int, settle_s: float) -> Cost:
+    """One app from its start: first paint, then ticks alone, then keys between ticks."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        argv = [
+            sys.executable, "-m", "tests.benchmarks.tui_app", "--hosts", str(num_hosts), "--view", view,
+            "--report", str(report),
+        ]  # fmt: skip
+        with PtyApp(argv, width=WIDTH, height=HEIGHT) as app:
+            app.wait_for(FIRST_HOST, timeout_s=120)
+            first_s = app.cpu_s - msgspec.json.decode(report.read_bytes(), type=_Report).made_cpu_s
+            app.read_for(settle_s)
+            cpu_s, num_bytes = app.cpu_s, app.num_bytes
+            app.read_for(seconds)
+            ticks = seconds / TICK_S
+            cpu_s, num_bytes = (app.cpu_s - cpu_s) / ticks, app.num_bytes - num_bytes
+            app.key_to_paint_s(KEYS[view])  # the first one finds caches empty
+            before_s, begin_s = app.cpu_s, time.monotonic()
+            latencies = app.keys_to_paint_s(KEYS[view], keys, seed=num_hosts)
+            of_ticks_s = cpu_s * (time.monotonic() - begin_s) / TICK_S
+            return Cost(
+                view=view,
+                num_hosts=num_hosts,
+                first_paint_cpu_s=first_s,
+                cpu_per_tick_s=cpu_s,
+                bytes_per_tick=num_bytes / ticks,
+                key_s=tuple(sorted(latencies)),
+                cpu_per_key_s=max(0.0, app.cpu_s - before_s - of_ticks_s) / keys,
+                rss_bytes=app.rss_bytes,
+            )
+
+
+def quantile(values: tuple[float, ...], share: float) -> float:
+    """The value that this share of them does not exceed."""
+    return values[min(len(values) - 1, int(share * len(values)))]
+
+
+def verdicts(cost: Cost) -> list[str]:
+    """Goals that a cost misses, in words; none for the baseline."""
+    if cost.view == "datatable":
+        return []
+    said = []
+    if cost.first_paint_cpu_s > FIRST_GOAL_S:
+        said.append(f"first paint {cost.first_paint_cpu_s:.2f} s > {FIRST_GOAL_S} s")
+    if cost.num_hosts == max(SIZES):
+        if cost.cpu_per_tick_s / TICK_S > CORE_GOAL:
+            said.append(f"{cost.cpu_per_tick_s / TICK_S:.1%} of a core > {CORE_GOAL:.0%}")
+        if cost.bytes_per_tick > BYTES_GOAL:
+            said.append(f"{cost.bytes_per_tick / 1000:.0f} kB a tick > {BYTES_GOAL // 1000} kB")
+        if quantile(cost.key_s, 0.95) > KEY_GOAL_S:
+            said.append(f"key to paint p95 {quantile(cost.key_s, 0.95) * 1e3:.0f} ms > {KEY_GOAL_S * 1e3:.0f} ms")
+    return said
+
+
+def lines(costs: list[Cost], *, seconds: float, load: float) -> list[str]:
+    out = [
+        f"Commit {commit_now()}, {os.cpu_count()} cores, load {load:.1f} before it; {WIDTH}x{HEIGHT}, {GPUS} GPUs "
+        f"a host, all figures new each second, {seconds:.0f} s of ticks, then {len(costs[0].key_s)} keys at random "
+        "moments. Goals: at 10,000 hosts at most 6% of a core, 60 kB a tick and 50 ms from key to paint (p95); "
+        "first hosts on the screen within 0.8 s of CPU, the interpreter's start and imports counted.",
+        "",
+        "| hosts | view | first paint, CPU | CPU a tick | of a core | bytes a tick | key to paint p50 / p95 | "
+        "CPU a key | memory | |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cost in costs:
+        missed = verdicts(cost)
+        verdict = "" if cost.view == "datatable" else f"**missed**: {'; '.join(missed)}" if missed else "met"
+        out.append(
+            f"| {cost.num_hosts:,} | {WORDS[cost.view]} | {cost.first_paint_cpu_s:.2f} s | "
+            f"{cost.cpu_per_tick_s * 1e3:.0f} ms | {cost.cpu_per_tick_s / TICK_S:.1%} | "
+            f"{cost.bytes_per_tick / 1000:.1f} kB | {quantile(cost.key_s, 0.5) * 1e3:.0f} / "
+            f"{quantile(cost.key_s, 0.95) * 1e3:.0f} ms | {cost.cpu_per_key_s * 1e3:.0f} ms | "
+            f"{cost.rss_bytes / 1e6:.0f} MB | {verdict} |"
+        )
+    return out
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hosts", default=",".join(map(str, SIZES)), help="numbers of hosts, by commas")
+    parser.add_argument("--views", default=",".join(VIEWS), help=f"of {', '.join(VIEWS)}")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of ticks that are measured")
+    parser.add_argument("--keys", type=int, default=60)
+    parser.add_argument("--settle", type=float, default=4.0)
+    parser.add_argument("--no-write", action="store_true", help="leave docs/benchmarks.md as it is")
+    arguments = parser.parse_args()
+    views = [view for view in VIEWS if view in arguments.views.split(",")]
+    if not views:
+        parser.error(f"--views {arguments.views}: none of {', '.join(VIEWS)}")
+    load, costs = os.getloadavg()[0], []
+    for num_hosts in map(int, arguments.hosts.split(",")):
+        for view in views:
+            say(f"{num_hosts:,} hosts, {WORDS[view]}")
+            costs.append(
+                measure(view, num_hosts, seconds=arguments.seconds, keys=arguments.keys, settle_s=arguments.settle)
+            )
+    text = "\n".join(lines(costs, seconds=arguments.seconds, load=load))
+    print(text)
+    if not arguments.no_write:
+        write_between(DOCUMENT, BEGIN, END, text)
+    return 1 if any(verdicts(cost) for cost in costs) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

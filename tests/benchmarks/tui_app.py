@@ -1,0 +1,127 @@
+"""`python -m tests.benchmarks.tui_app`: what `make bench-tui` measures, run by it in a pty of its own.
+
+Either the app itself over the simulated fleet, or the baseline: the same fleet on Textual's own DataTable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from textual.app import App, ComposeResult
+from textual.message import Message
+from textual.widgets import DataTable, Static
+
+from odctl.fleet import FleetSnapshot, HostView
+from odctl.fleet.clock import SystemClock
+from odctl.tui.app import OdctlApp
+from odctl.tui.model.units import bytes_text
+from odctl.tui.screens import fleet as fleet_screen
+from tests.simulated_fleet import SimulatedFeed, SimulatedFleet
+
+View = Literal["table", "map", "datatable"]
+VIEWS: tuple[View, ...] = ("table", "map", "datatable")
+
+
+CELLS: dict[str, Callable[[HostView], str]] = {
+    "HOST": lambda host: host.name,
+    "STATE": lambda host: host.state,
+    "CPU": lambda host: f"{host.sample.cpu:.0%}" if host.sample else "—",
+    "RAM": lambda host: bytes_text(host.sample.memory_used_bytes) if host.sample else "—",
+    "GPU": lambda host: f"{host.digest.gpu:.0%}" if host.digest and host.digest.gpu is not None else "—",
+    "VRAM": lambda host: bytes_text(host.digest.gpu_used_bytes or 0) if host.digest else "—",
+    "TEMP": lambda host: f"{host.digest.temperature_c or 0:.0f}°" if host.digest else "—",
+    "POWER": lambda host: f"{host.history.last.power_w or 0:.0f}W" if host.history.last else "—",
+    "NET": lambda host: bytes_text(host.history.last.sent_bytes_per_s) if host.history.last else "—",
+    "LOAD": lambda host: f"{host.sample.load_1m:.1f}" if host.sample else "—",
+    "UP": lambda host: f"{host.sample.uptime_s / 86400:.0f}d" if host.sample else "—",
+    "NOTE": lambda host: host.reason,
+}
+"""The baseline's columns: as many as ours show at this width, in the cheapest words that mean the same."""
+
+
+class _Taken(Message):
+    def __init__(self, snapshot: FleetSnapshot) -> None:
+        super().__init__()
+        self.snapshot = snapshot
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, _Taken)
+
+
+class DataTableApp(App[None]):
+    """A plain DataTable with a row a host, and `update_cell` for every cell whose text changed."""
+
+    CSS = "DataTable { height: 1fr; } #detail { height: 1; }"
+    BINDINGS = [("q", "quit", "Quit")]  # noqa: RUF012 - as Textual declares it
+
+    def __init__(self, feed: SimulatedFeed) -> None:
+        super().__init__()
+        self._feed = feed
+        self._texts: dict[tuple[str, str], str] = {}
+
+    def compose(self) -> ComposeResult:
+        yield DataTable[str](cursor_type="row")
+        yield Static(id="detail", markup=False)
+
+    def on_mount(self) -> None:
+        table = self.query_one(DataTable)
+        for name in CELLS:
+            table.add_column(name, key=name, width=10)
+        self._feed.start(self._take, lambda _error: self.exit())
+        table.focus()
+
+    def _take(self, snapshot: FleetSnapshot) -> None:
+        self.post_message(_Taken(snapshot))
+
+    async def on_unmount(self) -> None:
+        await self._feed.stop()
+
+    def on__taken(self, message: _Taken) -> None:
+        table = self.query_one(DataTable)
+        for host in message.snapshot.hosts:
+            texts = {name: read(host) for name, read in CELLS.items()}
+            if (host.name, "HOST") not in self._texts:
+                table.add_row(*texts.values(), key=host.name)
+                self._texts |= {(host.name, name): text for name, text in texts.items()}
+                continue
+            for name, text in texts.items():
+                if self._texts[host.name, name] != text:
+                    self._texts[host.name, name] = text
+                    table.update_cell(host.name, name, text)
+
+    def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
+        self.query_one("#detail", Static).update(f" ▸ {event.row_key.value}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hosts", type=int, required=True)
+    parser.add_argument("--view", choices=VIEWS, required=True)
+    parser.add_argument("--report", type=Path, required=True, help="where the cost of making the fleet is written")
+    arguments = parser.parse_args()
+    before_s = time.process_time()
+    fleet = SimulatedFleet(arguments.hosts, now_s=time.time())
+    # The frames are the benchmark's: a real fleet has no six of them for the collector to walk.
+    gc.collect()
+    gc.freeze()
+    made_s = time.process_time() - before_s
+    arguments.report.write_text(json.dumps({"made_cpu_s": made_s}))
+    feed = SimulatedFeed(fleet)
+    match arguments.view:
+        case "datatable":
+            app: App[None] = DataTableApp(feed)
+        case view:
+            # What decides between the two is the number of hosts; here it is the caller.
+            fleet_screen.MAP_ABOVE_HOSTS = 0 if view == "map" else arguments.hosts
+            app = OdctlApp(feed, clock=SystemClock())
+    app.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import msgspec
+
+from odctl.fleet import FleetSnapshot
+from odctl.tui.model.fleet_columns import (
+    FAULT,
+    HEALING,
+    LIVE,
+    NO_DATA,
+    UNLABELLED,
+    WARNING,
+    FleetColumns,
+    fleet_columns,
+    natural_key,
+)
+from odctl.tui.model.host_rows import HostRows
+from tests.odctl.fleet import values
+from tests.odctl.tui import frozen_fleet as frozen
+
+
+def test_one_snapshot_has_one_set_of_columns_whoever_asks() -> None:
+    snapshot = frozen.snapshot()
+    assert fleet_columns(snapshot) is fleet_columns(snapshot)
+    assert fleet_columns(frozen.snapshot()) is not fleet_columns(snapshot)
+
+
+def test_what_stands_still_is_taken_over_only_while_the_hosts_are_the_same() -> None:
+    snapshot = frozen.snapshot()
+    first = FleetColumns(snapshot)
+    later = msgspec.structs.replace(snapshot, taken_at_s=snapshot.taken_at_s + 1)
+    assert FleetColumns(later, before=first).still is first.still
+    fewer = msgspec.structs.replace(snapshot, hosts=snapshot.hosts[1:])
+    assert FleetColumns(fewer, before=first).still is not first.still
+    moved = msgspec.structs.replace(snapshot.hosts[0], facts=frozen.gpu_facts("cpu01"))
+    relabelled = msgspec.structs.replace(snapshot, hosts=(moved, *snapshot.hosts[1:]))
+    assert FleetColumns(relabelled, before=first).still.groups("rack") != first.still.groups("rack")
+
+
+def test_conditions_come_from_states_devices_faults_memory_and_healing() -> None:
+    conditions = _conditions(frozen.snapshot())
+    assert conditions == {
+        "cpu01": LIVE,
+        "cpu02": WARNING,
+        "cpu03": FAULT,
+        "cpu04": FAULT,
+        "cpu05": NO_DATA,
+        "gpu01": FAULT,
+    }
+    healing = frozen.deployment(status=frozen.status(state="healing"))
+    assert _conditions(frozen.snapshot(deployments=(healing,)))["cpu01"] == HEALING
+    unheard = frozen.deployment(status=frozen.status(state="healing"), error=frozen.no_answer())
+    assert _conditions(frozen.snapshot(deployments=(unheard,)))["cpu01"] == LIVE, "yesterday's word is none"
+    full = msgspec.structs.replace(
+        frozen.host("cpu01"), sample=values.sample("cpu01", memory_used_bytes=int(15.9 * values.GIB))
+    )
+    assert _conditions(frozen.snapshot(hosts=(full,), faults=()))["cpu01"] == WARNING
+
+
+def test_the_table_sorts_by_the_very_figures_that_its_cells_show() -> None:
+    rows = HostRows(frozen.snapshot())
+    for column in ("cpu", "gpu", "vram", "temp", "net", "power", "load", "ram"):
+        values = rows.values(column)
+        assert len(values) == len(rows.keys)
+        for row, value in enumerate(values):
+            text = "".join(span.text for span in rows.cell(row, column, 12)).strip()
+            assert (value is None) == (not any(sign.isdigit() for sign in text)), (rows.keys[row], column, text)
+
+
+def test_groups_are_in_the_order_people_count_and_hosts_without_the_label_come_last() -> None:
+    def labelled(name: str, rack: str) -> object:
+        return frozen.host(name, facts=msgspec.structs.replace(frozen.gpu_facts(name), labels={"rack": rack}))
+
+    hosts = (labelled("a", "r10"), labelled("b", "r2"), labelled("c", "r10"), frozen.host("d"))
+    still = FleetColumns(frozen.snapshot(hosts=hosts)).still
+    assert [(group.name, group.rows) for group in still.groups("rack")] == [
+        ("r2", (1,)),
+        ("r10", (0, 2)),
+        (UNLABELLED, (3,)),
+    ]
+    assert still.label_keys == ("rack",)
+    assert sorted(["r10", "r2", "a1"], key=natural_key) == ["a1", "r2", "r10"]
+
+
+def _conditions(snapshot: FleetSnapshot) -> dict[str, int]:
+    columns = FleetColumns(snapshot)
+    return dict(zip(columns.names, columns.conditions, strict=True))
