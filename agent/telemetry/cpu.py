@@ -14,6 +14,16 @@ from agent.facts.sample import DeviceSample, NotAvailable, Ok, Reading
 TEMPERATURE_S = 5.0
 _SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal", "soc_thermal", "acpitz")
 """Drivers of CPU temperature sensors, the most exact first."""
+_GPU_LINKS = (
+    "nvlink_received_bytes_per_s",
+    "nvlink_sent_bytes_per_s",
+    "pcie_received_bytes_per_s",
+    "pcie_sent_bytes_per_s",
+    "pcie_generation",
+    "pcie_max_generation",
+    "pcie_lanes",
+    "pcie_max_lanes",
+)
 
 
 class CpuReader:
@@ -53,6 +63,8 @@ class CpuReader:
             memory_clock_hz=NotAvailable("not a GPU"),
             ecc_uncorrected=NotAvailable("not measured"),
             ecc_corrected=NotAvailable("not measured"),
+            memory_temperature_c=NotAvailable("not measured"),
+            **dict.fromkeys(_GPU_LINKS, NotAvailable("not a GPU")),
         )
 
 
