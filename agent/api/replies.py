@@ -37,8 +37,8 @@ def encoded(request: Request, message: Any, *, status: int = 200) -> Response:
     return Response(msgspec.msgpack.encode(message), status_code=status, media_type=MSGPACK)
 
 
-def frames(frames: AsyncIterator[bytes]) -> Response:
-    return StreamingResponse(frames, media_type=FRAMES)
+def frames(stream: AsyncIterator[bytes]) -> Response:
+    return StreamingResponse(stream, media_type=FRAMES)
 
 
 def number(request: Request, name: str, *, default: int, most: int = 2**53) -> int:
