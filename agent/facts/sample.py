@@ -65,6 +65,8 @@ class DeviceSample(msgspec.Struct, frozen=True, kw_only=True):
     sm_clock_hz: Reading
     memory_clock_hz: Reading
     throttle_reasons: tuple[str, ...] = ()
+    throttle_unavailable: str = ""
+    """Why an empty list of reasons does not mean that nothing throttles."""
     ecc_uncorrected: Reading = NotAvailable("not sampled")
     ecc_corrected: Reading = NotAvailable("not sampled")
     xid: tuple[int, ...] = ()

@@ -63,6 +63,7 @@ class CpuReader:
             memory_clock_hz=NotAvailable("not a GPU"),
             ecc_uncorrected=NotAvailable("not measured"),
             ecc_corrected=NotAvailable("not measured"),
+            throttle_unavailable="not measured",
             memory_temperature_c=NotAvailable("not measured"),
             **dict.fromkeys(_GPU_LINKS, NotAvailable("not a GPU")),
         )

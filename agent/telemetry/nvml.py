@@ -200,6 +200,7 @@ class Gpu:
 
     def _read_fast(self, now: float, xid: tuple[int, ...]) -> DeviceSample:
         used, total, is_shared = self._read_memory(self.handle)
+        reasons, unavailable = self._read_throttle()
         return DeviceSample(
             id=self.id,
             kind="cuda",
@@ -212,7 +213,8 @@ class Gpu:
             power_limit_w=self._power_limit,
             sm_clock_hz=self._read_clock(self._nvml.NVML_CLOCK_SM),
             memory_clock_hz=self._read_clock(self._nvml.NVML_CLOCK_MEM),
-            throttle_reasons=self._read_throttle(),
+            throttle_reasons=reasons,
+            throttle_unavailable=unavailable,
             ecc_uncorrected=self._ecc_uncorrected,
             ecc_corrected=self._ecc_corrected,
             xid=xid,
@@ -253,7 +255,8 @@ class Gpu:
             f"clock {kind}", lambda: self._nvml.nvmlDeviceGetClockInfo(self.handle, kind) * 1_000_000
         )
 
-    def _read_throttle(self) -> tuple[str, ...]:
+    def _read_throttle(self) -> tuple[tuple[str, ...], str]:
+        """Why it runs slower than it could; and why that cannot be said."""
         mask = self._queries.ask_any(
             "event reasons", lambda: self._nvml.nvmlDeviceGetCurrentClocksEventReasons(self.handle)
         )
@@ -261,9 +264,9 @@ class Gpu:
             mask = self._queries.ask_any(
                 "throttle reasons", lambda: self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self.handle)
             )
-        if not isinstance(mask, int):
-            return ()
-        return tuple(word for bit, word in _THROTTLE_BITS.items() if mask & bit)
+        if isinstance(mask, NotAvailable | Lost):
+            return (), mask.reason
+        return tuple(word for bit, word in _THROTTLE_BITS.items() if int(mask) & bit), ""
 
     def _read_processes(self) -> tuple[DeviceProcess, ...]:
         found: dict[int, Reading] = {}
@@ -345,6 +348,7 @@ def _silent_sample(
         ecc_uncorrected=reading,
         ecc_corrected=reading,
         xid=xid,
+        throttle_unavailable=reading.reason if isinstance(reading, NotAvailable | Lost) else "",
         memory_temperature_c=reading,
         nvlink_received_bytes_per_s=reading,
         nvlink_sent_bytes_per_s=reading,

@@ -28,7 +28,7 @@ def command(inventory_path: str, host: str, dry_run: bool, yes: bool, as_json: b
 
 
 def drain(inventory_path: str, host: str, *, dry_run: bool, yes: bool) -> Result:
-    """Raises E108 for an unknown host, E210 for a silent controller, E5xx when locked, E6xx when it does not fit."""
+    """Raises E108 for an unknown host, E210 for a silent controller, E5xx when locked, E6xx without room."""
     from odctl.draining import perform_drain, plan_drain
     from odctl.fleet import Fleet
     from odctl.inventory import Inventory

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -36,16 +36,14 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="With --follow, one object a line.")
 @click.pass_obj
-def command(
-    inventory_path: str, selector: str, follow: bool, name: str, grep: str, tail: int, as_json: bool
-) -> None:
+def command(inventory_path: str, /, selector: str, follow: bool, as_json: bool, **options: Any) -> None:
     """Show the journal and every log of the hosts that SELECTOR names, oldest first.
 
     SELECTOR is `all`, names, globs, `group:NAME` or `label=value`, joined by commas. Times are UTC, each by its
     own host's clock.
     """
     run_command(
-        lambda: logs(inventory_path, selector, follow=follow, name=name, grep=grep, tail=tail, as_json=as_json),
+        lambda: logs(inventory_path, selector, follow=follow, as_json=as_json, **options),
         as_json=as_json and not follow,
     )
 

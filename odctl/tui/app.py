@@ -27,6 +27,7 @@ from odctl.result import exit_code_of, render_error
 from odctl.tui.applying import Applier, FleetApplier
 from odctl.tui.editing import BasisReader, FleetBasisReader
 from odctl.tui.feed import Feed, FleetFeed
+from odctl.tui.hosting import FleetHostOperator, HostOperator
 from odctl.tui.model.commands import COMMANDS, Call, CommandError, parse_command
 from odctl.tui.model.frame import MODES as TABS
 from odctl.tui.model.plan_editor import open_editor
@@ -102,6 +103,7 @@ class OdctlApp(App[None]):
         applier: Applier | None = None,
         basis_reader: BasisReader | None = None,
         prober: Prober | None = None,
+        host_operator: HostOperator | None = None,
     ) -> None:
         # Only native ANSI colours can be dropped: Textual greys others, and then default text turns black on black.
         has_no_color = os.environ.get("NO_COLOR") is not None
@@ -115,6 +117,7 @@ class OdctlApp(App[None]):
         self._applier: Applier = applier or FleetApplier()
         self._basis_reader: BasisReader = basis_reader or FleetBasisReader()
         self.prober: Prober = prober or FleetProber()
+        self.host_operator: HostOperator = host_operator or FleetHostOperator()
         self._relock: Timer | None = None
         self._last_mode = ""
         self._failure: BaseException | None = None
@@ -187,6 +190,11 @@ class OdctlApp(App[None]):
             self.screen.redraw()
         else:
             self.push_screen(HostScreen(name))
+
+    def open_logs(self, host: str) -> None:
+        """What one host says, followed."""
+        self.action_mode("events")
+        self.call_after_refresh(self._with_screen, EventsScreen, lambda screen: screen.choose(host))
 
     def open_plan_of(self, deployment: str) -> None:
         self.preview_error = ""
@@ -316,8 +324,7 @@ class OdctlApp(App[None]):
             case "chat" if argument:
                 self.open_chat(argument)
             case "events" if argument:
-                self.action_mode("events")
-                self.call_after_refresh(self._with_screen, EventsScreen, lambda screen: screen.choose(argument))
+                self.open_logs(argument)
             case "plans" | "deployments" | "chat" | "faults" | "models" | "events" | "learning" | "probes":
                 self.action_mode(call.command)
             case "sort":
@@ -416,6 +423,6 @@ def run_app(inventory_path: str) -> None:
         sys.stderr.write(render_error(error.detail))
         sys.exit(exit_code_of(error))
     clock = SystemClock()
-    app = OdctlApp(FleetFeed(inventory, clock), clock=clock)
+    app = OdctlApp(FleetFeed(inventory, clock), clock=clock, host_operator=FleetHostOperator(inventory))
     app.run()
     sys.exit(app.return_code or 0)
