@@ -76,13 +76,8 @@ def test_a_foreign_process_is_ended_and_that_is_written_down(
     sleeper: subprocess.Popen[bytes], journal: Journal, is_forced: bool, number: signal.Signals
 ) -> None:
     process = seen(sleeper.pid)
-    done = end_foreign(
-        order(process, is_forced=is_forced),
-        host="alpha",
-        devices=[device(process)],
-        own_pids=NOBODY,
-        journal=journal,
-    )
+    wanted = order(process, is_forced=is_forced)
+    done = end_foreign(wanted, host="alpha", devices=[device(process)], own_pids=NOBODY, journal=journal)
     assert sleeper.wait(10) == -number
     assert number.name in done.message
     (event,) = journal.read_last(1)

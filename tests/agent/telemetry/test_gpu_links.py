@@ -125,10 +125,10 @@ async def test_a_watched_rate_that_is_not_renewed_says_its_age() -> None:
         class NVMLError(Exception):
             value = 3
 
-        def nvmlDeviceGetPcieThroughput(self, handle: object, counter: int) -> int:  # noqa: N802
+        def nvmlDeviceGetPcieThroughput(self, _handle: object, _counter: int) -> int:  # noqa: N802
             return 10
 
-        def nvmlDeviceGetFieldValues(self, handle: object, fields: object) -> object:  # noqa: N802
+        def nvmlDeviceGetFieldValues(self, _handle: object, _fields: object) -> object:  # noqa: N802
             raise self.NVMLError
 
     nvml = Uncounted()
