@@ -67,9 +67,7 @@ class TalkingAgent(ServedAgent):
             "".join(f"{line}\n" for each in self.lines if each.name == name for line in each.lines)
         )
 
-    async def _told(
-        self, messages: list[msgspec.Struct] | list[Event] | list[LogLines], sent: int
-    ) -> AsyncIterator[bytes]:
+    async def _told(self, messages: Sequence[msgspec.Struct], sent: int) -> AsyncIterator[bytes]:
         while not self.is_over:
             while sent < len(messages):
                 yield encode_frame(messages[sent])
