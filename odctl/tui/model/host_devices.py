@@ -53,7 +53,7 @@ def device_lines(host: HostView, *, width: int) -> tuple[Line, ...]:
     for device in host.sample.devices:
         lines.append(_row(device, shown, is_live=host.state == "live"))
         if not isinstance(device.utilisation, Lost):
-            lines += _more_lines(device, {column.id for column, _ in shown}, width)
+            lines += _more_lines(device, {column.id: size for column, size in shown}, width)
         lines += [line(Span(f"   — {text}", "dim")) for text in wrap(_reasons(device), width - 6) if text]
     return tuple(lines)
 
@@ -70,7 +70,7 @@ def foreign_processes(host: HostView) -> tuple[ForeignProcess, ...]:
     )
 
 
-def process_lines(snapshot: FleetSnapshot, host: HostView) -> tuple[Line, ...]:
+def process_lines(snapshot: FleetSnapshot, host: HostView, *, width: int) -> tuple[Line, ...]:
     """Who is on each device: our ranks with the layers they hold, and foreign ones marked."""
     if host.sample is None or not any(device.processes for device in host.sample.devices):
         return ()
@@ -78,15 +78,18 @@ def process_lines(snapshot: FleetSnapshot, host: HostView) -> tuple[Line, ...]:
     lines = [line(Span(" DEVICE      PID USER       MEMORY HOLDS", "title"))]
     for device in host.sample.devices:
         for process in device.processes:
-            lines.append(
-                line(
-                    f" {fit(device.id, 7)} {process.pid:>7} {fit(process.user or NONE, 8)} ",
-                    _right(reading_span(process.memory_bytes, bytes_text), 8),
-                    " ",
-                    *_holds(process, held),
-                    Span(f"  {process.command}", "dim"),
-                )
+            row = line(
+                f" {fit(device.id, 7)} {process.pid:>7} {process.user or NONE:<8} ",
+                _right(reading_span(process.memory_bytes, bytes_text), 8),
+                " ",
+                *_holds(process, held),
             )
+            room = width - line_width(row) - 2
+            if len(process.command) <= room:
+                lines.append((*row, Span(f"  {process.command}", "dim")))
+            else:
+                lines.append(row)
+                lines += [line(Span(f"   {text}", "dim")) for text in wrap(process.command, width - 4)]
     return tuple(lines)
 
 
@@ -133,13 +136,20 @@ def _row(device: DeviceSample, shown: Sequence[tuple[Column, int]], *, is_live: 
     return tuple(spans) if is_live else tuple(Span(span.text, "dim") for span in spans)
 
 
-def _more_lines(device: DeviceSample, shown: set[str], width: int) -> list[Line]:
+def _more_lines(device: DeviceSample, shown: dict[str, int], width: int) -> list[Line]:
     """What is known and has no column here: `mem 9501 MHz · NVLink ↓118G/s ↑121G/s`."""
     parts: list[Line] = []
     for cell in _CELLS:
-        if cell.column.id in shown or (drawn := cell.draw(device, cell.column.width)) in ((_UNKNOWN,), ()):
+        if cell.column.id in shown:
+            continue
+        drawn = _throttle(device, width) if cell.column.id == "throttle" else cell.draw(device, cell.column.width)
+        if drawn == (_UNKNOWN,):
             continue
         parts.append((Span(f"{cell.column.title} ", "dim"), *drawn))
+    reasons = ", ".join(device.throttle_reasons)
+    if len(reasons) + 2 > shown.get("throttle", width):
+        # Cut in its column, whole here.
+        parts.append((Span("throttled by ", "dim"), Span(reasons, "warn")))
     if link := _pcie_link(device):
         parts.append(link)
     lines: list[Line] = []
@@ -189,7 +199,9 @@ def _clock_readings(device: DeviceSample) -> tuple[Reading, Reading]:
 def _throttle(device: DeviceSample, width: int) -> Line:
     if device.throttle_reasons:
         return (Span(fit(f"▲ {', '.join(device.throttle_reasons)}", width).rstrip(), "warn"),)
-    return (_UNKNOWN if device.throttle_unavailable else Span("none", "dim"),)
+    # A CPU of an earlier release says nothing about its throttling, and so does not say that there is none.
+    is_unknown = bool(device.throttle_unavailable) or device.kind == "cpu"
+    return (_UNKNOWN if is_unknown else Span("none", "dim"),)
 
 
 def _ecc(device: DeviceSample, width: int) -> Line:  # noqa: ARG001 - likewise

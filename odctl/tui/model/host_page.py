@@ -13,7 +13,7 @@ from odctl.fleet.snapshot import FleetSnapshot, HostView
 from odctl.tui.model.bars import bar
 from odctl.tui.model.host_devices import device_lines, held_layers, process_lines
 from odctl.tui.model.host_extras import HostExtras
-from odctl.tui.model.log_lines import entry_spans
+from odctl.tui.model.log_lines import entry_lines
 from odctl.tui.model.marks import HOST_MARKS, rank_mark
 from odctl.tui.model.probe_rows import probe_rows
 from odctl.tui.model.text import BLANK, Line, Span, Tone, fit, line, line_width, wrap
@@ -56,11 +56,11 @@ def host_page(
     if host.sample is not None:
         sections += [
             device_lines(host, width=width),
-            process_lines(snapshot, host),
+            process_lines(snapshot, host, width=width),
             _meters(host, host.sample, width),
             _nics(host.sample.nics),
-            _disks(host.sample.disks),
-            _ranks(snapshot, host),
+            _disks(host.sample.disks, width),
+            _ranks(snapshot, host, width),
             _processes(host.sample),
             _probes(host, width, now_s=snapshot.taken_at_s),
         ]
@@ -154,31 +154,50 @@ def _meters(host: HostView, sample: HostSample, width: int) -> tuple[Line, ...]:
         else "none"
     )
     cores = f" / {host.facts.cpu_cores} cores" if host.facts else ""
-    return (
-        line(
-            Span(" CPU ", "title"),
-            Span(bar(sample.cpu, cells), "bar"),
-            f" {percent_text(sample.cpu).strip()}  load {sample.load_1m:.1f}{cores}  ",
-            Span("RAM ", "title"),
-            Span(bar(ram, cells), "bar"),
-            f" {bytes_text(sample.memory_used_bytes)}/{bytes_text(sample.memory_total_bytes)}  ",
-            Span("swap ", "title"),
-            swap,
-        ),
+    return _flow(
+        [
+            (
+                Span(" CPU ", "title"),
+                Span(bar(sample.cpu, cells), "bar"),
+                Span(f" {percent_text(sample.cpu).strip()}"),
+            ),
+            (Span(f"load {sample.load_1m:.1f}{cores}"),),
+            (
+                Span("RAM ", "title"),
+                Span(bar(ram, cells), "bar"),
+                Span(f" {bytes_text(sample.memory_used_bytes)}/{bytes_text(sample.memory_total_bytes)}"),
+            ),
+            (Span("swap ", "title"), Span(swap)),
+        ],
+        width,
     )
 
 
-def _disks(disks: Sequence[DiskSample]) -> tuple[Line, ...]:
+def _flow(parts: Sequence[Line], width: int, *, gap: str = "  ") -> tuple[Line, ...]:
+    """Parts one after another, on further lines where there is no room for them."""
+    lines: list[Line] = []
+    for part in parts:
+        if lines and line_width(lines[-1]) + len(gap) + line_width(part) <= width:
+            lines[-1] += (Span(gap), *part)
+        else:
+            lines.append(part if not lines else (Span("   "), *part))
+    return tuple(lines)
+
+
+def _disks(disks: Sequence[DiskSample], width: int) -> tuple[Line, ...]:
     return tuple(
-        line(
-            Span(f" {fit(disk.mount, 20)}", "title"),
-            f" {bytes_text(disk.free_bytes):>5} free of {bytes_text(disk.total_bytes):<6}",
-            Span("read ", "dim"),
-            f"{rate_text(disk.read_bytes_per_s):<8}",
-            Span("write ", "dim"),
-            rate_text(disk.written_bytes_per_s),
-        )
+        flowed
         for disk in disks
+        for flowed in _flow(
+            [
+                (Span(f" {disk.mount:<20}", "title"),),
+                (Span(f"{bytes_text(disk.free_bytes):>5} free of {bytes_text(disk.total_bytes):<6}"),),
+                (Span("read ", "dim"), Span(f"{rate_text(disk.read_bytes_per_s):<8}")),
+                (Span("write ", "dim"), Span(rate_text(disk.written_bytes_per_s))),
+            ],
+            width,
+            gap=" ",
+        )
     )
 
 
@@ -209,7 +228,7 @@ def _probes(host: HostView, width: int, *, now_s: float) -> tuple[Line, ...]:
     return (*_title("measured by odctl probe", width), *rows) if rows else ()
 
 
-def _ranks(snapshot: FleetSnapshot, host: HostView) -> tuple[Line, ...]:
+def _ranks(snapshot: FleetSnapshot, host: HostView, width: int) -> tuple[Line, ...]:
     """Ranks that the controllers say run here, with the layers that they hold."""
     found: list[tuple[str, RankView]] = [
         (view.name, rank)
@@ -222,7 +241,7 @@ def _ranks(snapshot: FleetSnapshot, host: HostView) -> tuple[Line, ...]:
         return ()
     held = held_layers(snapshot)
     lines = [
-        line(Span(" RANK    DEPLOYMENT   DEVICE  LAYERS        STATE        WEIGHTS     KV TOKENS  ↻", "title"))
+        line(Span(" RANK    DEPLOYMENT  DEVICE  LAYERS       STATE        WEIGHTS     KV TOKENS  ↻", "title"))
     ]
     for name, rank in found:
         mark, status = rank_mark(rank), rank.status
@@ -230,16 +249,15 @@ def _ranks(snapshot: FleetSnapshot, host: HostView) -> tuple[Line, ...]:
         if status is not None:
             weights, cache = bytes_text(status.weight_bytes), bytes_text(status.kv_cache_bytes)
             figures = f"{weights:>7} {cache:>6} {count_text(status.tokens):>6}"
-        trouble = Span(f"  {rank.trouble}" if rank.trouble else "", "warn")
         lines.append(
             line(
                 f" {fit(rank.rank_id, 7)} {fit(name, 11)} {fit(rank.device, 7)} "
                 f"{fit(held.get((name, rank.rank_id), '—'), 12)} ",
                 Span(fit(f"{mark.glyph} {mark.word}", 12), mark.tone),
                 f"{figures} {rank.restarts:>2}",
-                trouble,
             )
         )
+        lines += [line(Span(f"   ▲ {text}", "warn")) for text in wrap(rank.trouble, width - 6) if text]
     return tuple(lines)
 
 
@@ -250,7 +268,7 @@ def _processes(sample: HostSample) -> tuple[Line, ...]:
     for process in sample.processes:
         lines.append(
             line(
-                f" {fit(process.role, 8)} {fit(process.name, 20)} {process.pid:>7} "
+                f" {fit(process.role, 8)} {process.name:<20} {process.pid:>7} "
                 f"{process.cpu * 100:>6.0f}% {bytes_text(process.rss_bytes):>7} "
                 f"{process.num_threads:>8} {process.num_fds:>5}"
             )
@@ -285,5 +303,6 @@ def _log_tail(extras: HostExtras, width: int) -> tuple[Line, ...]:
         lines += [line(Span(f" ○ {text}", "warn")) for text in wrap(extras.entries_trouble, width - 4)]
     elif not extras.entries:
         lines.append(line(Span(" none", "dim")))
-    lines += [entry_spans(entry, shows_host=False) for entry in extras.entries[-LOGS_SHOWN:]]
+    for entry in extras.entries[-LOGS_SHOWN:]:
+        lines += entry_lines(entry, width=width, is_wrapped=True, shows_host=False)
     return tuple(lines)

@@ -114,7 +114,8 @@ def _axis(cells: int, index: int | None, cursor_s: float | None, *, now_s: float
     left, right = "-15 min ", " now"
     if index is None or cursor_s is None:
         rule = "─" * max(0, cells - len(left) - len(right))
-        return line(Span(" " * TITLE_CELLS), Span(f"{left}{rule}{right}"[:cells], "dim"), Span("  ← → at", "dim"))
+        keys = fit("← →", VALUE_CELLS, is_right=True)
+        return line(Span(" " * TITLE_CELLS), Span(f"{left}{rule}{right}"[:cells], "dim"), Span(keys, "dim"))
     at = datetime.fromtimestamp(cursor_s, UTC).strftime("%H:%M:%S")
     said = f" {age_text(now_s - cursor_s)} ago "
     # Beside the mark where there is room: to its right in the left half, to its left in the other.

@@ -34,12 +34,13 @@ def entry_spans(entry: LogEntry, *, shows_host: bool = True) -> Line:
     )
 
 
-def entry_lines(entry: LogEntry, *, width: int, is_wrapped: bool) -> list[Line]:
+def entry_lines(entry: LogEntry, *, width: int, is_wrapped: bool, shows_host: bool = True) -> list[Line]:
     """One line; or as many as its text needs, the further ones below its text."""
-    whole = entry_spans(entry)
+    whole = entry_spans(entry, shows_host=shows_host)
     if not is_wrapped or line_width(whole) <= width:
         return [whole]
-    head, body = whole[:4], whole[4:]
+    # Text and detail are the last two; what stands before them is the head of the first line.
+    head, body = whole[:-2], whole[-2:]
     indent = line_width(head)
     room = max(16, width - indent)
     lines: list[Line] = []
