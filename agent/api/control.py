@@ -173,15 +173,17 @@ def _host_routes(control: Control, history: SampleHistory, journal: Journal) -> 
 
     async def logs(request: Request) -> Response:
         name = request.query_params.get("name", "")
-        if not name and not _flag(request, "follow"):
+        follows = _flag(request, "follow")
+        is_framed = follows or _flag(request, "frames")
+        if not name and not is_framed:
             return PlainTextResponse("\n".join(control.log_names()))
         if name and name not in control.log_names():
             raise FleetError(
                 "E105", f"no log named `{name}` here", hint=f"there are: {', '.join(control.log_names())}"
             )
         tail = _number(request, "tail", default=200, most=MAX_TAIL_LINES)
-        if _flag(request, "follow"):
-            return _frames(_log_frames(control, name, tail))
+        if is_framed:
+            return _frames(_log_frames(control, name, tail, follows=follows))
         return PlainTextResponse(read_tail(control.log_path(name), tail))
 
     async def metrics(_request: Request) -> Response:
@@ -343,12 +345,12 @@ async def _past_then_live(frames: list[bytes], journal: Journal, after: int) -> 
         yield encode_frame(event)
 
 
-async def _log_frames(control: Control, name: str, tail: int) -> AsyncIterator[bytes]:
-    """One log, or with an empty name every log that there is or comes."""
+async def _log_frames(control: Control, name: str, tail: int, *, follows: bool) -> AsyncIterator[bytes]:
+    """One log, or with an empty name every log that there is or comes; their last lines, then what is added."""
     follower = LogFollower(
         lambda: [(each, control.log_path(each)) for each in control.log_names() if name in ("", each)], tail=tail
     )
-    async for lines in follower.follow():
+    async for lines in follower.follow(is_once=not follows):
         yield encode_frame(lines)
 
 

@@ -56,11 +56,13 @@ class LogFollower:
         self._has_begun = True
         return found
 
-    async def follow(self, *, poll_s: float = POLL_S) -> AsyncIterator[LogLines]:
-        """For ever."""
+    async def follow(self, *, is_once: bool = False, poll_s: float = POLL_S) -> AsyncIterator[LogLines]:
+        """For ever, or one look."""
         while True:
             for news in await asyncio.to_thread(self.look):
                 yield news
+            if is_once:
+                return
             await asyncio.sleep(poll_s)
 
     def _news(self, name: str, path: Path) -> LogLines | None:

@@ -10,8 +10,6 @@ import fnmatch
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 
-import msgspec
-
 from agent.errors import FleetError
 from agent.wire.agent import Event
 from agent.wire.host import LogLines
@@ -58,19 +56,13 @@ async def _read_host(fleet: Fleet, host: str, *, name: str, tail: int) -> list[L
         route = f"/v1/events?limit={tail}"
         async with aclosing(fleet.stream(host, "GET", route, None, Event)) as events:
             entries += [event_entry(event) async for event in events]
-    names = (await fleet.get(host, "/v1/logs", str)).split("\n")
-    for each in names:
-        if each and _is_wanted(each, name):
-            text = await fleet.get(host, f"/v1/logs?name={each}&tail={tail}", str)
-            lines = LogLines(name=each, lines=tuple(text.removesuffix("\n").split("\n")), at_s=0.0, is_past=True)
-            entries += line_entries(host, _timed(lines, entries))
+    if name != JOURNAL:
+        route = f"/v1/logs?tail={tail}&frames=1"
+        async with aclosing(fleet.stream(host, "GET", route, None, LogLines)) as logs:
+            async for lines in logs:
+                if _is_wanted(lines.name, name):
+                    entries += line_entries(host, lines)
     return entries
-
-
-def _timed(lines: LogLines, entries: Sequence[LogEntry]) -> LogLines:
-    """Lines without any time stand with the newest that is known: an agent tells none with a plain text."""
-    newest = max((entry.at_s for entry in entries), default=0.0)
-    return msgspec.structs.replace(lines, at_s=newest)
 
 
 def _is_wanted(source: str, name: str) -> bool:

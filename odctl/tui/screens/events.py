@@ -35,6 +35,7 @@ class EventsScreen(FrameScreen):
         Binding("w", "wrap", "Wrap", id="logs.wrap"),
         Binding("less_than_sign", "step(-1)", "Host before", key_display="<", id="logs.before"),
         Binding("greater_than_sign", "step(1)", "Next host", key_display=">", id="logs.next"),
+        Binding("r", "again", "Begin anew", id="logs.again", show=False),
         Binding("x", "clear", "Clear", id="logs.clear", show=False),
         Binding("G,end", "last", "Newest line", id="logs.last", show=False),
         Binding("g,home", "first", "Oldest line", id="logs.first", show=False),
@@ -130,7 +131,7 @@ class EventsScreen(FrameScreen):
             )
         ]
         if self._trouble:
-            summary.append(line(Span(f" ✗ {self._trouble}", "fault")))
+            summary.append(line(Span(f" ✗ {self._trouble}", "fault"), Span("   r begins anew", "dim")))
         self.query_one("#summary", LinesBar).show(summary)
         shown, width = self.window.shown, page.content_width
         # Painting anew costs a pass over thousands of lines: only what changed them calls for it.
@@ -194,6 +195,11 @@ class EventsScreen(FrameScreen):
     def action_wrap(self) -> None:
         self.is_wrapped = not self.is_wrapped
         self._show()
+
+    def action_again(self) -> None:
+        """Follow from the start, as after a stream that broke."""
+        self._hosts = None
+        self.redraw()
 
     def action_clear(self) -> None:
         self.window.clear()

@@ -12,6 +12,7 @@ from textual import work
 from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import Binding, BindingType
 from textual.message import Message
+from textual.widgets import Input
 
 from agent.errors import FleetError
 from agent.wire.agent import ApplyEvent
@@ -120,7 +121,7 @@ class HostScreen(FrameScreen):
         return self._shows_all_plots
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        if action == "cursor" and self.has_prompt:
+        if action == "cursor" and isinstance(self.focused, Input):
             # The arrows are of the line that is being written.
             return False
         return super().check_action(action, parameters)

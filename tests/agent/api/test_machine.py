@@ -114,6 +114,8 @@ def test_every_log_is_followed_and_one_alone_by_its_name(daemon: Daemon) -> None
     (alone,) = first("/v1/logs?name=extra&tail=5&follow=1", 1)
     assert (alone.name, alone.lines) == ("extra", ("hello",))
     with daemon.client() as client:
+        once = frames(client.get("/v1/logs?tail=1&frames=1").content, LogLines)
+        assert [(lines.name, len(lines.lines)) for lines in once] == [("agent", 1), ("extra", 1)]
         assert client.get("/v1/logs").text.split("\n") == ["agent", "extra"]
         assert client.get("/v1/logs?name=../agent&follow=1").status_code == 400
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from agent.wire.agent import Event
@@ -60,12 +60,7 @@ class TalkingAgent(ServedAgent):
     async def _follow_logs(self, request: Request) -> Response:
         if request.query_params.get("follow"):
             return StreamingResponse(self._told(self.lines, 0))
-        name = request.query_params.get("name", "")
-        if not name:
-            return PlainTextResponse("\n".join(dict.fromkeys(lines.name for lines in self.lines)))
-        return PlainTextResponse(
-            "".join(f"{line}\n" for each in self.lines if each.name == name for line in each.lines)
-        )
+        return Response(b"".join(encode_frame(lines) for lines in self.lines))
 
     async def _told(self, messages: Sequence[msgspec.Struct], sent: int) -> AsyncIterator[bytes]:
         while not self.is_over:
