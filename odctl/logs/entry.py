@@ -87,31 +87,34 @@ def line_entries(host: str, lines: LogLines) -> list[LogEntry]:
                 text=f"{lines.skipped_bytes} bytes skipped: it is written faster than it can be followed",
             )
         )
-    at_s = lines.at_s
     level: Level = "info"
+    first = next((found.at_s for text in lines.lines if (found := _json_entry(host, lines.name, text))), None)
+    # What stands before the first line with a time is not newer than it.
+    at_s = lines.at_s if first is None else first
     for text in lines.lines:
-        entry = _line_entry(host, lines.name, text, at_s=at_s, level=level)
-        if entry is not None:
-            at_s, level = entry.at_s, entry.level
-            entries.append(entry)
+        if not text.strip():
+            continue
+        entry = _json_entry(host, lines.name, text)
+        if entry is None:
+            entry = LogEntry(at_s=at_s, host=host, source=lines.name, level=level, text=text.rstrip())
+        at_s, level = entry.at_s, entry.level
+        entries.append(entry)
     return entries
 
 
-def _line_entry(host: str, name: str, text: str, *, at_s: float, level: Level) -> LogEntry | None:
-    if not text.strip():
-        return None
+def _json_entry(host: str, name: str, text: str) -> LogEntry | None:
+    """A line that is one JSON object with a time; None for any other."""
     try:
         found = json.loads(text) if text.startswith("{") else None
     except json.JSONDecodeError:
-        found = None
-    if not isinstance(found, dict):
-        return LogEntry(at_s=at_s, host=host, source=name, level=level, text=text.rstrip())
-    stamp = _stamp(found.pop("at", ""))
+        return None
+    if not isinstance(found, dict) or (stamp := _stamp(found.pop("at", ""))) is None:
+        return None
     word = str(found.pop("level", "info")).lower()
     said = str(found.pop("event", ""))
     found.pop("logger", None)
     return LogEntry(
-        at_s=at_s if stamp is None else stamp,
+        at_s=stamp,
         host=host,
         source=name,
         level=LEVEL_WORDS.get(word, "info"),

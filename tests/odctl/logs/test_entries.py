@@ -70,7 +70,9 @@ def test_a_line_without_a_time_belongs_to_the_one_before_it() -> None:
     first, second, third = lines(
         "plain", '{"at": "2026-11-29T08:00:00Z", "level": "error", "event": "failed"}', "  File x, line 3"
     )
-    assert (first.at_s, first.level, first.text) == (50.0, "info", "plain")
+    assert (first.at_s, first.level, first.text) == (second.at_s, "info", "plain"), "it is not newer than the next"
+    (alone,) = lines("plain")
+    assert alone.at_s == 50.0, "when it was read is all that is known"
     assert (third.at_s, third.level, third.text) == (second.at_s, "error", "  File x, line 3")
 
 
