@@ -87,14 +87,14 @@ class LogFollower:
         place.position = size
         if skipped:
             # The first line is cut somewhere in its middle.
-            head, _, data = data.partition(b"\n")
-            skipped += len(head) + len(place.rest)
+            head, newline, data = data.partition(b"\n")
+            skipped += len(head) + len(newline) + len(place.rest)
             place.rest = b""
-        whole, _, rest = (place.rest + data).rpartition(b"\n")
+        whole, newline, rest = (place.rest + data).rpartition(b"\n")
+        lines = tuple(whole.decode(errors="replace").split("\n")) if newline else ()
         if len(rest) > MAX_LINE_BYTES:
-            whole, rest = (whole + b"\n" + rest).lstrip(b"\n"), b""
+            lines, rest = (*lines, rest.decode(errors="replace")), b""
         place.rest = rest
-        lines = _lines(whole.decode(errors="replace"))
         if not lines and not skipped:
             return None
         return LogLines(name=name, lines=lines, at_s=time.time(), skipped_bytes=skipped)
