@@ -170,7 +170,7 @@ class EventsScreen(FrameScreen):
             self.set_filter(event.text)
 
     def on_prompt_submitted(self, event: Prompt.Submitted) -> None:
-        super().on_prompt_submitted(event)
+        # What follows `:` is the frame's, whose own handler is called too.
         if event.kind == "/":
             self.set_filter(event.text)
 

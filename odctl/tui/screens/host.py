@@ -57,8 +57,9 @@ class HostScreen(FrameScreen):
     class Progressed(Message):
         """A deployment's apply went on, from the fleet's thread."""
 
-        def __init__(self, text: str) -> None:
+        def __init__(self, host: str, text: str) -> None:
             super().__init__()
+            self.host = host
             self.text = text
 
     def __init__(self, host: str) -> None:
@@ -84,7 +85,7 @@ class HostScreen(FrameScreen):
         self.set_interval(EXTRAS_S, self._ask_extras)
 
     def on_screen_resume(self) -> None:
-        super().on_screen_resume()
+        # The frame's own handler is called too: Textual calls that of every class.
         self._ask_extras()
 
     def draw(self, snapshot: FleetSnapshot | None) -> None:
@@ -218,7 +219,8 @@ class HostScreen(FrameScreen):
     async def _drain(self, drain: Drain) -> None:
         async def on_event(name: str, event: ApplyEvent) -> None:
             where = f" {event.host}" if event.host else ""
-            self.post_message(self.Progressed(f"{name}: {event.phase}{where} {event.message}".rstrip()))
+            said = f"{name}: {event.phase}{where} {event.message}".rstrip()
+            self.post_message(self.Progressed(drain.host, said))
 
         try:
             moved = await self.odctl.host_operator.drain(self.odctl.feed, drain, on_event)
@@ -229,7 +231,7 @@ class HostScreen(FrameScreen):
 
     def on_host_screen_progressed(self, message: Progressed) -> None:
         if self.is_busy:
-            self._say(self.host, message.text)
+            self._say(message.host, message.text)
 
     def action_restart(self) -> None:
         if not self._may_act():
