@@ -59,6 +59,12 @@ class EventsScreen(FrameScreen):
     def trail(self) -> tuple[str, ...]:
         return ("Logs",)
 
+    def address(self) -> str:
+        """The command that leads to what is shown."""
+        name = self.filter_text.removeprefix("host=")
+        is_one = self.filter_text.startswith("host=") and not set(name) & set(" *?![")
+        return f"logs {name}" if is_one else "logs"
+
     def compose_body(self) -> ComposeResult:
         yield LinesBar(id="summary")
         page = LinesView(id="page")

@@ -9,7 +9,7 @@ from textual.binding import Binding, BindingType
 from odctl.fleet import FleetSnapshot
 from odctl.tui.model.device_rows import DeviceRows
 from odctl.tui.model.frame import fleet_lines
-from odctl.tui.model.host_plots import host_strip_lines
+from odctl.tui.model.host_page import host_strip_lines
 from odctl.tui.model.host_rows import HostRows
 from odctl.tui.model.table import Rows
 from odctl.tui.model.text import Line
