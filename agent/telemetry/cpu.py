@@ -14,16 +14,6 @@ from agent.facts.sample import DeviceSample, NotAvailable, Ok, Reading
 TEMPERATURE_S = 5.0
 _SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal", "soc_thermal", "acpitz")
 """Drivers of CPU temperature sensors, the most exact first."""
-_GPU_LINKS = (
-    "nvlink_received_bytes_per_s",
-    "nvlink_sent_bytes_per_s",
-    "pcie_received_bytes_per_s",
-    "pcie_sent_bytes_per_s",
-    "pcie_generation",
-    "pcie_max_generation",
-    "pcie_lanes",
-    "pcie_max_lanes",
-)
 
 
 class CpuReader:
@@ -49,6 +39,7 @@ class CpuReader:
         if now >= self._temperature_at:
             self._temperature_at = now + TEMPERATURE_S
             self._temperature = _read_temperature()
+        no_gpu = NotAvailable("not a GPU")
         return DeviceSample(
             id="cpu",
             kind="cpu",
@@ -59,13 +50,20 @@ class CpuReader:
             temperature_c=self._temperature,
             power_w=NotAvailable("not measured"),
             power_limit_w=NotAvailable("not measured"),
-            sm_clock_hz=NotAvailable("not a GPU"),
-            memory_clock_hz=NotAvailable("not a GPU"),
+            sm_clock_hz=no_gpu,
+            memory_clock_hz=no_gpu,
             ecc_uncorrected=NotAvailable("not measured"),
             ecc_corrected=NotAvailable("not measured"),
             throttle_unavailable="not measured",
             memory_temperature_c=NotAvailable("not measured"),
-            **dict.fromkeys(_GPU_LINKS, NotAvailable("not a GPU")),
+            nvlink_received_bytes_per_s=no_gpu,
+            nvlink_sent_bytes_per_s=no_gpu,
+            pcie_received_bytes_per_s=no_gpu,
+            pcie_sent_bytes_per_s=no_gpu,
+            pcie_generation=no_gpu,
+            pcie_max_generation=no_gpu,
+            pcie_lanes=no_gpu,
+            pcie_max_lanes=no_gpu,
         )
 
 

@@ -243,9 +243,11 @@ def _ranks(snapshot: FleetSnapshot, host: HostView, width: int) -> tuple[Line, .
     if not found:
         return ()
     held = held_layers(snapshot)
-    lines = [
-        line(Span(" RANK    DEPLOYMENT  DEVICE  LAYERS       STATE        WEIGHTS     KV TOKENS  ↻", "title"))
-    ]
+    titles = (
+        f" {fit('RANK', 7)} {fit('DEPLOYMENT', 11)} {fit('DEVICE', 7)} {fit('LAYERS', 12)} {fit('STATE', 12)}"
+        f"WEIGHTS {'KV':>6} {'TOKENS':>6}  ↻"
+    )
+    lines = [line(Span(titles, "title"))]
     for name, rank in found:
         mark, status = rank_mark(rank), rank.status
         figures = "      —      —      —"

@@ -98,6 +98,7 @@ class EventsScreen(FrameScreen):
     async def _follow(self, hosts: tuple[str, ...]) -> None:
         self._trouble = "" if hosts else "no host passes the filter"
         if not hosts:
+            self._show()
             return
         # What the window has already comes once more: it is begun anew, so that nothing stands there twice.
         self.window.clear()

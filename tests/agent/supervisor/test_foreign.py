@@ -17,7 +17,6 @@ import pytest
 from agent.errors import FleetError
 from agent.facts.sample import DeviceProcess, DeviceSample, NotAvailable
 from agent.journal import Journal
-from agent.supervisor import foreign
 from agent.supervisor.foreign import end_foreign, restart_agent, who_keeps
 from agent.supervisor.paths import HostPaths
 from agent.telemetry.process_start import start_ticks
@@ -132,7 +131,7 @@ def test_what_the_agents_user_may_not_signal_says_whose_it_is(
     def refuse(pidfd: int, number: int) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(foreign.signal, "pidfd_send_signal", refuse)
+    monkeypatch.setattr(signal, "pidfd_send_signal", refuse)
     process = seen(sleeper.pid)
     error = refused(journal, order(process), process)
     assert error.code == "E805"

@@ -55,7 +55,7 @@ def story() -> list[tuple[LogEntry, ...]]:
         (entry(30.0), entry(10.0, "cpu01", source="journal", level="error", text="RankLost chat g3")),
         (
             entry(20.0, "cpu02", level="warning", text="late", detail="child=r0"),
-            entry(40.0, text="x" * 300 + " end"),
+            entry(40.0, text="x" * 300 + " finis"),
         ),
     ]
 
@@ -161,12 +161,12 @@ async def test_a_long_line_is_cut_or_wrapped_whole(size: tuple[int, int]) -> Non
     app = make_app(TalkingFeed(frozen.snapshot(), story()))
     async with app.run_test(size=size) as pilot:
         screen = await open_logs(pilot)
-        assert " end" not in screen_text(app)
+        assert " finis" not in screen_text(app)
         await pilot.press("w")
         await settle(pilot)
         await pilot.press("G")
         await settle(pilot)
-        assert " end" in screen_text(app)
+        assert " finis" in screen_text(app)
         assert len(shown(screen)) > 4
         assert "".join(shown(screen)).count("x") == 300
 
