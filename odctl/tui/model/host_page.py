@@ -51,7 +51,7 @@ def host_page(
     host = snapshot.host(name)
     if host is None and last is None:
         return (line(Span(f" {name} is not in the inventory", "warn")),)
-    gone = ()
+    gone: tuple[Line, ...] = ()
     if host is None:
         assert last is not None
         host, gone = last, _gone(last, width)

@@ -119,12 +119,11 @@ def _axis(cells: int, index: int | None, cursor_s: float | None, *, now_s: float
     at = datetime.fromtimestamp(cursor_s, UTC).strftime("%H:%M:%S")
     said = f" {age_text(now_s - cursor_s)} ago "
     # Beside the mark where there is room: to its right in the left half, to its left in the other.
-    rule = list("─" * cells)
+    drawn = list("─" * cells)
     start = index + 1 if index < cells // 2 else index - len(said)
     if 0 <= start <= cells - len(said):
-        rule[start : start + len(said)] = said
-    rule[index] = "▲"
-    text = "".join(rule)
+        drawn[start : start + len(said)] = said
+    text = "".join(drawn)
     return line(
         Span(" " * TITLE_CELLS),
         Span(text[:index], "dim"),
