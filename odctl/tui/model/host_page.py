@@ -14,7 +14,7 @@ from odctl.tui.model.bars import bar
 from odctl.tui.model.host_devices import device_lines, held_layers, process_lines
 from odctl.tui.model.host_extras import HostExtras
 from odctl.tui.model.host_plots import host_strip_lines
-from odctl.tui.model.log_lines import entry_lines
+from odctl.tui.model.log_lines import ONE_HOST, Columns, entry_lines
 from odctl.tui.model.marks import HOST_MARKS, rank_mark
 from odctl.tui.model.probe_rows import probe_rows
 from odctl.tui.model.text import BLANK, Line, Span, Tone, fit, line, line_width, wrap
@@ -308,6 +308,7 @@ def _log_tail(extras: HostExtras, width: int) -> tuple[Line, ...]:
         lines += [line(Span(f" ○ {text}", "warn")) for text in wrap(extras.entries_trouble, width - 4)]
     elif not extras.entries:
         lines.append(line(Span(" none", "dim")))
+    columns = Columns(host=0, source=max([ONE_HOST.source, *(len(entry.source) for entry in extras.entries)]))
     for entry in extras.entries[-LOGS_SHOWN:]:
-        lines += entry_lines(entry, width=width, is_wrapped=True, shows_host=False)
+        lines += entry_lines(entry, columns, width=width, is_wrapped=True)
     return tuple(lines)

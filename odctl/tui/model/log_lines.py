@@ -5,38 +5,51 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from odctl.logs import FOLLOW, JOURNAL, LogEntry, LogFilter
 from odctl.tui.model.text import Line, Span, Tone, fit, line, line_width, wrap
 
 KEPT_ENTRIES = 5000
+MIN_HOST_CELLS = 8
+MIN_SOURCE_CELLS = 12
 DROPPED_AT_ONCE = 500
 """The oldest go in bunches, so that the list is not moved with every entry."""
 _LEVEL_TONES: dict[str, Tone] = {"debug": "dim", "info": "plain", "warning": "warn", "error": "fault"}
 _LEVEL_GLYPHS = {"debug": "·", "info": " ", "warning": "▲", "error": "✗"}
 
 
-def entry_spans(entry: LogEntry, *, shows_host: bool = True) -> Line:
+class Columns(NamedTuple):
+    """Cells of the columns before the text; 0 cells of host: every line is of the same one."""
+
+    host: int
+    source: int
+
+
+ONE_HOST = Columns(host=0, source=MIN_SOURCE_CELLS)
+
+
+def entry_spans(entry: LogEntry, columns: Columns) -> Line:
     """`14:02:31 ✗ gpu01 journal  RankLost chat g3  exit_code=-9`: times in UTC, as hosts are compared."""
     at = datetime.fromtimestamp(entry.at_s, UTC).strftime("%H:%M:%S")
     tone: Tone = "ok" if entry.is_good else _LEVEL_TONES[entry.level]
     glyph = "●" if entry.is_good else _LEVEL_GLYPHS[entry.level]
-    host = f"{fit(entry.host, 10)} " if shows_host else ""
+    host = f"{fit(entry.host, columns.host)} " if columns.host else ""
     source_tone: Tone = "key" if entry.source in (JOURNAL, FOLLOW) else "dim"
     detail = f"  {entry.detail}" if entry.detail else ""
     return line(
         Span(f" {at} ", "dim"),
         Span(f"{glyph} ", tone),
         host,
-        Span(f"{fit(entry.source, 12)} ", source_tone),
+        Span(f"{fit(entry.source, columns.source)} ", source_tone),
         Span(entry.text, tone),
         Span(detail, "dim"),
     )
 
 
-def entry_lines(entry: LogEntry, *, width: int, is_wrapped: bool, shows_host: bool = True) -> list[Line]:
+def entry_lines(entry: LogEntry, columns: Columns, *, width: int, is_wrapped: bool) -> list[Line]:
     """One line; or as many as its text needs, the further ones below its text."""
-    whole = entry_spans(entry, shows_host=shows_host)
+    whole = entry_spans(entry, columns)
     if not is_wrapped or line_width(whole) <= width:
         return [whole]
     # Text and detail are the last two; what stands before them is the head of the first line.
@@ -62,6 +75,7 @@ class LogWindow:
         self._filter = LogFilter()
         self.shown: list[LogEntry] = []
         self.num_dropped = 0
+        self._longest = Columns(host=MIN_HOST_CELLS, source=MIN_SOURCE_CELLS)
         self.revision = 0
         """Grows with every change of what is shown or kept."""
 
@@ -82,6 +96,8 @@ class LogWindow:
         """Take entries in; one that comes late goes to where its time belongs."""
         self.revision += 1
         for entry in entries:
+            host, source = self._longest
+            self._longest = Columns(host=max(host, len(entry.host)), source=max(source, len(entry.source)))
             _put(self._entries, entry)
             if self._filter.passes(entry):
                 _put(self.shown, entry)
@@ -93,6 +109,12 @@ class LogWindow:
             oldest_s = self._entries[0].at_s if self._entries else float("inf")
             while self.shown and self.shown[0].at_s < oldest_s:
                 self.shown.pop(0)
+
+    def columns(self, width: int) -> Columns:
+        """As wide as the longest names, as far as the text keeps half of the screen."""
+        room = width // 2 - 14
+        source = min(self._longest.source, max(MIN_SOURCE_CELLS, room - MIN_HOST_CELLS))
+        return Columns(host=min(self._longest.host, max(MIN_HOST_CELLS, room - source)), source=source)
 
     def clear(self) -> None:
         self._entries, self.shown, self.num_dropped = [], [], 0
