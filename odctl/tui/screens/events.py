@@ -146,7 +146,9 @@ class EventsScreen(FrameScreen):
         if state == self._painted:
             return
         self._painted = state
-        page.show([each for entry in shown for each in entry_lines(entry, width=width, is_wrapped=self.is_wrapped)])
+        columns, is_wrapped = self.window.columns(width), self.is_wrapped
+        lines = [entry_lines(entry, columns, width=width, is_wrapped=is_wrapped) for entry in shown]
+        page.show([each for found in lines for each in found])
 
     # --- choosing -----------------------------------------------------------------------------------------
 

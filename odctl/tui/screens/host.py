@@ -38,6 +38,7 @@ SHELL_FAILED = 255
 
 class HostScreen(FrameScreen):
     mode = "fleet"
+    DEFAULT_CSS = "HostScreen #plots { background: $panel; }"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("less_than_sign", "step(-1)", "Before", key_display="<", id="host.before"),
         Binding("greater_than_sign", "step(1)", "Next", key_display=">", id="host.next"),

@@ -10,7 +10,7 @@ import pytest
 from agent.errors import FleetError
 from odctl.fleet import Fleet, FleetSnapshot
 from odctl.logs import LogEntry, parse_log_filter
-from odctl.tui.model.log_lines import DROPPED_AT_ONCE, LogWindow, entry_lines
+from odctl.tui.model.log_lines import DROPPED_AT_ONCE, Columns, LogWindow, entry_lines
 from odctl.tui.model.text import line_text, line_width
 from odctl.tui.screens.events import EventsScreen
 from odctl.tui.widgets.lines import LinesView
@@ -216,8 +216,19 @@ def test_a_window_keeps_its_bound_its_order_and_its_filter() -> None:
 @pytest.mark.parametrize("width", [60, 100, 140])
 def test_a_wrapped_entry_loses_nothing_and_keeps_within_the_width(width: int) -> None:
     words = " ".join(f"word{number}" for number in range(60))
-    lines = entry_lines(entry(1.0, text=words, detail="a=1 b=2"), width=width, is_wrapped=True)
+    lines = entry_lines(
+        entry(1.0, text=words, detail="a=1 b=2"), Columns(host=8, source=12), width=width, is_wrapped=True
+    )
     assert all(line_width(spans) <= width for spans in lines)
     said = " ".join(line_text(spans) for spans in lines).split()
     assert [word for word in said if word.startswith("word")] == words.split()
     assert said[-2:] == ["a=1", "b=2"]
+
+
+@pytest.mark.parametrize(("width", "is_whole"), [(80, True), (140, True), (50, False)])
+def test_names_stand_whole_as_long_as_the_text_keeps_half_of_the_screen(width: int, is_whole: bool) -> None:
+    window = LogWindow()
+    window.add([entry(1.0, "gpu01", source="chat-3-r0s0t0"), entry(2.0, "cpu01")])
+    text = line_text(entry_lines(window.shown[0], window.columns(width), width=width, is_wrapped=False)[0])
+    assert ("chat-3-r0s0t0 " in text) is is_whole
+    assert "line 1" in text
