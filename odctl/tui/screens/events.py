@@ -171,7 +171,8 @@ class EventsScreen(FrameScreen):
             self.redraw()
 
     def action_filter(self) -> None:
-        self.query_one(Prompt).open("/", text=self.filter_text)
+        # A further term is what is mostly typed: it begins behind those that stand there.
+        self.query_one(Prompt).open("/", text=f"{self.filter_text} ".lstrip())
 
     def on_prompt_filter_changed(self, event: Prompt.FilterChanged) -> None:
         # While `host=` is typed the hosts would be followed and left with each letter: they are at its end.

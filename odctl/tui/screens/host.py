@@ -22,7 +22,7 @@ from odctl.tui.model.host_devices import foreign_processes
 from odctl.tui.model.host_extras import HostExtras
 from odctl.tui.model.host_page import Doing, host_page
 from odctl.tui.model.host_plots import SMALL_LANES, plot_lines, step_cursor
-from odctl.tui.model.text import Span, line
+from odctl.tui.model.text import Span, line, wrap
 from odctl.tui.screens.confirm import ConfirmScreen
 from odctl.tui.screens.end_process import EndChoice, EndProcessScreen
 from odctl.tui.screens.frame import FrameScreen
@@ -32,6 +32,8 @@ EXTRAS_S = 5.0
 """Between two questions for kernel messages and logs, while the page is seen."""
 TALL_LINES = 30
 """From this height on every lane has room."""
+DIALOG_CELLS = 64
+"""Of text in a dialog on the narrowest terminal."""
 SHELL_FAILED = 255
 """ssh's own exit status, for trouble on the way."""
 
@@ -244,7 +246,8 @@ class HostScreen(FrameScreen):
                 self._restart(host)
 
         lines = [
-            "The agent ends, and what keeps it starts it again: some seconds without telemetry.",
+            "The agent ends, and what keeps it starts it again.",
+            "There is no telemetry for some seconds.",
             "Ranks and gateways go on serving, and are taken over.",
         ]
         self.app.push_screen(
@@ -304,7 +307,7 @@ class HostScreen(FrameScreen):
             if is_sure:
                 self._open_shell(host)
 
-        lines = ["The screen comes back when the shell ends.", " ".join(command.argv)]
+        lines = ["The screen comes back when the shell ends.", *wrap(" ".join(command.argv), DIALOG_CELLS)]
         self.app.push_screen(ConfirmScreen(title=f"Open a shell on {host}?", lines=lines, verb="Open"), answered)
 
     def _open_shell(self, host: str) -> None:
