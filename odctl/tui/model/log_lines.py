@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 from odctl.logs import FOLLOW, JOURNAL, LogEntry, LogFilter
@@ -47,11 +48,15 @@ def entry_spans(entry: LogEntry, columns: Columns) -> Line:
     )
 
 
-def entry_lines(entry: LogEntry, columns: Columns, *, width: int, is_wrapped: bool) -> list[Line]:
-    """One line; or as many as its text needs, the further ones below its text."""
+@lru_cache(maxsize=2 * KEPT_ENTRIES)
+def entry_lines(entry: LogEntry, columns: Columns, *, width: int, is_wrapped: bool) -> tuple[Line, ...]:
+    """One line; or as many as its text needs, the further ones below its text.
+
+    Kept: with every new entry all of a window's are asked for again.
+    """
     whole = entry_spans(entry, columns)
     if not is_wrapped or line_width(whole) <= width:
-        return [whole]
+        return (whole,)
     # Text and detail are the last two; what stands before them is the head of the first line.
     head, body = whole[:-2], whole[-2:]
     indent = line_width(head)
@@ -62,8 +67,8 @@ def entry_lines(entry: LogEntry, columns: Columns, *, width: int, is_wrapped: bo
             if text:
                 lines.append((Span(" " * indent), Span(text, span.tone)))
     if not lines:
-        return [whole]
-    return [(*head, *lines[0][1:]), *lines[1:]]
+        return (whole,)
+    return ((*head, *lines[0][1:]), *lines[1:])
 
 
 class LogWindow:
