@@ -8,16 +8,22 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from agent.api.log_follow import LogFollower
 from agent.api.log_tail import read_tail
+from agent.api.machine import MachineControl, machine_routes
+from agent.api.replies import body as _body
+from agent.api.replies import encoded as _encoded
+from agent.api.replies import flag as _flag
+from agent.api.replies import frames as _frames
+from agent.api.replies import number as _number
 from agent.errors import ErrorDetail, FleetError
 from agent.facts.cluster import HostFacts
 from agent.facts.probe import HostProbe, ProbeRecord
@@ -53,10 +59,6 @@ from agent.wire.gateway import BackendReport
 from agent.wire.history import GenerationHistory
 from agent.wire.probe import LinkReport, ProbeDevices, ProbeLinks, ProbeModel
 
-MSGPACK = "application/msgpack"
-FRAMES = "application/x-msgpack-frames"
-MAX_BODY_BYTES = 64 * 1024 * 1024
-"""Of a message; uploads are streamed and have no such limit."""
 MAX_EVENTS = 10_000
 MAX_TAIL_LINES = 10_000
 
@@ -64,7 +66,7 @@ T = TypeVar("T")
 Answer = Callable[[Request], Awaitable[Response]]
 
 
-class Control(Protocol):
+class Control(MachineControl, Protocol):
     """What the routes need of the supervisor. Trouble is raised as FleetError."""
 
     def handshake(self) -> Handshake: ...
@@ -171,13 +173,17 @@ def _host_routes(control: Control, history: SampleHistory, journal: Journal) -> 
 
     async def logs(request: Request) -> Response:
         name = request.query_params.get("name", "")
-        if not name:
+        follows = _flag(request, "follow")
+        is_framed = follows or _flag(request, "frames")
+        if not name and not is_framed:
             return PlainTextResponse("\n".join(control.log_names()))
-        if name not in control.log_names():
+        if name and name not in control.log_names():
             raise FleetError(
                 "E105", f"no log named `{name}` here", hint=f"there are: {', '.join(control.log_names())}"
             )
         tail = _number(request, "tail", default=200, most=MAX_TAIL_LINES)
+        if is_framed:
+            return _frames(_log_frames(control, name, tail, follows=follows))
         return PlainTextResponse(read_tail(control.log_path(name), tail))
 
     async def metrics(_request: Request) -> Response:
@@ -196,6 +202,7 @@ def _host_routes(control: Control, history: SampleHistory, journal: Journal) -> 
         Route("/v1/events", events),
         Route("/v1/logs", logs),
         Route("/metrics", metrics),
+        *machine_routes(control, history),
     ]
 
 
@@ -289,31 +296,7 @@ def _member_routes(control: Control) -> list[Route]:
     ]
 
 
-# --- bodies -------------------------------------------------------------------------------------------
-
-
-async def _body(request: Request, kind: Any) -> Any:
-    """The request's message. Raises FleetError E102 for one that is too long or is no `kind`."""
-    received = bytearray()
-    async for chunk in request.stream():
-        received += chunk
-        if len(received) > MAX_BODY_BYTES:
-            raise FleetError("E102", f"message over the limit of {MAX_BODY_BYTES} bytes")
-    try:
-        return msgspec.msgpack.decode(received, type=kind)
-    except msgspec.DecodeError as error:
-        raise FleetError("E102", f"{request.url.path} does not take this message: {error}") from error
-
-
-def _encoded(request: Request, message: Any, *, status: int = 200) -> Response:
-    if "application/json" in request.headers.get("accept", ""):
-        # For people with curl; programs ask for msgpack.
-        return Response(msgspec.json.encode(message), status_code=status, media_type="application/json")
-    return Response(msgspec.msgpack.encode(message), status_code=status, media_type=MSGPACK)
-
-
-def _frames(frames: AsyncIterator[bytes]) -> Response:
-    return StreamingResponse(frames, media_type=FRAMES)
+# --- streams ------------------------------------------------------------------------------------------
 
 
 async def _progress(events: AsyncIterator[ApplyEvent]) -> Response:
@@ -362,26 +345,19 @@ async def _past_then_live(frames: list[bytes], journal: Journal, after: int) -> 
         yield encode_frame(event)
 
 
+async def _log_frames(control: Control, name: str, tail: int, *, follows: bool) -> AsyncIterator[bytes]:
+    """One log, or with an empty name every log that there is or comes; their last lines, then what is added."""
+    follower = LogFollower(
+        lambda: [(each, control.log_path(each)) for each in control.log_names() if name in ("", each)], tail=tail
+    )
+    async for lines in follower.follow(is_once=not follows):
+        yield encode_frame(lines)
+
+
 def _sampled(history: SampleHistory) -> HostSample:
     if history.latest is None:
         raise FleetError("E208", "no sample was taken yet", hint="ask again in a second")
     return history.latest
-
-
-# --- queries ------------------------------------------------------------------------------------------
-
-
-def _number(request: Request, name: str, *, default: int, most: int = 2**53) -> int:
-    text = request.query_params.get(name)
-    if text is None:
-        return default
-    if not text.isdecimal():
-        raise FleetError("E102", f"`{name}` must be a whole number, not `{text}`")
-    return min(int(text), most)
-
-
-def _flag(request: Request, name: str) -> bool:
-    return request.query_params.get(name, "0") not in ("", "0", "false")
 
 
 # --- errors -------------------------------------------------------------------------------------------

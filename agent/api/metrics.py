@@ -24,6 +24,15 @@ _DEVICE_GAUGES = {
     "memory_clock_hertz": "Memory clock",
     "ecc_uncorrected_errors": "Uncorrected ECC errors since the driver was loaded",
     "ecc_corrected_errors": "Corrected ECC errors since the driver was loaded",
+    "memory_temperature_celsius": "Temperature of its memory",
+    "nvlink_received_bytes_per_second": "Data received over all its NVLinks",
+    "nvlink_sent_bytes_per_second": "Data sent over all its NVLinks",
+    "pcie_received_bytes_per_second": "Received over PCIe",
+    "pcie_sent_bytes_per_second": "Sent over PCIe",
+    "pcie_generation": "PCIe generation in use",
+    "pcie_max_generation": "PCIe generation that it could use",
+    "pcie_lanes": "PCIe lanes in use",
+    "pcie_max_lanes": "PCIe lanes that it could use",
 }
 
 
@@ -95,6 +104,15 @@ def _readings(device: DeviceSample) -> dict[str, Reading]:
         "memory_clock_hertz": device.memory_clock_hz,
         "ecc_uncorrected_errors": device.ecc_uncorrected,
         "ecc_corrected_errors": device.ecc_corrected,
+        "memory_temperature_celsius": device.memory_temperature_c,
+        "nvlink_received_bytes_per_second": device.nvlink_received_bytes_per_s,
+        "nvlink_sent_bytes_per_second": device.nvlink_sent_bytes_per_s,
+        "pcie_received_bytes_per_second": device.pcie_received_bytes_per_s,
+        "pcie_sent_bytes_per_second": device.pcie_sent_bytes_per_s,
+        "pcie_generation": device.pcie_generation,
+        "pcie_max_generation": device.pcie_max_generation,
+        "pcie_lanes": device.pcie_lanes,
+        "pcie_max_lanes": device.pcie_max_lanes,
     }
 
 

@@ -32,7 +32,10 @@ Reading = Ok | NotAvailable | Stale | Lost
 
 
 class DeviceProcess(msgspec.Struct, frozen=True, kw_only=True):
-    """A process on a device; `rank_id` is empty for a foreign one."""
+    """A process on a device; `rank_id` is empty for a foreign one.
+
+    `start_ticks` is field 22 of /proc/PID/stat: with the pid it names one process for good. 0: it cannot be read.
+    """
 
     pid: int
     user: str
@@ -40,10 +43,15 @@ class DeviceProcess(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: Reading
     deployment: str = ""
     rank_id: str = ""
+    start_ticks: int = 0
 
 
 class DeviceSample(msgspec.Struct, frozen=True, kw_only=True):
-    """One device at one moment. Fractions are 0 to 1, temperatures in Celsius, power in watts."""
+    """One device at one moment. Fractions are 0 to 1, temperatures in Celsius, power in watts.
+
+    NVLink's rates are sums over all links of the device, without the protocol's overhead. A PCIe link whose
+    generation or width is below its maximum while the device works is downtrained; idle ones save power so.
+    """
 
     id: str
     kind: str
@@ -57,10 +65,21 @@ class DeviceSample(msgspec.Struct, frozen=True, kw_only=True):
     sm_clock_hz: Reading
     memory_clock_hz: Reading
     throttle_reasons: tuple[str, ...] = ()
+    throttle_unavailable: str = ""
+    """Why an empty list of reasons does not mean that nothing throttles."""
     ecc_uncorrected: Reading = NotAvailable("not sampled")
     ecc_corrected: Reading = NotAvailable("not sampled")
     xid: tuple[int, ...] = ()
     processes: tuple[DeviceProcess, ...] = ()
+    memory_temperature_c: Reading = NotAvailable("not sampled")
+    nvlink_received_bytes_per_s: Reading = NotAvailable("not sampled")
+    nvlink_sent_bytes_per_s: Reading = NotAvailable("not sampled")
+    pcie_received_bytes_per_s: Reading = NotAvailable("not sampled")
+    pcie_sent_bytes_per_s: Reading = NotAvailable("not sampled")
+    pcie_generation: Reading = NotAvailable("not sampled")
+    pcie_max_generation: Reading = NotAvailable("not sampled")
+    pcie_lanes: Reading = NotAvailable("not sampled")
+    pcie_max_lanes: Reading = NotAvailable("not sampled")
 
 
 class NicSample(msgspec.Struct, frozen=True, kw_only=True):

@@ -98,9 +98,15 @@ class MemberTable:
         self._put(msgspec.structs.replace(record, pending_generation=0, lock_holder="", lock_expires_at_s=0.0))
 
     def stands_at(self, deployment: str, generation: int) -> bool:
-        """At this generation or a later one; False for generation 0."""
+        """Whether it is a member under this generation or a later one, or held for a later one by its apply.
+
+        Held for this very generation it is not: an apply prepares the hosts that it is about to leave, too. False
+        for generation 0.
+        """
         record = self.get(deployment)
-        return record is not None and 0 < generation <= max(record.generation, record.pending_generation)
+        if record is None or generation <= 0:
+            return False
+        return record.generation >= generation or record.pending_generation > generation
 
     def is_locked(self, deployment: str) -> bool:
         """An apply is under way, on this controller or another one."""

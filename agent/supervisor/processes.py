@@ -20,6 +20,9 @@ import msgspec
 
 from agent.errors import FleetError
 from agent.supervisor.paths import HostPaths
+from agent.telemetry.process_start import process_state, start_ticks
+
+__all__ = ["ProcessExit", "ProcessRecord", "ProcessTable", "process_state", "start_ticks"]
 
 log = logging.getLogger(__name__)
 
@@ -191,27 +194,6 @@ class ProcessTable:
         Path(record.socket).unlink(missing_ok=True)
         self._gone.pop(name).set()
         self._on_exit(ProcessExit(record=record, was_expected=was_expected, evidence=evidence))
-
-
-def start_ticks(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat: when the process started, in clock ticks since boot. None when it is gone."""
-    fields = _stat_fields(pid)
-    return int(fields[19]) if fields else None
-
-
-def process_state(pid: int) -> str:
-    """The kernel's state letter: `R`, `S`, `D`, `T` (stopped), `Z` (zombie); empty when it is gone."""
-    fields = _stat_fields(pid)
-    return fields[0] if fields else ""
-
-
-def _stat_fields(pid: int) -> list[str] | None:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The command name may hold spaces and parentheses: fields start after the last one.
-    return text.rpartition(")")[2].split()
 
 
 def _signal(record: ProcessRecord, number: signal.Signals) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -16,6 +17,7 @@ from agent.errors import FleetError
 from agent.facts.cluster import HostFacts
 from agent.facts.fault import Fault
 from agent.facts.probe import HostProbe, ProbeRecord
+from agent.facts.sample import HostSample
 from agent.healing.state import FaultKey
 from agent.journal import Journal
 from agent.planner.file import plan_from_toml
@@ -27,6 +29,7 @@ from agent.supervisor.controller import DeploymentWatch
 from agent.supervisor.deployment import Controlled, ControllerState
 from agent.supervisor.destroy import Demolition
 from agent.supervisor.faults import FaultBook
+from agent.supervisor.foreign import end_foreign, restart_agent
 from agent.supervisor.gateways import GatewayTable
 from agent.supervisor.history import HistoryBook
 from agent.supervisor.instruct import Member
@@ -71,6 +74,7 @@ from agent.wire.agent import (
 )
 from agent.wire.gateway import BackendReport
 from agent.wire.history import GenerationHistory
+from agent.wire.host import EndProcess, RestartAgent
 from agent.wire.probe import LinkReport, ProbeDevices, ProbeLinks, ProbeModel
 
 log = logging.getLogger(__name__)
@@ -336,6 +340,19 @@ class Supervisor:
             dead_gateways=dict(self._gateways.died),
             was_killed=self._was_killed,
         )
+
+    def end_process(self, order: EndProcess, sample: HostSample) -> Done:
+        own = {os.getpid(), *(process.pid for process in self.own_processes())}
+        return end_foreign(
+            order,
+            host=self._config.host,
+            devices=sample.devices,
+            own_pids=frozenset(own),
+            journal=self._journal,
+        )
+
+    def restart(self, order: RestartAgent) -> Done:
+        return restart_agent(order, host=self._config.host, paths=self._paths, journal=self._journal)
 
     def log_path(self, name: str) -> Path:
         return self._paths.log(name)

@@ -39,6 +39,7 @@ class CpuReader:
         if now >= self._temperature_at:
             self._temperature_at = now + TEMPERATURE_S
             self._temperature = _read_temperature()
+        no_gpu = NotAvailable("not a GPU")
         return DeviceSample(
             id="cpu",
             kind="cpu",
@@ -49,10 +50,20 @@ class CpuReader:
             temperature_c=self._temperature,
             power_w=NotAvailable("not measured"),
             power_limit_w=NotAvailable("not measured"),
-            sm_clock_hz=NotAvailable("not a GPU"),
-            memory_clock_hz=NotAvailable("not a GPU"),
+            sm_clock_hz=no_gpu,
+            memory_clock_hz=no_gpu,
             ecc_uncorrected=NotAvailable("not measured"),
             ecc_corrected=NotAvailable("not measured"),
+            throttle_unavailable="not measured",
+            memory_temperature_c=NotAvailable("not measured"),
+            nvlink_received_bytes_per_s=no_gpu,
+            nvlink_sent_bytes_per_s=no_gpu,
+            pcie_received_bytes_per_s=no_gpu,
+            pcie_sent_bytes_per_s=no_gpu,
+            pcie_generation=no_gpu,
+            pcie_max_generation=no_gpu,
+            pcie_lanes=no_gpu,
+            pcie_max_lanes=no_gpu,
         )
 
 

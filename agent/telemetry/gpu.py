@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.facts.sample import DeviceSample, NotAvailable, Ok, Reading, Stale
+from agent.facts.sample import DeviceSample, Lost, NotAvailable, Ok, Reading, Stale
 from agent.telemetry.gpu_reply import AskGpus, GpuReply
 from agent.wire.framing import StreamClosed, decode, encode_frame
 
@@ -223,16 +223,10 @@ def _aged(device: DeviceSample, *, age_s: float, reason: str) -> DeviceSample:
             case _:
                 return reading
 
-    return msgspec.structs.replace(
-        device,
-        utilisation=age(device.utilisation),
-        memory_used_bytes=age(device.memory_used_bytes),
-        memory_total_bytes=age(device.memory_total_bytes),
-        temperature_c=age(device.temperature_c),
-        power_w=age(device.power_w),
-        power_limit_w=age(device.power_limit_w),
-        sm_clock_hz=age(device.sm_clock_hz),
-        memory_clock_hz=age(device.memory_clock_hz),
-        ecc_uncorrected=age(device.ecc_uncorrected),
-        ecc_corrected=age(device.ecc_corrected),
-    )
+    # Every reading by its type, so that a field which comes later is not left looking fresh.
+    old = {
+        name: age(value)
+        for name, value in msgspec.structs.asdict(device).items()
+        if isinstance(value, Ok | NotAvailable | Stale | Lost)
+    }
+    return msgspec.structs.replace(device, **old)

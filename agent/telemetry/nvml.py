@@ -10,11 +10,14 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import psutil
 
 from agent.facts.sample import DeviceProcess, DeviceSample, Lost, NotAvailable, Ok, Reading
 from agent.telemetry.gpu_reply import GpuReply
 from agent.telemetry.nvml_errors import START_CODES, VALUE_NOT_AVAILABLE, DeviceGone, Queries
+from agent.telemetry.nvml_links import LinkReader
+from agent.telemetry.process_start import start_ticks
 from agent.telemetry.xid import XidWatch
 
 SLOW_S = 5.0
@@ -49,6 +52,7 @@ class NvmlReader:
         self._retry_at = 0.0
         self._list_at = 0.0
         self._driver = ""
+        self._turn = 0
         self._gpus: dict[int, Gpu] = {}
 
     def read(self) -> GpuReply:
@@ -62,14 +66,23 @@ class NvmlReader:
         if now >= self._list_at:
             self._list_gpus(now)
         devices: list[DeviceSample] = []
+        watched = self._whose_turn()
         for gpu in self._gpus.values():
-            devices.extend(gpu.read(now, self._xid.recent(gpu.bus_id)))
+            devices.extend(gpu.read(now, self._xid.recent(gpu.bus_id), may_watch_pcie=gpu is watched))
         return GpuReply(
             devices=tuple(devices),
             driver=self._driver,
             unavailable="" if devices else "the driver lists no GPU",
             whole=tuple(gpu.id for gpu in self._gpus.values() if not gpu.is_split),
         )
+
+    def _whose_turn(self) -> Gpu | None:
+        """The GPU whose PCIe bus may be watched in this reading: eight at once would take a third of a second."""
+        waiting = [gpu for gpu in self._gpus.values() if gpu.links.needs_watching]
+        if not waiting:
+            return None
+        self._turn += 1
+        return waiting[self._turn % len(waiting)]
 
     def _start(self, now: float) -> None:
         try:
@@ -112,15 +125,16 @@ class Gpu:
         self._power_limit: Reading = NotAvailable("not sampled")
         self._ecc_corrected: Reading = NotAvailable("not sampled")
         self._ecc_uncorrected: Reading = NotAvailable("not sampled")
-        self._commands: dict[int, tuple[str, str]] = {}
+        self._commands: dict[int, tuple[str, str, int]] = {}
+        self.links = LinkReader(nvml, self._queries)
         self.id = f"cuda:{index}"
         self.handle: Any = None
         self.bus_id = ""
         self.is_split = False
         self._open()
 
-    def read(self, now: float, xid: tuple[int, ...]) -> list[DeviceSample]:
-        """The device, and behind it its MIG instances."""
+    def read(self, now: float, xid: tuple[int, ...], *, may_watch_pcie: bool = False) -> list[DeviceSample]:
+        """The device, and behind it its MIG instances. Watching its PCIe bus takes 40 ms."""
         if self._lost and now >= self._settled_at:
             self._settled_at = now + SETTLED_S
             self._open()
@@ -133,7 +147,9 @@ class Gpu:
             if now >= self._slow_at:
                 self._slow_at = now + SLOW_S
                 self._read_slow()
-            return [self._read_fast(xid), *self._read_instances()]
+            if may_watch_pcie:
+                self.links.watch_pcie(self.handle, now)
+            return [self._read_fast(now, xid), *self._read_instances()]
         except DeviceGone as error:
             self._lost = error.reason
             self._settled_at = now + SETTLED_S
@@ -167,12 +183,14 @@ class Gpu:
         self._power_limit = self._queries.ask(
             "power limit", lambda: self._nvml.nvmlDeviceGetEnforcedPowerLimit(self.handle) / 1000
         )
+        self.links.read_limits(self.handle)
 
     def _read_slow(self) -> None:
         mode = self._queries.ask_any("mig mode", lambda: self._nvml.nvmlDeviceGetMigMode(self.handle))
         self.is_split = isinstance(mode, list) and bool(mode[0])
         self._ecc_uncorrected = self._read_ecc(self._nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED)
         self._ecc_corrected = self._read_ecc(self._nvml.NVML_MEMORY_ERROR_TYPE_CORRECTED)
+        self.links.read_negotiated(self.handle)
 
     def _read_ecc(self, kind: int) -> Reading:
         return self._queries.ask(
@@ -180,8 +198,9 @@ class Gpu:
             lambda: self._nvml.nvmlDeviceGetTotalEccErrors(self.handle, kind, self._nvml.NVML_VOLATILE_ECC),
         )
 
-    def _read_fast(self, xid: tuple[int, ...]) -> DeviceSample:
+    def _read_fast(self, now: float, xid: tuple[int, ...]) -> DeviceSample:
         used, total, is_shared = self._read_memory(self.handle)
+        reasons, unavailable = self._read_throttle()
         return DeviceSample(
             id=self.id,
             kind="cuda",
@@ -194,11 +213,13 @@ class Gpu:
             power_limit_w=self._power_limit,
             sm_clock_hz=self._read_clock(self._nvml.NVML_CLOCK_SM),
             memory_clock_hz=self._read_clock(self._nvml.NVML_CLOCK_MEM),
-            throttle_reasons=self._read_throttle(),
+            throttle_reasons=reasons,
+            throttle_unavailable=unavailable,
             ecc_uncorrected=self._ecc_uncorrected,
             ecc_corrected=self._ecc_corrected,
             xid=xid,
             processes=self._read_processes(),
+            **msgspec.structs.asdict(self.links.read(self.handle, now)),
         )
 
     def _read_utilisation(self) -> Reading:
@@ -234,7 +255,8 @@ class Gpu:
             f"clock {kind}", lambda: self._nvml.nvmlDeviceGetClockInfo(self.handle, kind) * 1_000_000
         )
 
-    def _read_throttle(self) -> tuple[str, ...]:
+    def _read_throttle(self) -> tuple[tuple[str, ...], str]:
+        """Why it runs slower than it could; and why that cannot be said."""
         mask = self._queries.ask_any(
             "event reasons", lambda: self._nvml.nvmlDeviceGetCurrentClocksEventReasons(self.handle)
         )
@@ -242,9 +264,9 @@ class Gpu:
             mask = self._queries.ask_any(
                 "throttle reasons", lambda: self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self.handle)
             )
-        if not isinstance(mask, int):
-            return ()
-        return tuple(word for bit, word in _THROTTLE_BITS.items() if mask & bit)
+        if isinstance(mask, NotAvailable | Lost):
+            return (), mask.reason
+        return tuple(word for bit, word in _THROTTLE_BITS.items() if int(mask) & bit), ""
 
     def _read_processes(self) -> tuple[DeviceProcess, ...]:
         found: dict[int, Reading] = {}
@@ -256,11 +278,23 @@ class Gpu:
             if isinstance(listed, list):
                 for entry in listed:
                     found[int(entry.pid)] = _size(entry.usedGpuMemory)
-        self._commands = {pid: self._commands.get(pid) or _describe(pid) for pid in found}
+        self._commands = {pid: self._described(pid) for pid in found}
         return tuple(
-            DeviceProcess(pid=pid, user=self._commands[pid][0], command=self._commands[pid][1], memory_bytes=memory)
+            DeviceProcess(
+                pid=pid,
+                user=self._commands[pid][0],
+                command=self._commands[pid][1],
+                start_ticks=self._commands[pid][2],
+                memory_bytes=memory,
+            )
             for pid, memory in sorted(found.items())
         )
+
+    def _described(self, pid: int) -> tuple[str, str, int]:
+        """User, command and start time; looked up again where the pid has gone to another process."""
+        started = start_ticks(pid) or 0
+        known = self._commands.get(pid)
+        return known if known is not None and known[2] == started else (*_describe(pid), started)
 
     def _read_instances(self) -> list[DeviceSample]:
         if not self.is_split:
@@ -314,6 +348,16 @@ def _silent_sample(
         ecc_uncorrected=reading,
         ecc_corrected=reading,
         xid=xid,
+        throttle_unavailable=reading.reason if isinstance(reading, NotAvailable | Lost) else "",
+        memory_temperature_c=reading,
+        nvlink_received_bytes_per_s=reading,
+        nvlink_sent_bytes_per_s=reading,
+        pcie_received_bytes_per_s=reading,
+        pcie_sent_bytes_per_s=reading,
+        pcie_generation=reading,
+        pcie_max_generation=reading,
+        pcie_lanes=reading,
+        pcie_max_lanes=reading,
     )
 
 

@@ -16,7 +16,11 @@ socket) serves all of it; the cluster plane (TLS, both ends with a certificate) 
 | GET /v1/learning | planner.learning.records: Lessons of the deployments that this agent decided for |
 | GET /v1/runs | RunReport |
 | GET /v1/history | wire.history: GenerationHistory of the deployments that this agent decided for |
-| GET /v1/logs?name=X&tail=N | text/plain |
+| GET /v1/logs?name=X&tail=N | text/plain; without a name, the names |
+| GET /v1/logs?name=X&tail=N&frames=1&follow=1 | frames of wire.host: LogLines, of every log without a name |
+| GET /v1/kernel?tail=N | wire.host: KernelLog |
+| POST /v1/end_process | wire.host: EndProcess -> Done |
+| POST /v1/restart | wire.host: RestartAgent -> Done |
 | POST /v1/apply | ApplyRequest -> frames of ApplyEvent |
 | POST /v1/abort | AbortRequest -> Done |
 | POST /v1/destroy | DestroyRequest -> frames of ApplyEvent |

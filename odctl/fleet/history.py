@@ -27,6 +27,10 @@ class HostRow(NamedTuple):
     power_w: float | None
     received_bytes_per_s: float
     sent_bytes_per_s: float
+    hottest_c: float | None = None
+    """Of all devices."""
+    disk_bytes_per_s: float = 0.0
+    """Read and written, over all disks."""
 
 
 class DeploymentRow(NamedTuple):
@@ -84,6 +88,7 @@ def host_row(sample: HostSample) -> HostRow:
     gpus = [device for device in sample.devices if device.kind != "cpu"]
     used = _total(gpu.memory_used_bytes for gpu in gpus)
     total = _total(gpu.memory_total_bytes for gpu in gpus)
+    heats = [device.temperature_c.value for device in sample.devices if isinstance(device.temperature_c, Ok)]
     busy = [gpu.utilisation.value for gpu in gpus if isinstance(gpu.utilisation, Ok)]
     return HostRow(
         at_s=sample.taken_at_s,
@@ -94,6 +99,8 @@ def host_row(sample: HostSample) -> HostRow:
         power_w=_total(device.power_w for device in sample.devices),
         received_bytes_per_s=sum(nic.received_bytes_per_s for nic in sample.nics if nic.name != "lo"),
         sent_bytes_per_s=sum(nic.sent_bytes_per_s for nic in sample.nics if nic.name != "lo"),
+        hottest_c=max(heats) if heats else None,
+        disk_bytes_per_s=sum(disk.read_bytes_per_s + disk.written_bytes_per_s for disk in sample.disks),
     )
 
 

@@ -28,7 +28,7 @@ class LocalTransport:
     def __init__(self, host: str, *, home: Path | None = None) -> None:
         self._host = host
         self._home = home or Path.home()
-        self._environment = _environment_for(home)
+        self._environment = environment_for(home)
 
     @property
     def host(self) -> str:
@@ -194,7 +194,7 @@ class LocalStream:
             return  # the other side was first; closed is closed
 
 
-def _environment_for(home: Path | None) -> dict[str, str]:
+def environment_for(home: Path | None) -> dict[str, str]:
     """The operator's environment; with a home of its own, without what points elsewhere."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     if home is None:

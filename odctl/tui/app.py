@@ -26,6 +26,7 @@ from odctl.tui.app_moving import AppMoving
 from odctl.tui.applying import Applier, FleetApplier
 from odctl.tui.editing import BasisReader, FleetBasisReader
 from odctl.tui.feed import Feed, FleetFeed
+from odctl.tui.hosting import FleetHostOperator, HostOperator
 from odctl.tui.model.commands import COMMANDS, Call, CommandError, command_named, parse_command
 from odctl.tui.model.frame import MODES as TABS
 from odctl.tui.model.keymap import Keymap
@@ -98,6 +99,7 @@ class OdctlApp(AppMoving):
         prober: Prober | None = None,
         options: UiOptions | None = None,
         keymap: Keymap | None = None,
+        host_operator: HostOperator | None = None,
     ) -> None:
         super().__init__(feed, options=options or UiOptions(), keymap=keymap or Keymap())
         self.clock = clock
@@ -106,6 +108,7 @@ class OdctlApp(AppMoving):
         self._applier: Applier = applier or FleetApplier()
         self._basis_reader: BasisReader = basis_reader or FleetBasisReader()
         self.prober: Prober = prober or FleetProber()
+        self.host_operator: HostOperator = host_operator or FleetHostOperator()
         self._failure: BaseException | None = None
 
     def on_mount(self) -> None:
@@ -177,6 +180,11 @@ class OdctlApp(AppMoving):
             self.screen.redraw()
         else:
             self.push_screen(HostScreen(name))
+
+    def open_logs(self, host: str) -> None:
+        """What one host says, followed."""
+        self._go("logs")
+        self.call_after_refresh(self._with_screen, EventsScreen, lambda screen: screen.choose(host))
 
     def open_plan_of(self, deployment: str) -> None:
         self.preview_error = ""
@@ -321,8 +329,7 @@ class OdctlApp(AppMoving):
             case "chat" if argument:
                 self.open_chat(argument)
             case "logs" if argument:
-                self._go("logs")
-                self.call_after_refresh(self._with_screen, EventsScreen, lambda screen: screen.choose(argument))
+                self.open_logs(argument)
             case "plans" | "chat" | "logs":
                 self._go(call.command)
             case "deployments" | "faults" | "models" | "learning" | "probes":
@@ -424,6 +431,12 @@ def run_app(inventory_path: str, options: UiOptions | None = None) -> None:
         sys.stderr.write(render_error(error.detail))
         sys.exit(exit_code_of(error))
     clock = SystemClock()
-    app = OdctlApp(FleetFeed(inventory, clock), clock=clock, options=options, keymap=user_keymap())
+    app = OdctlApp(
+        FleetFeed(inventory, clock),
+        clock=clock,
+        options=options,
+        keymap=user_keymap(),
+        host_operator=FleetHostOperator(inventory),
+    )
     app.run()
     sys.exit(app.return_code or 0)

@@ -116,7 +116,7 @@ def _sample_cell(sample: DeviceSample, column: str, width: int) -> Line:
         case "temp":
             return line(reading_span(sample.temperature_c, lambda value: f"{value:.0f}°"))
         case "power":
-            return line(_power_span(sample.power_w, sample.power_limit_w))
+            return line(power_span(sample.power_w, sample.power_limit_w))
         case "clock":
             return line(reading_span(sample.sm_clock_hz, lambda value: f"{value / 1e6:.0f}"))
         case "ecc":
@@ -128,7 +128,7 @@ def _sample_cell(sample: DeviceSample, column: str, width: int) -> Line:
             return line(str(len(sample.processes)))
 
 
-def _power_span(power: Reading, limit: Reading) -> Span:
+def power_span(power: Reading, limit: Reading) -> Span:
     top = reading_value(limit)
     return reading_span(power, lambda value: f"{value:.0f}/{top:.0f}W" if top is not None else f"{value:.0f}W")
 

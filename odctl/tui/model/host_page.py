@@ -1,49 +1,74 @@
-"""One host in full: what it is, what its devices and disks do, what of ours runs there, and the last 15 minutes."""
+"""One host in full: what it is, what its devices, networks and disks do, what runs there, and what it says."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from datetime import UTC, datetime
 
-from agent.facts.sample import DeviceSample, DiskSample, HostSample, Lost, NicSample
+import msgspec
+
+from agent.facts.sample import DiskSample, HostSample, NicSample
 from agent.wire.agent import RankView
-from odctl.fleet.history import HISTORY_S, HostRow
 from odctl.fleet.snapshot import FleetSnapshot, HostView
-from odctl.tui.model.bars import bar, time_strip
-from odctl.tui.model.device_rows import DeviceRows
+from odctl.tui.model.bars import bar
+from odctl.tui.model.host_devices import device_lines, held_layers, process_lines
+from odctl.tui.model.host_extras import HostExtras
+from odctl.tui.model.host_plots import host_strip_lines
+from odctl.tui.model.log_lines import ONE_HOST, Columns, entry_lines
 from odctl.tui.model.marks import HOST_MARKS, rank_mark
 from odctl.tui.model.probe_rows import probe_rows
-from odctl.tui.model.readings import reading_reason, reading_span
-from odctl.tui.model.table import GAP, layout, row_line
-from odctl.tui.model.text import BLANK, Line, Span, fit, line, line_width, wrap
+from odctl.tui.model.text import BLANK, Line, Span, Tone, fit, line, line_width, wrap
 from odctl.tui.model.units import age_text, bytes_text, count_text, percent_text, rate_text
 
+__all__ = ["Doing", "host_page", "host_strip_lines"]
 
-class _Lane(NamedTuple):
-    title: str
-    points: list[tuple[float, float | None]]
-    top: float | None
-    last: str
+KERNEL_SHOWN = 12
+LOGS_SHOWN = 12
+_BAD_LEVELS = ("emerg", "alert", "crit", "err")
 
 
-def host_page(snapshot: FleetSnapshot, name: str, *, width: int) -> tuple[Line, ...]:
-    """The whole page. A host that the inventory lacks says so."""
+class Doing(msgspec.Struct, frozen=True, kw_only=True):
+    """An action on this host: what it says, and whether that is trouble."""
+
+    text: str
+    is_trouble: bool = False
+    is_over: bool = False
+
+
+def host_page(
+    snapshot: FleetSnapshot,
+    name: str,
+    *,
+    width: int,
+    last: HostView | None = None,
+    extras: HostExtras | None = None,
+    doing: Sequence[Doing] = (),
+) -> tuple[Line, ...]:
+    """The whole page but for the plots, which stay in sight below it.
+
+    `last` is what was known of the host when it was in a snapshot: the page of one that is gone stays, and says so.
+    """
     host = snapshot.host(name)
-    if host is None:
+    if host is None and last is None:
         return (line(Span(f" {name} is not in the inventory", "warn")),)
-    sections = [_head(host, width), _trouble(snapshot, host, width)]
+    gone: tuple[Line, ...] = ()
+    if host is None:
+        assert last is not None
+        host, gone = last, _gone(last, width)
+    sections = [gone, _doing(doing, width), _head(host, width), _trouble(snapshot, host, width)]
     if host.sample is not None:
         sections += [
-            _devices(snapshot, host, width),
+            device_lines(host, width=width),
+            process_lines(snapshot, host, width=width),
             _meters(host, host.sample, width),
-            _disks(host.sample.disks),
             _nics(host.sample.nics),
-            _probes(host, width, now_s=snapshot.taken_at_s),
-            _ranks(snapshot, host),
+            _disks(host.sample.disks, width),
+            _ranks(snapshot, host, width),
             _processes(host.sample),
-            _foreign(host.sample),
-            (*_title("last 15 minutes", width), *_lanes(host, width=width, now_s=snapshot.taken_at_s)),
+            _probes(host, width, now_s=snapshot.taken_at_s),
         ]
+    if extras is not None:
+        sections += [_kernel(extras, width), _log_tail(extras, width)]
     lines: list[Line] = []
     for section in sections:
         if section and lines:
@@ -52,20 +77,29 @@ def host_page(snapshot: FleetSnapshot, name: str, *, width: int) -> tuple[Line, 
     return tuple(lines)
 
 
-def host_strip_lines(host: HostView, *, width: int, now_s: float) -> tuple[Line, ...]:
-    """CPU and network of one host over 15 minutes: what stands under the fleet's table."""
-    if host.sample is None:
-        mark = HOST_MARKS[host.state]
-        hint = f"  {host.way_out}" if host.way_out else ""
-        return (line(" ▸ ", Span(host.name, "bold"), " ", mark.span, f" {host.reason}", Span(hint, "dim")),)
-    lanes = [lane for lane in _lane_values(host) if lane.title in {"cpu", "gpu", "net ↑"}]
-    title = line(" ▸ ", Span(host.name, "bold"), Span("  last 15 minutes", "dim"))
-    return (title, *[_lane_line(lane, width=width, now_s=now_s) for lane in lanes])
-
-
 def _title(text: str, width: int) -> tuple[Line, ...]:
     rule = "─" * max(0, width - len(text) - 4)
     return (line(Span(f" {text} ", "title"), Span(rule, "dim")),)
+
+
+def _gone(last: HostView, width: int) -> tuple[Line, ...]:
+    said = f"{last.name} is in the fleet no more: below is what was known of it last"
+    return tuple(line(Span(f" ✗ {text}", "fault")) for text in wrap(said, width - 4))
+
+
+def _doing(doing: Sequence[Doing], width: int) -> tuple[Line, ...]:
+    lines: list[Line] = []
+    for each in doing:
+        glyph, tone = _doing_mark(each)
+        first, *more = wrap(each.text, width - 4)
+        lines += [line(Span(f" {glyph} {first}", tone)), *(line(Span(f"   {text}", tone)) for text in more)]
+    return tuple(lines)
+
+
+def _doing_mark(doing: Doing) -> tuple[str, Tone]:
+    if doing.is_trouble:
+        return "✗", "fault"
+    return ("●", "ok") if doing.is_over else ("↻", "heal")
 
 
 def _head(host: HostView, width: int) -> tuple[Line, ...]:
@@ -114,41 +148,6 @@ def _trouble(snapshot: FleetSnapshot, host: HostView, width: int) -> tuple[Line,
     return tuple(lines)
 
 
-def _devices(snapshot: FleetSnapshot, host: HostView, width: int) -> tuple[Line, ...]:
-    """The device table of this host alone, with the reasons for every dash below."""
-    rows = DeviceRows(FleetSnapshot(cluster=snapshot.cluster, taken_at_s=snapshot.taken_at_s, hosts=(host,)))
-    columns = layout([column for column in rows.columns if column.id not in {"host", "state"}], width - 1)
-    header = (" " * GAP).join(fit(column.title, size, is_right=column.is_right) for column, size in columns)
-    lines = [line(Span(f" {header}", "title"))]
-    for row in range(len(rows.keys)):
-        lines.append((Span(" "), *row_line(rows, row, columns, width - 1)))
-    assert host.sample is not None
-    for device in host.sample.devices:
-        lines += [line(Span(f"   — {text}", "dim")) for text in wrap(_reasons(device), width - 6) if text]
-    return tuple(lines)
-
-
-def _reasons(device: DeviceSample) -> str:
-    """`cpu: temperature, power: not supported`, for the readings that have no fresh value."""
-    readings = {
-        "utilisation": device.utilisation,
-        "memory": device.memory_used_bytes,
-        "temperature": device.temperature_c,
-        "power": device.power_w,
-        "clock": device.sm_clock_hz,
-        "ECC": device.ecc_uncorrected,
-    }
-    by_reason: dict[str, list[str]] = {}
-    for name, reading in readings.items():
-        if isinstance(reading, Lost):
-            return f"{device.id}: {reading.reason}"
-        if reason := reading_reason(reading):
-            by_reason.setdefault(reason, []).append(name)
-    if not by_reason:
-        return ""
-    return f"{device.id} " + "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())
-
-
 def _meters(host: HostView, sample: HostSample, width: int) -> tuple[Line, ...]:
     cells = 10 if width < 100 else 24
     ram = sample.memory_used_bytes / sample.memory_total_bytes if sample.memory_total_bytes else 0.0
@@ -158,31 +157,50 @@ def _meters(host: HostView, sample: HostSample, width: int) -> tuple[Line, ...]:
         else "none"
     )
     cores = f" / {host.facts.cpu_cores} cores" if host.facts else ""
-    return (
-        line(
-            Span(" CPU ", "title"),
-            Span(bar(sample.cpu, cells), "bar"),
-            f" {percent_text(sample.cpu).strip()}  load {sample.load_1m:.1f}{cores}  ",
-            Span("RAM ", "title"),
-            Span(bar(ram, cells), "bar"),
-            f" {bytes_text(sample.memory_used_bytes)}/{bytes_text(sample.memory_total_bytes)}  ",
-            Span("swap ", "title"),
-            swap,
-        ),
+    return _flow(
+        [
+            (
+                Span(" CPU ", "title"),
+                Span(bar(sample.cpu, cells), "bar"),
+                Span(f" {percent_text(sample.cpu).strip()}"),
+            ),
+            (Span(f"load {sample.load_1m:.1f}{cores}"),),
+            (
+                Span("RAM ", "title"),
+                Span(bar(ram, cells), "bar"),
+                Span(f" {bytes_text(sample.memory_used_bytes)}/{bytes_text(sample.memory_total_bytes)}"),
+            ),
+            (Span("swap ", "title"), Span(swap)),
+        ],
+        width,
     )
 
 
-def _disks(disks: Sequence[DiskSample]) -> tuple[Line, ...]:
+def _flow(parts: Sequence[Line], width: int, *, gap: str = "  ") -> tuple[Line, ...]:
+    """Parts one after another, on further lines where there is no room for them."""
+    lines: list[Line] = []
+    for part in parts:
+        if lines and line_width(lines[-1]) + len(gap) + line_width(part) <= width:
+            lines[-1] += (Span(gap), *part)
+        else:
+            lines.append(part if not lines else (Span("   "), *part))
+    return tuple(lines)
+
+
+def _disks(disks: Sequence[DiskSample], width: int) -> tuple[Line, ...]:
     return tuple(
-        line(
-            Span(f" {fit(disk.mount, 20)}", "title"),
-            f" {bytes_text(disk.free_bytes):>5} free of {bytes_text(disk.total_bytes):<6}",
-            Span("read ", "dim"),
-            f"{rate_text(disk.read_bytes_per_s):<8}",
-            Span("write ", "dim"),
-            rate_text(disk.written_bytes_per_s),
-        )
+        flowed
         for disk in disks
+        for flowed in _flow(
+            [
+                (Span(f" {disk.mount:<20}", "title"),),
+                (Span(f"{bytes_text(disk.free_bytes):>5} free of {bytes_text(disk.total_bytes):<6}"),),
+                (Span("read ", "dim"), Span(f"{rate_text(disk.read_bytes_per_s):<8}")),
+                (Span("write ", "dim"), Span(rate_text(disk.written_bytes_per_s))),
+            ],
+            width,
+            gap=" ",
+        )
     )
 
 
@@ -213,8 +231,8 @@ def _probes(host: HostView, width: int, *, now_s: float) -> tuple[Line, ...]:
     return (*_title("measured by odctl probe", width), *rows) if rows else ()
 
 
-def _ranks(snapshot: FleetSnapshot, host: HostView) -> tuple[Line, ...]:
-    """Ranks that the controllers say run here."""
+def _ranks(snapshot: FleetSnapshot, host: HostView, width: int) -> tuple[Line, ...]:
+    """Ranks that the controllers say run here, with the layers that they hold."""
     found: list[tuple[str, RankView]] = [
         (view.name, rank)
         for view in snapshot.deployments
@@ -224,22 +242,27 @@ def _ranks(snapshot: FleetSnapshot, host: HostView) -> tuple[Line, ...]:
     ]
     if not found:
         return ()
-    lines = [line(Span(" RANK      DEPLOYMENT    DEVICE  STATE         WEIGHTS     KV  TOKENS RESTARTS", "title"))]
+    held = held_layers(snapshot)
+    titles = (
+        f" {fit('RANK', 7)} {fit('DEPLOYMENT', 11)} {fit('DEVICE', 7)} {fit('LAYERS', 12)} {fit('STATE', 12)}"
+        f"WEIGHTS {'KV':>6} {'TOKENS':>6}  ↻"
+    )
+    lines = [line(Span(titles, "title"))]
     for name, rank in found:
         mark, status = rank_mark(rank), rank.status
-        held = "       —      —       —"
+        figures = "      —      —      —"
         if status is not None:
             weights, cache = bytes_text(status.weight_bytes), bytes_text(status.kv_cache_bytes)
-            held = f"{weights:>8} {cache:>6} {count_text(status.tokens):>7}"
-        trouble = Span(f"  {rank.trouble}" if rank.trouble else "", "warn")
+            figures = f"{weights:>7} {cache:>6} {count_text(status.tokens):>6}"
         lines.append(
             line(
-                f" {fit(rank.rank_id, 9)} {fit(name, 13)} {fit(rank.device, 7)} ",
-                Span(fit(f"{mark.glyph} {mark.word}", 13), mark.tone),
-                f"{held} {rank.restarts:>8}",
-                trouble,
+                f" {fit(rank.rank_id, 7)} {fit(name, 11)} {fit(rank.device, 7)} "
+                f"{fit(held.get((name, rank.rank_id), '—'), 12)} ",
+                Span(fit(f"{mark.glyph} {mark.word}", 12), mark.tone),
+                f"{figures} {rank.restarts:>2}",
             )
         )
+        lines += [line(Span(f"   ▲ {text}", "warn")) for text in wrap(rank.trouble, width - 6) if text]
     return tuple(lines)
 
 
@@ -250,7 +273,7 @@ def _processes(sample: HostSample) -> tuple[Line, ...]:
     for process in sample.processes:
         lines.append(
             line(
-                f" {fit(process.role, 8)} {fit(process.name, 20)} {process.pid:>7} "
+                f" {fit(process.role, 8)} {process.name:<20} {process.pid:>7} "
                 f"{process.cpu * 100:>6.0f}% {bytes_text(process.rss_bytes):>7} "
                 f"{process.num_threads:>8} {process.num_fds:>5}"
             )
@@ -258,59 +281,34 @@ def _processes(sample: HostSample) -> tuple[Line, ...]:
     return tuple(lines)
 
 
-def _foreign(sample: HostSample) -> tuple[Line, ...]:
-    """Processes on our devices that are not ours."""
-    lines = []
-    for device in sample.devices:
-        for process in device.processes:
-            if process.rank_id:
-                continue
-            memory = reading_span(process.memory_bytes, bytes_text)
-            lines.append(
-                line(
-                    Span(" foreign ", "warn"),
-                    f"{device.id}  {process.pid} {process.user}  ",
-                    memory,
-                    Span(f"  {process.command}", "dim"),
-                )
-            )
+def _kernel(extras: HostExtras, width: int) -> tuple[Line, ...]:
+    """The kernel's last messages, or why they cannot be read and what would change that."""
+    lines = list(_title("kernel messages (UTC)", width))
+    kernel = extras.kernel
+    trouble = extras.kernel_trouble or kernel.unavailable
+    if trouble:
+        lines += [line(Span(f" ○ {text}", "warn")) for text in wrap(trouble, width - 4)]
+        lines += [line(Span(f"   → {text}", "dim")) for text in wrap(kernel.way_out, width - 6) if text]
+    elif not kernel.messages:
+        lines.append(line(Span(" none was read" if not kernel.source else " none", "dim")))
+    for message in kernel.messages[-KERNEL_SHOWN:]:
+        tone: Tone = "fault" if message.level in _BAD_LEVELS else "warn" if message.level == "warn" else "plain"
+        at = datetime.fromtimestamp(message.at_s, UTC).strftime("%m-%d %H:%M:%S")
+        head = f" {at} {message.level:<6} "
+        first, *more = wrap(message.text, max(20, width - len(head)))
+        lines.append(line(Span(head, "dim"), Span(first, tone)))
+        lines += [line(" " * len(head), Span(text, tone)) for text in more]
     return tuple(lines)
 
 
-def _lane_values(host: HostView) -> list[_Lane]:
-    rows = host.history.rows()
-    last = rows[-1] if rows else None
-
-    def lane(title: str, field: str, top: float | None, text: str) -> _Lane:
-        return _Lane(title, [(row.at_s, getattr(row, field)) for row in rows], top, text)
-
-    if last is None:
-        return []
-    lanes = [
-        lane("cpu", "cpu", 1.0, percent_text(last.cpu)),
-        lane("ram", "memory", 1.0, percent_text(last.memory)),
-    ]
-    if _has(rows, "gpu"):
-        lanes.append(lane("gpu", "gpu", 1.0, percent_text(last.gpu) if last.gpu is not None else "—"))
-        lanes.append(
-            lane("vram", "gpu_memory", 1.0, percent_text(last.gpu_memory) if last.gpu_memory is not None else "—")
-        )
-    if _has(rows, "power_w"):
-        lanes.append(lane("power", "power_w", None, f"{last.power_w:.0f}W" if last.power_w is not None else "—"))
-    lanes.append(lane("net ↓", "received_bytes_per_s", None, rate_text(last.received_bytes_per_s)))
-    lanes.append(lane("net ↑", "sent_bytes_per_s", None, rate_text(last.sent_bytes_per_s)))
-    return lanes
-
-
-def _has(rows: Sequence[HostRow], field: str) -> bool:
-    return any(getattr(row, field) is not None for row in rows)
-
-
-def _lanes(host: HostView, *, width: int, now_s: float) -> list[Line]:
-    return [_lane_line(lane, width=width, now_s=now_s) for lane in _lane_values(host)]
-
-
-def _lane_line(lane: _Lane, *, width: int, now_s: float) -> Line:
-    cells = max(1, width - 18)
-    drawn = time_strip(lane.points, cells, end_s=now_s, span_s=HISTORY_S, top=lane.top)
-    return line(Span(f" {fit(lane.title, 6)} ", "title"), Span(drawn, "bar"), f" {lane.last:>8}")
+def _log_tail(extras: HostExtras, width: int) -> tuple[Line, ...]:
+    """The last lines of the host's logs and its journal."""
+    lines = list(_title("logs (UTC): l follows them", width))
+    if extras.entries_trouble:
+        lines += [line(Span(f" ○ {text}", "warn")) for text in wrap(extras.entries_trouble, width - 4)]
+    elif not extras.entries:
+        lines.append(line(Span(" none", "dim")))
+    columns = Columns(host=0, source=max([ONE_HOST.source, *(len(entry.source) for entry in extras.entries)]))
+    for entry in extras.entries[-LOGS_SHOWN:]:
+        lines += entry_lines(entry, columns, width=width, is_wrapped=True)
+    return tuple(lines)

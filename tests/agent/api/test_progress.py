@@ -169,7 +169,7 @@ async def test_a_bug_is_an_error_with_a_way_out_and_the_agent_lives_on(caplog: p
 
 
 async def test_a_message_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.api.control.MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr("agent.api.replies.MAX_BODY_BYTES", 1000)
     async with served() as (_, _, client):
         response = await client.post("/v1/report", content=bytes(2000))
     assert response.status_code == 400

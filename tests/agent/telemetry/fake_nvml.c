@@ -129,6 +129,34 @@ EXPORT int nvmlDeviceGetTotalEccErrors(device *handle, int kind, int counter, u6
     return rule("nvmlDeviceGetTotalEccErrors", (int)handle->index, count);
 }
 
+/* Rules `field_ID`: CODE is the field's own return code, VALUE its value. Without one, memory is at 72 degrees and
+ * all counters stand at 0; `field_type` changes the type that values are said to have (1: 32 bits, 3: 64 bits). */
+typedef struct {
+    unsigned int id, scope;
+    long long timestamp, latency;
+    int type, code;
+    union { double d; unsigned int ui; unsigned long ul; u64 ull; long long sll; int si; unsigned short us; } value;
+} field_value;
+EXPORT int nvmlDeviceGetFieldValues(device *handle, int count, field_value *fields) {
+    u64 v = 0;
+    int code = rule("nvmlDeviceGetFieldValues", (int)handle->index, &v);
+    for (int i = 0; i < count && !code; i++) {
+        char name[32];
+        u64 value = fields[i].id == 82 ? 72 : 0, type = 3;
+        snprintf(name, sizeof name, "field_%u", fields[i].id);
+        fields[i].code = rule(name, (int)handle->index, &value);
+        rule("field_type", (int)handle->index, &type);
+        fields[i].type = (int)type;
+        fields[i].value.ull = value;
+    }
+    return code;
+}
+NUMBER_OF_KIND(nvmlDeviceGetPcieThroughput, unsigned int, kind == 0 ? 3000 : 5000)
+NUMBER(nvmlDeviceGetCurrPcieLinkGeneration, unsigned int, 4)
+NUMBER(nvmlDeviceGetMaxPcieLinkGeneration, unsigned int, 5)
+NUMBER(nvmlDeviceGetCurrPcieLinkWidth, unsigned int, 16)
+NUMBER(nvmlDeviceGetMaxPcieLinkWidth, unsigned int, 16)
+
 EXPORT int nvmlDeviceGetMigMode(device *handle, unsigned int *current, unsigned int *pending) {
     u64 v = 0;
     int code = rule("nvmlDeviceGetMigMode", (int)handle->index, &v);

@@ -173,7 +173,7 @@ async def test_models_and_events_say_why_they_are_empty(size: tuple[int, int]) -
         assert "no agent answers" in screen_text(app)
         await pilot.press("6")
         await settle(pilot)
-        assert "gpu01: gpu01: no agent answers" in screen_text(app)
+        assert "gpu01: no agent answers" in screen_text(app)
 
 
 @both_sizes
