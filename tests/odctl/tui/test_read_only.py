@@ -309,8 +309,8 @@ async def test_leaving_edits_asks_with_cancel_focused(key: str) -> None:
         assert dialog.focused is dialog.query_one("#cancel")
         await pilot.press("enter")
         await settle(pilot)
-        assert app.screen is editor
         assert editor.is_unsaved
+        assert app.screen is editor
 
 
 def _again(dialog: ConfirmScreen) -> ConfirmScreen:
