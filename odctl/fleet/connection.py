@@ -16,7 +16,7 @@ import msgspec
 from agent.errors import ErrorDetail, FleetError
 from agent.wire.framing import StreamClosed
 from odctl.fleet.frames import FrameSplitter
-from odctl.inventory import NO_SUCH_HOST, Inventory
+from odctl.inventory import NO_SUCH_HOST, Inventory, select
 from odctl.ssh.failures import NO_SOCKET, connection_lost
 from odctl.ssh.transport import Transport
 
@@ -54,8 +54,10 @@ class Fleet:
         cluster: str,
         open_client: OpenClient,
         is_network_trusted: bool = False,
+        select: Callable[[str], tuple[str, ...]] | None = None,
     ) -> None:
         self.cluster = cluster
+        self._select = select
         self.is_network_trusted = is_network_trusted
         self._hosts = {host.name: host for host in hosts}
         self._open_client = open_client
@@ -68,6 +70,12 @@ class Fleet:
     def hosts(self) -> tuple[str, ...]:
         """Names, sorted."""
         return tuple(sorted(self._hosts))
+
+    def select(self, selector: str) -> tuple[str, ...]:
+        """Hosts that a selector means, as the inventory has it. Raises FleetError E108 for what matches nothing."""
+        if self._select is None:
+            raise FleetError(NO_SUCH_HOST, f"`{selector}` selects nothing here", hint="name the hosts one by one")
+        return self._select(selector)
 
     def transport(self, host: str) -> Transport:
         return self._host(host).transport
@@ -232,6 +240,7 @@ async def open_fleet(inventory: Inventory, *, hosts: Iterable[str] | None = None
         cluster=inventory.cluster,
         open_client=agent_client,
         is_network_trusted=inventory.trusted_network,
+        select=lambda selector: tuple(host.name for host in select(inventory, selector)),
     )
     try:
         yield fleet
