@@ -66,7 +66,8 @@ def test_a_shape_that_is_left_by_no_layout_is_given_up_and_said() -> None:
 
 
 def test_devices_stay_out_unless_their_host_is_pinned_now() -> None:
-    facts = cluster(host("big", gpu(0, "RTX 4090", 24), gpu(1, "RTX 4090", 24)), host("old", gpu(0, "RTX 3060", 12)))
+    big = host("big", gpu(0, "RTX 4090", 24), gpu(1, "RTX 4090", 24))
+    facts = cluster(big, host("old", gpu(0, "RTX 3060", 12)))
     basis = Basis(LLAMA_1B, facts)
     before = begin_edit(plan_for(LLAMA_1B, facts, excluded=("big/cuda:0",)), basis)
     assert before.excluded == ()
