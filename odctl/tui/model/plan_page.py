@@ -107,6 +107,10 @@ def change_lines(choice: PlanChoice, snapshot: FleetSnapshot | None, width: int)
         return ()
     view = snapshot.deployment(choice.plan.name)
     old = deployed_plan(view.status) if view is not None and view.status is not None else None
+    if view is not None and old is None:
+        # It runs: that its plan cannot be read here is no reason to call all of this one new.
+        why = "its controller does not answer" if view.status is None else "another release wrote its plan"
+        return (line(Span(" change  ", "title"), Span(f"○ unknown: {choice.plan.name} runs, but {why}", "dim")),)
     if view is None or view.status is None or old is None:
         return (line(Span(" change  ", "title"), f"{choice.plan.name} is not deployed: all of it is new"),)
     if view.status.plan_hash == choice.plan_hash:
