@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import work
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import Screen
@@ -19,7 +19,6 @@ from textual.timer import Timer
 from agent.errors import FleetError
 from agent.planner.file import plan_hash
 from agent.planner.plan import Plan
-from odctl.apply import ApplyPreview
 from odctl.fleet import FleetSnapshot
 from odctl.fleet.clock import Clock, SystemClock
 from odctl.inventory import load_inventory
@@ -32,9 +31,7 @@ from odctl.tui.model.frame import MODES as TABS
 from odctl.tui.model.plan_editor import open_editor
 from odctl.tui.model.plans import PlanChoice, preview_of
 from odctl.tui.probing import FleetProber, Prober
-from odctl.tui.screens.apply import ApplyScreen
 from odctl.tui.screens.chat import ChatScreen
-from odctl.tui.screens.confirm import ConfirmScreen
 from odctl.tui.screens.deployments import DeploymentsScreen
 from odctl.tui.screens.events import EventsScreen
 from odctl.tui.screens.faults import FaultsScreen
@@ -44,6 +41,7 @@ from odctl.tui.screens.help import HelpScreen
 from odctl.tui.screens.host import HostScreen
 from odctl.tui.screens.learning import LearningScreen
 from odctl.tui.screens.models import ModelsScreen
+from odctl.tui.screens.plan_desk import PlanDesk
 from odctl.tui.screens.plan_editor import PlanEditorScreen
 from odctl.tui.screens.plans import PlansScreen
 from odctl.tui.screens.probes import ProbesScreen
@@ -65,7 +63,7 @@ class SnapshotTaken(Message):
         return isinstance(message, SnapshotTaken)
 
 
-class OdctlApp(App[None]):
+class OdctlApp(PlanDesk):
     TITLE = "odctl"
     CSS_PATH = "odctl.tcss"
     ENABLE_COMMAND_PALETTE = True
@@ -244,37 +242,6 @@ class OdctlApp(App[None]):
         self.preview_error = ""
         self.preview = PlanChoice(origin=path, plan=plan, plan_hash=plan_hash(plan))
 
-    def ask_to_apply(self, choice: PlanChoice) -> None:
-        """Hold the plan against the fleet, ask, and apply."""
-        if self.is_read_only:
-            self.notify("this session is read-only: ^x (or :unlock) allows changes for ten minutes", title="RO")
-            return
-        self.notify(f"holding {choice.plan.name} against the fleet …", timeout=2)
-        self._prepare_apply(choice)
-
-    @work(exclusive=True, group="prepare")
-    async def _prepare_apply(self, choice: PlanChoice) -> None:
-        try:
-            preview = await self._applier.preview(self.feed, choice.plan)
-        except FleetError as error:
-            self.notify(str(error), title=f"{choice.plan.name} cannot be applied", severity="error", timeout=12)
-            return
-        if preview.is_noop:
-            self.notify(f"generation {preview.running_generation} serves this very plan", title="no changes")
-            return
-        hosts = f"{len(preview.plan.hosts)} hosts" if len(preview.plan.hosts) != 1 else "1 host"
-        self.clear_notifications()
-        title = f"Apply {preview.plan.name} to {hosts}?"
-        self.push_screen(
-            ConfirmScreen(title=title, lines=preview.lines, verb="Apply"),
-            lambda is_sure: self._apply(preview) if is_sure else None,
-        )
-
-    def _apply(self, preview: ApplyPreview) -> None:
-        if self.current_mode != "plans":
-            self.action_mode("plans")
-        self.push_screen(ApplyScreen(preview, self._applier))
-
     # --- read-only ----------------------------------------------------------------------------------------
 
     def action_toggle_lock(self) -> None:
@@ -313,6 +280,14 @@ class OdctlApp(App[None]):
                 self.preview_file(argument, applies=True)
             case "apply":
                 self._apply_shown()
+            case "compare" if len(argument.split()) > 1:
+                self.compare_files(argument.split())
+            case "compare":
+                self._compare_shown()
+            case "history":
+                self.open_history(argument)
+            case "progress":
+                self.show_apply(argument)
             case "chat" if argument:
                 self.open_chat(argument)
             case "events" if argument:
@@ -378,6 +353,12 @@ class OdctlApp(App[None]):
         else:
             self.notify("show a plan first: 2 Plans, or :plan FILE", severity="warning")
 
+    def _compare_shown(self) -> None:
+        if isinstance(self.screen, PlansScreen):
+            self.screen.action_compare()
+        else:
+            self.notify("say which: :compare A B, files or names of what runs", severity="warning")
+
     def _set(self, text: str) -> None:
         if isinstance(self.screen, PlanEditorScreen):
             self.screen.set_serving(text)
@@ -404,8 +385,7 @@ def _read_text(path: str) -> str:
 
 
 def _show_first(screen: PlansScreen) -> None:
-    screen.chosen = 0
-    screen.redraw()
+    screen.choose_first()
 
 
 def run_app(inventory_path: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agent.errors import FleetError
 from odctl.tui.model.plan_list import PlanFile
-from odctl.tui.model.plans import preview_of
+from odctl.tui.model.plans import PlanChoice, preview_of
 
 MOST_FILES = 200
 MOST_BYTES = 4 << 20
@@ -40,6 +40,16 @@ def find_plans(directory: Path) -> tuple[PlanFile, ...]:
         if _means_to_be_plan(text):
             found.append(_plan_file(text, name))
     return tuple(found)
+
+
+def read_choice(path: str) -> PlanChoice:
+    """One plan file. Raises FleetError E101 for what cannot be read, and what is wrong with a plan."""
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise FleetError("E101", f"cannot read {path}: {why}", hint="name a plan file, or what runs") from error
+    return preview_of(text, path=path)
 
 
 def _plan_file(text: str, path: str) -> PlanFile:

@@ -100,8 +100,8 @@ def _outcome(progress: ApplyProgress, width: int) -> list[Line]:
             lines.append(line(Span("   undone: everything is as it was before", "ok")))
         elif progress.is_out_of_sight:
             said = (
-                f"its controller {progress.plan.controllers[0]} goes on or rolls back by itself; 3 shows what runs, "
-                "and applying the same plan again joins it"
+                f"its controller {progress.plan.controllers[0]} goes on or rolls back by itself; 3 shows what "
+                "runs, and applying the same plan again joins it"
             )
             lines += [line(Span(f"   {text}", "warn")) for text in wrap(said, width - 4)]
     elif progress.is_done:

@@ -8,13 +8,8 @@ import msgspec
 
 from agent.errors import ErrorDetail
 from agent.planner.plan import Plan
-from agent.planner.words import seconds_words
 from agent.wire.agent import ApplyEvent, ApplyPhase
 from agent.wire.gateway import CheckReport
-from odctl.tui.model.bars import bar
-from odctl.tui.model.marks import Mark
-from odctl.tui.model.text import BLANK, Line, Span, fit, line, wrap
-from odctl.tui.model.units import age_text
 
 PHASES: tuple[tuple[ApplyPhase, str], ...] = (
     ("prepare", "lock every host"),
@@ -66,6 +61,11 @@ class ApplyProgress(msgspec.Struct, frozen=True, kw_only=True):
     def is_done(self) -> bool:
         """Over, and serving."""
         return self.is_over and self.error is None
+
+    @property
+    def last_phase(self) -> ApplyPhase | None:
+        """The last that has begun; None before the controller's first word."""
+        return next((phase for phase, _ in reversed(PHASES) if phase in self.phases), None)
 
 
 def take_event(progress: ApplyProgress, event: ApplyEvent) -> ApplyProgress:

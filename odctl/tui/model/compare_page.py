@@ -16,9 +16,10 @@ from agent.planner.interval import Interval
 from agent.planner.plan import Plan, Range, rank_places
 from agent.planner.risk import risk_words
 from agent.planner.words import bytes_words, joules_words, list_words, rate_words, seconds_words
+from odctl.fleet.snapshot import FleetSnapshot
 from odctl.tui.model.columns import GAP, beside, stacked
 from odctl.tui.model.plan_map import map_width, ruler
-from odctl.tui.model.plans import PlanChoice
+from odctl.tui.model.plans import PlanChoice, measured_facts
 from odctl.tui.model.text import Line, Span, fit, line, wrap
 
 NAME_CELLS = 19
@@ -50,14 +51,45 @@ class CompareView(msgspec.Struct, frozen=True, kw_only=True):
         return self.choices[self.chosen]
 
 
-def compare_view(choices: Sequence[PlanChoice], *, facts: ClusterFacts | None, chosen: int = 1) -> CompareView:
+def compare_view(
+    choices: Sequence[PlanChoice],
+    *,
+    facts: ClusterFacts | None,
+    chosen: int = 1,
+    took_s: tuple[float | None, ...] = (),
+) -> CompareView:
     """Raises FleetError E106 for fewer than two plans, or more than four."""
     plans = [choice.plan for choice in choices]
     letters = [letter_of(index) for index in range(len(choices))]
     whole = compare_plans(plans, letters, facts=facts)
     other = chosen or 1
     pair = whole if len(plans) == 2 else compare_plans([plans[0], plans[other]], [letters[0], letters[other]])
-    return CompareView(choices=tuple(choices), whole=whole, pair=pair, chosen=chosen)
+    return CompareView(choices=tuple(choices), whole=whole, pair=pair, chosen=chosen, took_s=took_s)
+
+
+def compared_facts(choices: Sequence[PlanChoice], snapshot: FleetSnapshot | None) -> ClusterFacts | None:
+    """Of the hosts that the plans need, and of those that have their models; None before the first snapshot."""
+    if snapshot is None:
+        return None
+    hosts = {host for choice in choices for host in (*choice.plan.hosts, choice.plan.model.source_host)}
+    return measured_facts(snapshot, hosts=hosts)
+
+
+def moved_on(choices: Sequence[PlanChoice], snapshot: FleetSnapshot | None) -> tuple[str, ...]:
+    """Which of the plans that ran when they were compared run no more."""
+    said = []
+    for index, choice in enumerate(choices):
+        if choice.status is None or snapshot is None:
+            continue
+        view = snapshot.deployment(choice.plan.name)
+        if view is None:
+            said.append(f"{letter_of(index)} does not run any more: {choice.plan.name} is destroyed")
+        elif view.status is not None and view.status.generation != choice.status.generation:
+            said.append(
+                f"{choice.plan.name} runs generation {view.status.generation} by now; {letter_of(index)} is its "
+                f"generation {choice.status.generation}"
+            )
+    return tuple(said)
 
 
 def letter_of(index: int) -> str:
@@ -71,9 +103,12 @@ def origin_words(choice: PlanChoice) -> str:
     return f"generation {choice.status.generation}, {choice.status.state}"
 
 
-def compare_page(view: CompareView, *, width: int, shows_all_hosts: bool) -> tuple[Line, ...]:
-    """The whole page."""
-    head = [_head(view, width), _maps(view, width), _metrics(view, width)]
+def compare_page(
+    view: CompareView, *, width: int, shows_all_hosts: bool, remarks: Sequence[str] = ()
+) -> tuple[Line, ...]:
+    """The whole page. `remarks` are about what is compared, not of it."""
+    said = tuple(line(Span(f" ▲ {text}", "warn")) for remark in remarks for text in wrap(remark, width - 4))
+    head = [(*_head(view, width), *said), _maps(view, width), _metrics(view, width)]
     if width < BESIDE_WIDTH:
         return stacked(
             [*head, _verdicts(view, width), _moves(view, width), _hosts(view, width, shows_all=shows_all_hosts)]

@@ -81,7 +81,8 @@ def _head(choice: PlanChoice, snapshot: FleetSnapshot | None, width: int) -> tup
         lines.append(line(Span(f" ▲ its controller does not answer: {choice.error.message}", "warn")))
     view = snapshot.deployment(plan.name) if snapshot is not None else None
     if view is not None and view.error is None and view.status is not None and view.status.apply_phase is not None:
-        lines.append(line(Span(f" ↻ an apply of {plan.name} is under way: {view.status.apply_phase}", "heal")))
+        under_way = f" ↻ an apply of {plan.name} is under way: {view.status.apply_phase}"
+        lines.append(line(Span(under_way, "heal"), Span("   v shows it   A aborts it", "dim")))
     return tuple(lines)
 
 

@@ -39,6 +39,12 @@ def preview_of(text: str, *, path: str) -> PlanChoice:
     return PlanChoice(origin=path, plan=plan, plan_hash=plan_hash(plan))
 
 
+def running_choice(snapshot: FleetSnapshot | None, name: str) -> PlanChoice | None:
+    """The plan of the deployment of that name; None where none runs, or this odctl cannot read its plan."""
+    view = snapshot.deployment(name) if snapshot is not None else None
+    return _running(view) if view is not None else None
+
+
 def deployed_plan(status: DeploymentStatus) -> Plan | None:
     """The plan of a deployment; None when this odctl cannot read it (an agent of another version wrote it)."""
     return _parsed(status.plan_toml)
