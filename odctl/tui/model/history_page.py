@@ -78,7 +78,7 @@ class HistoryRows:
         entry = self._entries[row]
         match column:
             case "mark":
-                return line(Span("■" if self.keys[row] in self._marked else " ", "key"))
+                return line(Span("◆" if self.keys[row] in self._marked else " ", "key"))
             case "generation":
                 return line(Span(str(entry.served.generation), "bold"))
             case "state":

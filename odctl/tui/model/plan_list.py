@@ -25,7 +25,7 @@ COLUMNS = (
     Column(id="layout", title="LAYOUT", width=18, priority=1, grow_to=60),
     Column(id="origin", title="FROM", width=14, priority=4, grow_to=40),
 )
-_PREVIEW = Mark("◆", "preview", "heal")
+_PREVIEW = Mark("◇", "preview", "heal")
 _FILE = Mark("○", "file", "dim")
 _RUNS = Mark("●", "file, it runs", "ok")
 _BROKEN = Mark("✗", "no sound plan", "fault")
@@ -109,7 +109,7 @@ class PlanRows:
         entry = self._entries[row]
         match column:
             case "mark":
-                return line(Span("■" if entry.key in self._marked else " ", "key"))
+                return line(Span("◆" if entry.key in self._marked else " ", "key"))
             case "name":
                 return line(Span(entry.name, "bold"))
             case "state":

@@ -18,7 +18,6 @@ from odctl.tui.screens.confirm import ConfirmScreen
 from odctl.tui.screens.frame import FrameScreen
 from odctl.tui.widgets.lines import LinesView
 
-
 AFTER_SWITCH: tuple[ApplyPhase, ...] = ("switch", "commit", "retire", "done")
 
 
