@@ -18,6 +18,7 @@ from odctl.fleet import FleetSnapshot
 from odctl.tui.apply_run import ApplyRun, Happening
 from odctl.tui.applying import Applier
 from odctl.tui.feed import Feed
+from odctl.tui.model.compare_page import compare_view
 from odctl.tui.model.plans import PlanChoice, running_choice
 from odctl.tui.plan_files import read_choice
 from odctl.tui.screens.apply import ApplyScreen, abort_question, apply_question
@@ -143,13 +144,14 @@ class PlanDesk(App[None]):
     @work(exclusive=True, group="compare")
     async def compare_files(self, paths: Sequence[str]) -> None:
         """Plans by name of what runs, or by file, beside each other."""
-        choices: list[PlanChoice] = []
-        for path in paths:
-            try:
-                choices.append(running_choice(self.snapshot, path) or await asyncio.to_thread(read_choice, path))
-            except FleetError as error:
-                self.notify(str(error), title="not compared", severity="error", timeout=12)
-                return
+        try:
+            choices = [
+                running_choice(self.snapshot, path) or await asyncio.to_thread(read_choice, path) for path in paths
+            ]
+            compare_view(choices, facts=None)
+        except FleetError as error:
+            self.notify(str(error), title="not compared", severity="error", timeout=12)
+            return
         if self.current_mode != "plans":
             self.action_mode("plans")
         self.push_screen(CompareScreen(choices))

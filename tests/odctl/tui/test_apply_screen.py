@@ -1,4 +1,4 @@
-"""An apply on the screen: left and come back to, aborted, with a host lost meanwhile, and begun by somebody else."""
+"""An apply on the screen: left and come back to, aborted, with a host lost meanwhile, begun by somebody else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import Button
 
 from agent.errors import FleetError
 from agent.planner.plan import Plan
@@ -22,6 +21,7 @@ from odctl.tui.screens.apply import ApplyScreen
 from odctl.tui.screens.confirm import ConfirmScreen
 from odctl.tui.screens.plans import PlansScreen
 from tests.odctl.tui import frozen_fleet as frozen
+from tests.odctl.tui.agreeing import agree, question
 from tests.odctl.tui.conftest import make_app
 from tests.odctl.tui.reading import SIZES, screen_text, settle
 from tests.odctl.tui.test_app import ScriptedApplier, events
@@ -78,8 +78,8 @@ async def applying(app: OdctlApp, pilot: Pilot[None]) -> ApplyScreen:
     await press(pilot, "2")
     await press(pilot, "ctrl+x")
     await press(pilot, "a")
-    assert isinstance(app.screen, ConfirmScreen)
-    await press(pilot, "right", "enter")
+    await agree(pilot, name="chat")
+    await pause(pilot)
     assert isinstance(app.screen, ApplyScreen)
     return app.screen
 
@@ -121,15 +121,13 @@ async def test_an_abort_asks_with_cancel_focused_and_shows_that_it_rolls_back(si
     async with app.run_test(size=size) as pilot:
         screen = await applying(app, pilot)
         await press(pilot, "A")
-        question = app.screen
-        assert isinstance(question, ConfirmScreen)
-        assert isinstance(question.focused, Button)
-        assert question.focused.id == "cancel"
+        question(pilot)
         assert "Abort the apply of chat?" in screen_text(app)
         await press(pilot, "enter")
         assert applier.aborted == []
         await press(pilot, "A")
-        await press(pilot, "right", "enter")
+        await agree(pilot, name="chat")
+        await pause(pilot)
         assert [plan.name for plan in applier.aborted] == ["chat"]
         assert "↻ rolling back" in screen_text(app)
         applier.may_end.set()
@@ -197,8 +195,7 @@ async def test_an_apply_of_another_session_is_seen_and_can_be_aborted(size: tupl
         assert noticed(app, "this session has applied nothing yet")
         await press(pilot, "ctrl+x")
         await press(pilot, "A")
-        assert isinstance(app.screen, ConfirmScreen)
-        await press(pilot, "right", "enter")
+        await agree(pilot, name="chat")
         await settle(pilot)
         assert [plan.controllers for plan in applier.aborted] == [("cpu01",)], "its controller is asked"
         assert isinstance(app.screen, PlansScreen)
