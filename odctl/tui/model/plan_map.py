@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 from itertools import groupby
 
 import msgspec
@@ -26,6 +27,8 @@ LEGEND: Line = (
 FOLDS_ABOVE = 12
 """Ranks that a page shows one by one before it folds those that are alike."""
 
+Device = tuple[str, str]
+"""A host's name and its device's id."""
 DeviceOf = Callable[[RankPlace], DeviceFacts | None]
 
 
@@ -125,18 +128,54 @@ def _likeness(place: RankPlace) -> Hashable:
     return held.weights, held.kv_cache, held.activations, held.headroom, kind
 
 
+class _Drawing:
+    """What a map is drawn from. Plans are compared by identity: a screen shows the same value second by second."""
+
+    def __init__(
+        self, plan: Plan, devices: dict[Device, DeviceFacts], *, width: int, is_folded: bool, added: frozenset[str]
+    ) -> None:
+        self.plan = plan
+        self.devices = devices
+        self.width = width
+        self.is_folded = is_folded
+        self.added = added
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Drawing):
+            return NotImplemented
+        how, others = (self.width, self.is_folded, self.added), (other.width, other.is_folded, other.added)
+        return self.plan is other.plan and how == others and self.devices == other.devices
+
+    def __hash__(self) -> int:
+        return hash((id(self.plan), self.width, self.is_folded, self.added))
+
+    def device(self, place: RankPlace) -> DeviceFacts | None:
+        return self.devices.get((place.shard.host, place.shard.device))
+
+
 def layer_map(
     plan: Plan, snapshot: FleetSnapshot | None, *, width: int, is_folded: bool, added: frozenset[str] = frozenset()
 ) -> tuple[Line, ...]:
-    """The map as it stands on a page. Hosts that are `added` to what runs have a `+`."""
-    groups = map_rows(plan, is_folded=is_folded)
+    """The map as it stands on a page. Hosts that are `added` to what runs have a `+`.
+
+    A plan of thousands of ranks is drawn once, and again when the facts of a device of it change.
+    """
+    wanted = set(plan.hosts)
+    hosts = [host.facts for host in (snapshot.hosts if snapshot else ()) if host.name in wanted and host.facts]
+    devices = {(host.name, device.id): device for host in hosts for device in host.devices}
+    return _drawn(_Drawing(plan, devices, width=width, is_folded=is_folded, added=added))
+
+
+@lru_cache(maxsize=4)
+def _drawn(drawing: _Drawing) -> tuple[Line, ...]:
+    plan, width = drawing.plan, drawing.width
+    groups = map_rows(plan, is_folded=drawing.is_folded)
     num_layers = max(place.layers[1] for place in rank_places(plan))
     bar_cells = 12 if width < 100 else 24
     longest = max(len(row.device_name) for group in groups for row in group.rows)
     name_cells = min(16 if width < 100 else 28, max(11, longest))
     cells = map_width(num_layers, room=max(8, width - name_cells - bar_cells - 38))
     slowest = slowest_stage(plan)
-    devices = _devices(snapshot, plan)
     lines: list[Line] = []
     for group in groups:
         if len(plan.replicas) > 1:
@@ -144,8 +183,8 @@ def layer_map(
         header = f" {'RANK':<7} {fit('HOST/DEVICE', name_cells)} {ruler(num_layers, cells)} "
         lines.append(line(Span(f"{header}{fit('MEMORY', bar_cells)} {'NEEDS / USABLE':>17} {'ms':>6}", "title")))
         for row in group.rows:
-            fullest = _fullest(row, devices)
-            is_new = bool(added & {place.shard.host for place in row.places})
+            fullest = _fullest(row, drawing.device)
+            is_new = any(place.shard.host in drawing.added for place in row.places)
             lines.append(
                 line(
                     f" {fit(row.title, 7)} ",
@@ -153,7 +192,7 @@ def layer_map(
                     Span("+" if is_new else " ", "ok"),
                     *row_layer_spans(row, num_layers, cells),
                     " ",
-                    *memory_spans(fullest, devices(fullest), bar_cells),
+                    *memory_spans(fullest, drawing.device(fullest), bar_cells),
                     *_row_time(plan, row, slowest),
                 )
             )
@@ -195,14 +234,6 @@ def _fullest(row: MapRow, devices: DeviceOf) -> RankPlace:
         return device.usable_bytes - place.shard.bytes.total if device is not None else float("inf")
 
     return min(row.places, key=room)
-
-
-def _devices(snapshot: FleetSnapshot | None, plan: Plan) -> DeviceOf:
-    """Looks devices up; the plan's hosts are gone through once."""
-    wanted = set(plan.hosts)
-    hosts = [host.facts for host in (snapshot.hosts if snapshot else ()) if host.name in wanted and host.facts]
-    known = {(host.name, device.id): device for host in hosts for device in host.devices}
-    return lambda place: known.get((place.shard.host, place.shard.device))
 
 
 # --- one line's parts, which the editor shows too -----------------------------------------------------
