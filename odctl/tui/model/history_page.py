@@ -14,6 +14,7 @@ from agent.planner.words import (
     seconds_words,
 )
 from agent.wire.history import MeasuredFigures
+from odctl.fleet.snapshot import FleetSnapshot
 from odctl.history import Entry, held_figures
 from odctl.tui.model.columns import stacked
 from odctl.tui.model.marks import Mark
@@ -140,7 +141,7 @@ def entry_choice(entry: Entry) -> PlanChoice | None:
     return PlanChoice(origin=origin, plan=entry.plan, plan_hash=entry.served.plan_hash)
 
 
-def entry_page(entry: Entry, *, width: int) -> tuple[Line, ...]:
+def entry_page(entry: Entry, snapshot: FleetSnapshot | None, *, width: int) -> tuple[Line, ...]:
     """One generation: how it came to be, predicted against measured, and who held what."""
     if entry.plan is None:
         lost = "its plan is in no journal any more: it cannot be compared, nor be gone back to"
@@ -150,7 +151,7 @@ def entry_page(entry: Entry, *, width: int) -> tuple[Line, ...]:
             _head(entry, width),
             _figures(entry, width),
             _measured(entry),
-            layer_map(entry.plan, None, width=width, is_folded=folds(entry.plan)),
+            layer_map(entry.plan, snapshot, width=width, is_folded=folds(entry.plan)),
         ]
     )
 
@@ -159,7 +160,7 @@ def _head(entry: Entry, width: int) -> tuple[Line, ...]:
     served = entry.served
     mark = STATES[entry.state]
     said = [
-        f"serving since {moment_words(served.served_at_s)}",
+        f"served from {moment_words(served.served_at_s)}",
         f"{served.cause} by {served.by or 'somebody who is not recorded'}",
         *([served.reason] if served.reason else []),
         *([f"switched {served.apply_s:.1f} s after its apply began"] if served.apply_s is not None else []),

@@ -23,7 +23,7 @@ from agent.wire.agent import DeploymentStatus
 from odctl.tui.model.bars import FREE
 from odctl.tui.model.text import Line, Span, fit, line
 
-NOT_IN_FILE = "not in the plan's file: an earlier release made it"
+NOT_IN_FILE = "not in its file, of an earlier release"
 NAME_CELLS = 19
 MEASURED_CELLS = 13
 LEAST_BAR = 10
@@ -102,7 +102,8 @@ def figure_lines(figures: Sequence[Figure], width: int) -> tuple[Line, ...]:
         parts.append(f"{words:>{cells}}")
         if has_measured:
             parts.append(Span(f" {figure.measured_words:>{MEASURED_CELLS}}", "bold"))
-        if bar_cells >= LEAST_BAR:
+        has_width = figure.predicted.low < figure.predicted.high
+        if bar_cells >= LEAST_BAR and (has_width or figure.measured is not None):
             parts += ["  ", Span(interval_bar(figure.predicted, mark=figure.measured, width=bar_cells), "bar")]
         lines.append(line(*parts))
     return tuple(lines)

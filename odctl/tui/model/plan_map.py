@@ -196,7 +196,7 @@ def _drawn(drawing: _Drawing) -> tuple[Line, ...]:
                     *_row_time(plan, row, slowest),
                 )
             )
-    return (*lines, LEGEND)
+    return (*lines, (*LEGEND, Span("  + new host", "ok")) if drawing.added else LEGEND)
 
 
 def _replica_title(plan: Plan, group: ReplicaRows, width: int) -> list[Line]:

@@ -94,7 +94,8 @@ def _predicted(choice: PlanChoice, width: int) -> tuple[Line, ...]:
     bottleneck = f"bottleneck: {plan.predicted.bottleneck}"
     if len(plan.predicted.stage_s) > 1:
         bottleneck += f"; the slowest stage takes {imbalance(plan):.0%} longer than the mean one"
-    lines += [line(Span(f" ◀ {text}", "warn")) for text in wrap(bottleneck, width - 4)]
+    for index, text in enumerate(wrap(bottleneck, width - 4)):
+        lines.append(line(Span(f" {'◀' if index == 0 else ' '} {text}", "warn")))
     return tuple(lines)
 
 

@@ -80,7 +80,8 @@ class PlanHistoryScreen(TableScreen):
 
     def draw_detail(self) -> None:
         page, entry = self.query_one("#detail", LinesView), self.entry
-        page.show(entry_page(entry, width=page.content_width) if entry is not None else ())
+        snapshot, width = self.odctl.snapshot, page.content_width
+        page.show(entry_page(entry, snapshot, width=width) if entry is not None else ())
 
     def on_screen_resume(self) -> None:
         super().on_screen_resume()

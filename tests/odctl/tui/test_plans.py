@@ -103,7 +103,7 @@ async def test_a_preview_tells_all_of_it_and_what_does_not_fit_is_scrolled_to(si
         await press(pilot, "down", "down")
         page = page_text(app)
         for said in (
-            "RANK", "NEEDS / USABLE", "PREDICTED", "time to first token", "not in the plan's file",
+            "RANK", "NEEDS / USABLE", "PREDICTED", "time to first token", "not in its file, of an earlier release",
             "CHECKS", "✓ hosts", "✓ memory", "◀ bottleneck: replica 0 stage 1", "why   cpu01 takes 12 layers",
         ):  # fmt: skip
             assert said in page, said

@@ -30,7 +30,7 @@ def test_rows_are_newest_first_with_measured_over_predicted() -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_generation_tells_how_it_came_to_be_and_how_it_did(width: int) -> None:
     entry = history().of("chat")[2]
-    lines = entry_page(entry, width=width)
+    lines = entry_page(entry, frozen.snapshot(), width=width)
     assert all(line_width(spans) <= width for spans in lines), "nothing is cut off at the right"
     text = "\n".join(line_text(spans) for spans in lines)
     for said in (
@@ -49,7 +49,7 @@ def test_a_generation_tells_how_it_came_to_be_and_how_it_did(width: int) -> None
 def test_a_plan_that_is_lost_cannot_be_gone_back_to() -> None:
     entry = history(knows_first=False).of("chat")[0]
     assert entry_choice(entry) is None
-    text = "\n".join(line_text(spans) for spans in entry_page(entry, width=78))
+    text = "\n".join(line_text(spans) for spans in entry_page(entry, None, width=78))
     assert "its plan is in no journal any more" in text
     rows = HistoryRows([entry], (entry_key(entry),), now_s=frozen.NOW_S)
     assert line_text(rows.cell(0, "layout", 20)) == "its plan is lost"

@@ -47,7 +47,7 @@ def test_a_plan_page_tells_what_was_asked_and_every_figure_with_its_bounds(width
     old = text_of(plan_page(preview(), None, width=width))
     assert "asked for" not in old
     assert "energy per token" in old
-    assert "— not in the plan's file: an earlier release made it" in old, "what is not known is not none"
+    assert "— not in its file, of an earlier release" in old, "what is not known is not none"
 
 
 @pytest.mark.parametrize("width", WIDTHS)
