@@ -9,12 +9,14 @@ from odctl.tui.model.apply_progress import PHASES, ApplyProgress, HostProgress, 
 from odctl.tui.model.bars import bar
 from odctl.tui.model.columns import stacked
 from odctl.tui.model.marks import HOST_MARKS, Mark
-from odctl.tui.model.text import Line, Span, fit, line, wrap
+from odctl.tui.model.text import Line, Span, fit, fit_line, line, line_width, wrap
 from odctl.tui.model.units import age_text
 
 SHOWN_LOG = 12
 STRIP_ABOVE = 8
 """Hosts that are told in lines alone; more of them are shown in a strip first."""
+MOST_HOSTS = 200
+"""Told in lines, those that are least far; all of them have a cell."""
 _MARKS: dict[PhaseState, Mark] = {
     "waiting": Mark("·", "waiting", "dim"),
     "started": Mark("▒", "under way", "heal"),
@@ -41,7 +43,11 @@ def apply_page(
     lost = {
         name: views[name] for name in progress.plan.hosts if name in views and views[name].state in HOST_TROUBLE
     }
-    log = tuple(line(Span(f" {text}", "dim")) for text in progress.log[-SHOWN_LOG:])
+    log = tuple(
+        line(Span(f" {text}", "dim"))
+        for entry in progress.log[-SHOWN_LOG:]
+        for text in wrap(entry, max(20, width - 2))
+    )
     return stacked(
         [
             (_head(progress, now_s), *_outcome(progress, width), *_lost_lines(progress, lost, width)),
@@ -129,7 +135,7 @@ def _lost_lines(progress: ApplyProgress, lost: dict[str, HostView], width: int) 
 
 
 def _phase_lines(progress: ApplyProgress, width: int, now_s: float) -> list[Line]:
-    cells = 16 if width < 100 else 40
+    cells = 14 if width < 100 else 40
     lines = []
     shown = [*PHASES]
     if "roll_back" in progress.phases:
@@ -199,9 +205,17 @@ def _host_lines(progress: ApplyProgress, lost: dict[str, HostView], width: int) 
     hosts = sorted(progress.plan.hosts, key=lambda host: (host not in lost, host_step(progress, host), host))
     cells = 10 if width < 100 else 20
     lines = [line(Span(f" {'HOST':<16} {'PHASE':<9} {'':<{cells}} DETAIL", "title"))]
-    for host in hosts:
-        lines.append(_host_line(progress, host, lost.get(host), cells))
+    for host in hosts[:MOST_HOSTS]:
+        # What a host said in full stands in the log below.
+        lines.append(cut(_host_line(progress, host, lost.get(host), cells), width))
+    if len(hosts) > MOST_HOSTS:
+        lines.append(line(Span(f"   and {len(hosts) - MOST_HOSTS:,} more, which are further", "dim")))
     return lines
+
+
+def cut(spans: Line, width: int) -> Line:
+    """With an ellipsis where it is longer."""
+    return fit_line(spans, width) if line_width(spans) > width else spans
 
 
 def _host_line(progress: ApplyProgress, host: str, view: HostView | None, cells: int) -> Line:
