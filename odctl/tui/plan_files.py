@@ -1,68 +1,39 @@
-"""Plan files of a directory, for the screens to list. Bounded: a directory of thousands of files costs little."""
+"""Plan files, as they are typed."""
 
 from __future__ import annotations
 
 import os
-import tomllib
 from pathlib import Path
 
-from agent.errors import FleetError
-from odctl.tui.model.plan_list import PlanFile
-from odctl.tui.model.plans import PlanChoice, preview_of
-
-MOST_FILES = 200
-MOST_BYTES = 4 << 20
-"""Of one file: a plan of thousands of ranks has a few megabytes."""
-MOST_BYTES_IN_ALL = 32 << 20
+MAX_ENTRIES = 500
+"""Of a directory with more, the rest is not offered: completion must not wait for a disk."""
 
 
-def find_plans(directory: Path) -> tuple[PlanFile, ...]:
-    """Every `*.toml` there that is a plan, by name; those that mean to be one and are not, with what is wrong.
-
-    What is no plan (an inventory, a project's file) is passed over, and so is what cannot be read.
-    """
-    found: list[PlanFile] = []
-    left = MOST_BYTES_IN_ALL
+def find_plan_files(typed: str) -> tuple[str, ...]:
+    """Directories and `*.toml` whose path begins with what was typed, sorted; what cannot be read is empty."""
+    directory, _, beginning = typed.rpartition("/")
+    root = "/" if typed.startswith("/") and not directory else directory or "."
+    found: list[str] = []
     try:
-        names = sorted(entry.name for entry in os.scandir(directory) if entry.name.endswith(".toml"))
+        with os.scandir(Path(root).expanduser()) as entries:
+            for _, entry in zip(range(MAX_ENTRIES), entries, strict=False):
+                if not entry.name.startswith(beginning) or (entry.name.startswith(".") and not beginning):
+                    continue
+                path = f"{typed[: len(typed) - len(beginning)]}{entry.name}"
+                if entry.is_dir():
+                    found.append(f"{path}/")
+                elif entry.name.endswith(".toml"):
+                    found.append(path)
     except OSError:
-        return ()
-    for name in names[:MOST_FILES]:
-        path = directory / name
-        try:
-            size = path.stat().st_size
-            if not path.is_file() or size > min(MOST_BYTES, left):
-                continue
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            continue
-        left -= size
-        if _means_to_be_plan(text):
-            found.append(_plan_file(text, name))
-    return tuple(found)
+        return ()  # no such directory: there is nothing to offer
+    return tuple(sorted(found))
 
 
-def read_choice(path: str) -> PlanChoice:
-    """One plan file. Raises FleetError E101 for what cannot be read, and what is wrong with a plan."""
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise FleetError("E101", f"cannot read {path}: {why}", hint="name a plan file, or what runs") from error
-    return preview_of(text, path=path)
+def is_plan_file(name: str) -> bool:
+    """Whether a word means a file: it looks like one, or is there."""
+    return "/" in name or name.endswith(".toml") or Path(name).expanduser().is_file()
 
 
-def _plan_file(text: str, path: str) -> PlanFile:
-    try:
-        return PlanFile(path=path, choice=preview_of(text, path=path))
-    except FleetError as error:
-        return PlanFile(path=path, choice=None, error=str(error))
-
-
-def _means_to_be_plan(text: str) -> bool:
-    """It has a plan's tables. What is no TOML is told as a plan only where it begins as one is written."""
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        return "[[replica" in text and "[model]" in text
-    return "replica" in document and "model" in document
+def read_plan_text(path: str) -> str:
+    """Raises OSError or UnicodeDecodeError."""
+    return Path(path).expanduser().read_text(encoding="utf-8")

@@ -55,19 +55,19 @@ class ApplyScreen(FrameScreen):
             self.odctl.ask_to_abort(self.progress.plan, phase=self.progress.last_phase)
 
 
-def apply_question(preview: ApplyPreview, cause: Cause, reason: str) -> ConfirmScreen:
+def apply_question(preview: ApplyPreview, cause: Cause, reason: str, *, typed: str) -> ConfirmScreen:
     """What would change, before it does. Cancel has the focus."""
     hosts = f"{len(preview.plan.hosts)} hosts" if len(preview.plan.hosts) != 1 else "1 host"
     if cause == "rollback":
         title, verb = f"Roll {preview.plan.name} back {reason}, on {hosts}?", "Roll back"
     else:
         title, verb = f"Apply {preview.plan.name} to {hosts}?", "Apply"
-    return ConfirmScreen(title=title, lines=preview.lines, verb=verb)
+    return ConfirmScreen(title=title, lines=preview.lines, verb=verb, typed=typed)
 
 
-def abort_question(name: str, phase: ApplyPhase | None) -> ConfirmScreen:
+def abort_question(name: str, phase: ApplyPhase | None, *, typed: str) -> ConfirmScreen:
     """What an abort does at that phase: from the switch on nothing is rolled back any more."""
     lines = ["The controller stops before its next phase and rolls back.", "What ran before runs on."]
     if phase in AFTER_SWITCH:
         lines = ["It switches, or has switched: it most likely goes on.", "h then leads to the plan before."]
-    return ConfirmScreen(title=f"Abort the apply of {name}?", lines=lines, verb="Abort it")
+    return ConfirmScreen(title=f"Abort the apply of {name}?", lines=lines, verb="Abort it", typed=typed)

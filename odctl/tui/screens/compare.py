@@ -49,6 +49,14 @@ class CompareScreen(FrameScreen):
         names = (f"{letter_of(index)} {choice.plan.name}" for index, choice in enumerate(self.choices))
         return ("Plans", f"compare {' : '.join(names)}")
 
+    def address(self) -> str:
+        """Where every plan has a name that `:compare` finds it by."""
+        names = [choice.status.name if choice.status is not None else choice.origin for choice in self.choices]
+        is_found = all(
+            name.endswith(".toml") or choice.status for name, choice in zip(names, self.choices, strict=True)
+        )
+        return f"compare {' '.join(names)}" if is_found and not any(" " in name for name in names) else ""
+
     def compose_body(self) -> ComposeResult:
         yield LinesView(id="page")
 

@@ -42,6 +42,9 @@ class PlanHistoryScreen(TableScreen):
     def trail(self) -> tuple[str, ...]:
         return ("Plans", self.deployment, "history")
 
+    def address(self) -> str:
+        return f"history {self.deployment}"
+
     def compose_body(self) -> ComposeResult:
         yield LinesBar(id="summary")
         yield PlanTable(id="table")

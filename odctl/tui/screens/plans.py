@@ -26,7 +26,7 @@ from odctl.tui.model.plan_map import folds
 from odctl.tui.model.plan_page import plan_page
 from odctl.tui.model.plans import PlanChoice
 from odctl.tui.model.text import BLANK, Line, Span, line, wrap
-from odctl.tui.plan_files import find_plans
+from odctl.tui.plan_folder import find_plans
 from odctl.tui.screens.compare import CompareScreen
 from odctl.tui.screens.frame import FrameScreen
 from odctl.tui.screens.plan_history import PlanHistoryScreen

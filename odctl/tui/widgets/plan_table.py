@@ -13,6 +13,9 @@ from odctl.tui.widgets.fleet_table import FleetTable
 class PlanTable(FleetTable):
     """Says which row is to be marked; who keeps the marks shows them as a column."""
 
+    HELP = (
+        "A plan each. Marked ones are compared, the one that was marked first being what others are held against."
+    )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space", "mark", "Mark", id="plan_table.mark"),
         Binding(

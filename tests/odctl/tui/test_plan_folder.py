@@ -8,8 +8,8 @@ import pytest
 
 from agent.errors import FleetError
 from agent.planner.file import plan_to_toml
-from odctl.tui import plan_files
-from odctl.tui.plan_files import find_plans, read_choice
+from odctl.tui import plan_folder
+from odctl.tui.plan_folder import find_plans, read_choice
 from tests.odctl.tui import frozen_fleet as frozen
 
 
@@ -31,11 +31,11 @@ def test_plans_are_found_by_name_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_directory_of_large_and_many_files_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_files, "MOST_FILES", 3)
+    monkeypatch.setattr(plan_folder, "MOST_FILES", 3)
     for name in "abcde":
         (tmp_path / f"{name}.toml").write_text(plan_to_toml(frozen.plan(name)))
     assert [file.path for file in find_plans(tmp_path)] == ["a.toml", "b.toml", "c.toml"]
-    monkeypatch.setattr(plan_files, "MOST_BYTES", 10)
+    monkeypatch.setattr(plan_folder, "MOST_BYTES", 10)
     assert find_plans(tmp_path) == ()
 
 

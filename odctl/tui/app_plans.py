@@ -1,4 +1,4 @@
-"""What the app does with plans wherever one stands: hold against the fleet, ask, apply, compare, go back."""
+"""Plans, wherever one stands: held against the fleet, applied after asking, compared, gone back to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Sequence
 
 from textual import work
-from textual.app import App
 from textual.message import Message
 
 from agent.errors import ErrorDetail, FleetError
@@ -14,13 +13,15 @@ from agent.planner.plan import Plan
 from agent.wire.agent import ApplyPhase
 from agent.wire.history import Cause
 from odctl.apply import ApplyPreview
-from odctl.fleet import FleetSnapshot
+from odctl.tui.app_moving import AppMoving
 from odctl.tui.apply_run import ApplyRun, Happening
 from odctl.tui.applying import Applier
 from odctl.tui.feed import Feed
 from odctl.tui.model.compare_page import compare_view
+from odctl.tui.model.keymap import Keymap
 from odctl.tui.model.plans import PlanChoice, running_choice
-from odctl.tui.plan_files import read_choice
+from odctl.tui.options import UiOptions
+from odctl.tui.plan_folder import read_choice
 from odctl.tui.screens.apply import ApplyScreen, abort_question, apply_question
 from odctl.tui.screens.compare import CompareScreen
 from odctl.tui.screens.plan_history import PlanHistoryScreen
@@ -36,27 +37,26 @@ class Applied(Message):
         self.happening = happening
 
 
-class PlanDesk(App[None]):
-    """The app's part of plans. What it declares here, the app has."""
+class AppPlans(AppMoving):
+    """The app's part of plans, wherever one stands on the screen."""
 
-    feed: Feed
-    snapshot: FleetSnapshot | None
-    is_read_only: bool
+    preview: PlanChoice | None
     _applier: Applier
 
-    def __init__(self, *, ansi_color: bool | None = None) -> None:
-        super().__init__(ansi_color=ansi_color)
+    def __init__(self, feed: Feed, *, options: UiOptions, keymap: Keymap) -> None:
+        super().__init__(feed, options=options, keymap=keymap)
         self.apply_runs: dict[str, ApplyRun] = {}
         """Applies of this session, the newest of each deployment; the last one last."""
 
-    def action_mode(self, mode: str) -> None:
+    def go_to(self, mode: str) -> None:
+        """The first screen of a mode, whatever stands above it."""
         raise NotImplementedError
 
     # --- applying -----------------------------------------------------------------------------------------
 
     def ask_to_apply(self, choice: PlanChoice, *, cause: Cause = "apply", reason: str = "") -> None:
         """Hold the plan against the fleet, ask, and apply. A rollback is an apply that says so in the history."""
-        if not self._may_apply():
+        if not self.may_change():
             return
         run = self.apply_runs.get(choice.plan.name)
         if run is not None and not run.progress.is_over:
@@ -78,9 +78,13 @@ class PlanDesk(App[None]):
             return
         self.clear_notifications()
         self.push_screen(
-            apply_question(preview, cause, reason),
+            apply_question(preview, cause, reason, typed=self._typed(preview.plan)),
             lambda is_sure: self._apply(preview, cause, reason) if is_sure else None,
         )
+
+    def _typed(self, plan: Plan) -> str:
+        """What has to be typed before so many hosts are changed."""
+        return self.name_to_type(plan.name, num_hosts=len(plan.hosts))
 
     def _apply(self, preview: ApplyPreview, cause: Cause, reason: str) -> None:
         run = ApplyRun(preview, cause=cause, reason=reason)
@@ -117,9 +121,10 @@ class PlanDesk(App[None]):
 
     def ask_to_abort(self, plan: Plan, *, phase: ApplyPhase | None) -> None:
         """Ask, then have the apply of the plan's deployment rolled back, whoever began it."""
-        if self._may_apply():
+        if self.may_change():
             self.push_screen(
-                abort_question(plan.name, phase), lambda is_sure: self._abort(plan) if is_sure else None
+                abort_question(plan.name, phase, typed=self._typed(plan)),
+                lambda is_sure: self._abort(plan) if is_sure else None,
             )
 
     @work(group="abort")
@@ -132,12 +137,6 @@ class PlanDesk(App[None]):
         if (run := self.apply_runs.get(plan.name)) is not None:
             run.take_abort()
         self.notify(said)
-
-    def _may_apply(self) -> bool:
-        """False, and said, while the session is read-only."""
-        if self.is_read_only:
-            self.notify("this session is read-only: ^x (or :unlock) allows changes for ten minutes", title="RO")
-        return not self.is_read_only
 
     # --- comparing and going back -------------------------------------------------------------------------
 
@@ -152,8 +151,7 @@ class PlanDesk(App[None]):
         except FleetError as error:
             self.notify(str(error), title="not compared", severity="error", timeout=12)
             return
-        if self.current_mode != "plans":
-            self.action_mode("plans")
+        self.go_to("plans")
         self.push_screen(CompareScreen(choices))
 
     def open_history(self, deployment: str) -> None:
@@ -165,6 +163,5 @@ class PlanDesk(App[None]):
         if not deployment:
             self.notify("say of which deployment: :history NAME", severity="warning")
             return
-        if self.current_mode != "plans":
-            self.action_mode("plans")
+        self.go_to("plans")
         self.push_screen(PlanHistoryScreen(deployment))
