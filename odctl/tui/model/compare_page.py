@@ -93,7 +93,7 @@ def moved_on(choices: Sequence[PlanChoice], snapshot: FleetSnapshot | None) -> t
 
 
 def letter_of(index: int) -> str:
-    return "ABCD"[index]
+    return chr(ord("A") + index)
 
 
 def origin_words(choice: PlanChoice) -> str:
