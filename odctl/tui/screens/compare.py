@@ -125,4 +125,5 @@ class CompareScreen(FrameScreen):
             return
         self._took_s = last_apply_s(found.entries, [choice.plan_hash for choice in self.choices])
         self._compare()
-        self.redraw()
+        if self.is_current:
+            self.redraw()

@@ -198,7 +198,8 @@ class PlansScreen(FrameScreen):
     async def action_reread(self) -> None:
         """Plan files of the working directory, read beside the screen."""
         self.files = await asyncio.to_thread(find_plans, Path.cwd())
-        self.redraw()
+        if self.is_current:
+            self.redraw()
 
     # --- what is done with it ---------------------------------------------------------------------------
 
