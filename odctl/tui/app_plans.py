@@ -96,7 +96,11 @@ class AppPlans(AppMoving):
     @work(group="apply")
     async def _follow_apply(self, run: ApplyRun) -> None:
         """To its end, whatever screen is shown. What the fleet's thread hears comes here as messages, in order."""
-        await run.follow(self._applier, self.feed, lambda happening: self.post_message(Applied(run, happening)))
+
+        def tell(happening: Happening) -> None:
+            self.post_message(Applied(run, happening))
+
+        await run.follow(self._applier, self.feed, tell)
 
     def on_applied(self, message: Applied) -> None:
         run, happening = message.run, message.happening
@@ -121,11 +125,13 @@ class AppPlans(AppMoving):
 
     def ask_to_abort(self, plan: Plan, *, phase: ApplyPhase | None) -> None:
         """Ask, then have the apply of the plan's deployment rolled back, whoever began it."""
+
+        def abort(is_sure: bool | None) -> None:
+            if is_sure:
+                self._abort(plan)
+
         if self.may_change():
-            self.push_screen(
-                abort_question(plan.name, phase, typed=self._typed(plan)),
-                lambda is_sure: self._abort(plan) if is_sure else None,
-            )
+            self.push_screen(abort_question(plan.name, phase, typed=self._typed(plan)), abort)
 
     @work(group="abort")
     async def _abort(self, plan: Plan) -> None:
@@ -144,9 +150,10 @@ class AppPlans(AppMoving):
     async def compare_files(self, paths: Sequence[str]) -> None:
         """Plans by name of what runs, or by file, beside each other."""
         try:
-            choices = [
-                running_choice(self.snapshot, path) or await asyncio.to_thread(read_choice, path) for path in paths
-            ]
+            choices: list[PlanChoice] = []
+            for path in paths:
+                running = running_choice(self.snapshot, path)
+                choices.append(running if running is not None else await asyncio.to_thread(read_choice, path))
             compare_view(choices, facts=None)
         except FleetError as error:
             self.notify(str(error), title="not compared", severity="error", timeout=12)

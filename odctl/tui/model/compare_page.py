@@ -6,7 +6,7 @@ against A, and that can be applied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -271,14 +271,18 @@ def _meet(first: Interval, second: Interval) -> bool:
 
 
 def figure_words(metric: Metric, value: float) -> str:
-    words: dict[str, Callable[[float], str]] = {
-        "s": seconds_words,
-        "bytes": bytes_words,
-        "J": joules_words,
-        "tokens/s": lambda rate: rate_words(rate).removesuffix(" tok/s") + "/s",
-        "fraction": lambda fraction: f"{fraction:.0%}",
-    }
-    return words.get(metric.unit, lambda number: f"{number:.0f}")(value)
+    """In the unit of its metric, short enough for a column."""
+    match metric.unit:
+        case "s":
+            return seconds_words(value)
+        case "bytes":
+            return bytes_words(value)
+        case "J":
+            return joules_words(value)
+        case "tokens/s":
+            return rate_words(value).removesuffix(" tok/s") + "/s"
+        case _:
+            return f"{value:.0%}" if metric.unit == "fraction" else f"{value:.0f}"
 
 
 def _delta_words(metric: Metric, delta: float | None) -> str:
