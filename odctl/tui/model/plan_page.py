@@ -41,8 +41,8 @@ def plan_page(
         [
             _head(choice, snapshot, width),
             layer_map(plan, snapshot, width=width, is_folded=does_fold, added=added),
-            *middle,
             change_lines(choice, snapshot, width),
+            *middle,
             _why(plan, width),
         ]
     )
