@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from textual.pilot import Pilot
 
+from agent.planner.file import plan_from_toml
 from odctl.fleet.clock import SystemClock
 from odctl.inventory import load_inventory
 from odctl.tui.app import OdctlApp
@@ -41,7 +42,9 @@ def folder(cluster: Cluster, endless_model: Path, tmp_path: Path, monkeypatch: p
     cluster.plan(
         endless_model, even, "--stages", "2", "--name", "chat", "--context", "256", "--listen", free_listen()
     )
-    edited = cluster.odctl("plan", "edit", str(even), "--move-boundary", "0.0=+1", "-o", str(moved))
+    first = plan_from_toml(even.read_text(), file="even.toml").replicas[0].stages[0].layers
+    by = "-1" if first[1] > 1 else "+1"  # what was measured before decides where the planner cuts
+    edited = cluster.odctl("plan", "edit", str(even), "--move-boundary", f"0.0={by}", "-o", str(moved))
     assert edited.exit_code == 0, edited
     monkeypatch.chdir(tmp_path)
     return tmp_path
