@@ -28,6 +28,7 @@ DELTA_CELLS = 7
 LEAST_HALF_BAR, MOST_HALF_BAR = 4, 22
 MOST_HOSTS = 400
 BESIDE_WIDTH = 120
+HASH_WIDTH = 100
 SHADES = "▒░"
 
 
@@ -107,8 +108,8 @@ def compare_page(
     view: CompareView, *, width: int, shows_all_hosts: bool, remarks: Sequence[str] = ()
 ) -> tuple[Line, ...]:
     """The whole page. `remarks` are about what is compared, not of it."""
-    said = tuple(line(Span(f" ▲ {text}", "warn")) for remark in remarks for text in wrap(remark, width - 4))
-    head = [(*_head(view, width), *said), _maps(view, width), _metrics(view, width)]
+    said = [spans for remark in remarks for spans in _warned(remark, width)]
+    head: list[Sequence[Line]] = [(*_head(view, width), *said), _maps(view, width), _metrics(view, width)]
     if width < BESIDE_WIDTH:
         return stacked(
             [*head, _verdicts(view, width), _moves(view, width), _hosts(view, width, shows_all=shows_all_hosts)]
@@ -132,7 +133,8 @@ def _head(view: CompareView, width: int) -> tuple[Line, ...]:
     lines: list[Line] = []
     for index, choice in enumerate(view.choices):
         is_chosen = index == view.chosen
-        said = f"{origin_words(choice)}   {whole.shapes[index]}   {whole.hashes[index][:12]}"
+        said = f"{origin_words(choice)}   {whole.shapes[index]}"
+        said += f"   {whole.hashes[index][:12]}" if width >= HASH_WIDTH else ""
         asked = f"   asked for {', '.join(whole.asked[index])}" if whole.asked[index] else ""
         name = f"{choice.plan.name}  "
         for row, text in enumerate(wrap(said + asked, max(20, width - 6 - len(name)))):
@@ -145,8 +147,14 @@ def _head(view: CompareView, width: int) -> tuple[Line, ...]:
     if whole.is_same:
         lines.append(line(Span(" ✓ the plans are the same", "ok")))
     for warning in whole.warnings:
-        lines += [line(Span(f" ▲ {text}", "warn")) for text in wrap(warning, width - 4)]
+        lines += _warned(warning, width)
     return tuple(lines)
+
+
+def _warned(said: str, width: int) -> list[Line]:
+    return [
+        line(Span(f" {'▲' if row == 0 else ' '} {text}", "warn")) for row, text in enumerate(wrap(said, width - 4))
+    ]
 
 
 # --- layers -------------------------------------------------------------------------------------------
@@ -211,7 +219,8 @@ def _metrics(view: CompareView, width: int) -> tuple[Line, ...]:
     titles = f" {'':<{NAME_CELLS}}" + "".join(f" {letter:>{FIGURE_CELLS}}" for letter in letters)
     titles += f" {f'Δ{other}':>{DELTA_CELLS}}"
     if half >= LEAST_HALF_BAR:
-        titles += f"  {fit('◀ A better', half, is_right=True)}│{fit(f'{other} better ▶', half)}"
+        sides = ("◀ A better", f"{other} better ▶") if half >= len("◀ A better") else ("◀ A", f"{other} ▶")
+        titles += f"  {fit(sides[0], half, is_right=True)}│{fit(sides[1], half)}"
     else:
         titles += "  BEST"
     lines = [line(Span(titles, "title"))]

@@ -19,11 +19,11 @@ COLUMNS = (
     Column(id="mark", title=" ", width=1),
     Column(id="name", title="PLAN", width=14, grow_to=24),
     Column(id="state", title="STATE", width=18),
+    Column(id="origin", title="FROM", width=16, priority=1, grow_to=40),
     Column(id="per_token", title="/TOKEN", width=8, priority=3, is_right=True),
     Column(id="rate", title="PREDICTED", width=11, priority=2, is_right=True, sorts_down=True),
     Column(id="hash", title="HASH", width=12, priority=5),
-    Column(id="layout", title="LAYOUT", width=18, priority=1, grow_to=60),
-    Column(id="origin", title="FROM", width=14, priority=4, grow_to=40),
+    Column(id="layout", title="LAYOUT", width=18, priority=4, grow_to=60),
 )
 _PREVIEW = Mark("◇", "preview", "heal")
 _FILE = Mark("○", "file", "dim")
@@ -103,7 +103,7 @@ class PlanRows:
         if entry.choice is not None:
             return None
         first = next((text.strip() for text in entry.error.splitlines() if text.strip()), "it cannot be read")
-        return "per_token", line(Span(first, "fault"))
+        return "origin", line(Span(first, "fault"))
 
     def cell(self, row: int, column: str, width: int) -> Line:  # noqa: ARG002 - nothing here depends on it
         entry = self._entries[row]

@@ -29,7 +29,7 @@ class PlanHistoryScreen(TableScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("b", "roll_back", "Roll back…", id="history.roll_back"),
         Binding("c", "compare", "Compare", id="history.compare"),
-        Binding("r", "reread", "Ask again", id="history.reread"),
+        Binding("r", "reread", "Ask again", id="history.reread", show=False),
     ]
 
     def __init__(self, deployment: str) -> None:

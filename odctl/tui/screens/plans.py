@@ -43,7 +43,7 @@ class PlansScreen(FrameScreen):
         Binding("c", "compare", "Compare", id="plans.compare"),
         Binding("e", "edit", "Edit", id="plans.edit"),
         Binding("h", "history", "History", id="plans.history"),
-        Binding("v", "progress", "Progress", id="plans.progress"),
+        Binding("v", "progress", "Progress of an apply", id="plans.progress", show=False),
         Binding("A", "abort", "Abort…", id="plans.abort", show=False),
         Binding("x", "fold", "Fold", id="plans.fold", show=False),
         Binding("z", "zoom", "List away", id="plans.zoom", show=False),

@@ -160,3 +160,12 @@ def test_a_plan_that_ran_when_it_was_compared_may_run_no_more() -> None:
 def test_one_plan_and_five_are_refused() -> None:
     with pytest.raises(FleetError, match="compare takes 2 to 4"):
         compare_view([choice(frozen.plan())] * 5, facts=None)
+
+
+@pytest.mark.parametrize("width", [1, 8, 30])
+def test_a_page_that_is_not_laid_out_yet_is_drawn_all_the_same(width: int) -> None:
+    """Also one with warnings, which are wrapped to less than the width."""
+    other = msgspec.structs.replace(frozen.plan(), serving=msgspec.structs.replace(frozen.plan().serving, batch=4))
+    choices = [choice(frozen.plan()), choice(other)]
+    lines = compare_page(compare_view(choices, facts=None), width=width, shows_all_hosts=False, remarks=["moved"])
+    assert any("decodes" in line_text(spans) or width < 30 for spans in lines)
