@@ -15,7 +15,7 @@ from agent.planner.words import (
 )
 from agent.wire.history import MeasuredFigures
 from odctl.fleet.snapshot import FleetSnapshot
-from odctl.history import Entry, held_figures
+from odctl.history import OF_ANY_LOAD, Entry, held_figures
 from odctl.tui.model.columns import stacked
 from odctl.tui.model.marks import Mark
 from odctl.tui.model.plan_figures import Figure, figure_lines
@@ -190,7 +190,9 @@ def _figures(entry: Entry, width: int) -> tuple[Line, ...]:
         )
     lines = list(figure_lines(figures, width))
     said = [f"{held[name].name} ×{held[name].ratio:.2f}" for name in FIGURES if held[name].ratio is not None]
-    remark = f"measured over predicted: {', '.join(said)}" if said else "nothing was measured of it yet"
+    remark = (
+        f"measured over predicted: {', '.join(said)}; {OF_ANY_LOAD}" if said else "nothing was measured of it yet"
+    )
     return (*lines, *(line(Span(f"   {text}", "dim")) for text in wrap(remark, width - 4)))
 
 

@@ -27,6 +27,7 @@ NOT_IN_FILE = "not in its file, of an earlier release"
 NAME_CELLS = 19
 MEASURED_CELLS = 13
 LEAST_BAR = 10
+LEAST_MARKED = len("● predicted ▾ measured")
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +94,8 @@ def figure_lines(figures: Sequence[Figure], width: int) -> tuple[Line, ...]:
     titles = f" {'':<{NAME_CELLS}} {'PREDICTED':>{cells}}" + (
         f" {'MEASURED':>{MEASURED_CELLS}}" if has_measured else ""
     )
-    lines = [line(Span(titles, "title"))]
+    has_marks = bar_cells >= LEAST_MARKED and any(figure.measured is not None for figure in figures)
+    lines = [line(Span(titles, "title"), Span("  ● predicted ▾ measured" if has_marks else "", "dim"))]
     for figure, words in zip(figures, said, strict=True):
         parts: list[Span | str] = [f" {fit(figure.name, NAME_CELLS)} "]
         if figure.predicted is None:
