@@ -43,7 +43,16 @@ async def read_basis(fleet: Fleet, plan: Plan, *, cluster: str) -> BasisRead:
         raise next(iter(missing.values()), FleetError("E105", "no host is left to plan with"))
     spec = (await check_model(fleet, plan.model)).spec
     draft = (await check_model(fleet, plan.draft)).spec if plan.draft is not None else None
-    return BasisRead(basis=Basis(spec, facts, draft=draft), missing=missing)
+    selected = _selected(fleet, plan.asked.hosts) if plan.asked is not None and plan.asked.hosts else None
+    return BasisRead(basis=Basis(spec, facts, draft=draft, selected=selected), missing=missing)
+
+
+def _selected(fleet: Fleet, selector: str) -> tuple[str, ...] | None:
+    """Hosts that the plan was asked for. None when the inventory knows no such ones any more: all are left then."""
+    try:
+        return fleet.select(selector)
+    except FleetError:
+        return None
 
 
 def write_plan_file(path: Path, text: str, *, replaces: bool) -> None:

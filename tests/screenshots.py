@@ -19,19 +19,20 @@ QUESTION = "A class is"
 
 def main() -> int:
     with Lab(name="screens", num_hosts=3) as lab:
-        model, plan = lab.directory / "speaker", lab.directory / "plan.toml"
+        model, plan, other = (lab.directory / name for name in ("speaker", "plan.toml", "other.toml"))
         odctl(lab, "bootstrap")
         odctl(lab, "models", "make-demo", str(model))
         odctl(
             lab, "plan", str(model), "--strategy", "hybrid", "--tensor", "1,2", "--context", "512",
             "--listen", LISTEN, "-o", str(plan),
         )  # fmt: skip
+        odctl(lab, "plan", "edit", str(plan), "--move-boundary", "0.0=+1", "-o", str(other))
         odctl(lab, "apply", str(plan), "--yes")
         subprocess.run(
             [
                 sys.executable, "-m", "odctl.tui.screenshots", "--inventory", str(lab.inventory_path),
-                "--out", str(ROOT / "screenshots"), "--plan", str(plan), "--question", QUESTION,
-                "--warm-up", "20",
+                "--out", str(ROOT / "screenshots"), "--plan", str(plan), "--other", str(other),
+                "--question", QUESTION, "--warm-up", "20",
             ],
             check=True,
         )  # fmt: skip

@@ -8,6 +8,7 @@ from agent.facts.cluster import ClusterFacts
 from agent.planner.interval import Interval
 from agent.planner.memory import held_bytes, kind_of_device
 from agent.planner.plan import Plan, Shard, rank_places
+from agent.planner.words import bytes_interval_words, list_words
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +47,20 @@ def risk_of(plan: Plan, facts: ClusterFacts | None) -> Risk:
         fatal_domains=_fatal_domains(replicas, facts) if facts is not None else {},
         least_room=_least_room(plan, facts) if facts is not None else None,
     )
+
+
+def risk_words(risk: Risk) -> str:
+    """`stops with the loss of any of a and b; of rack r1; least memory left: 3.1 GB (2.9..3.2), 12%, on a/cpu`."""
+    hosts = risk.fatal_hosts
+    any_of = "any of " if len(hosts) > 1 else ""
+    parts = [f"stops with the loss of {any_of}{list_words(hosts)}" if hosts else "no single host's loss stops it"]
+    parts += [f"of {label} {list_words(values)}" for label, values in risk.fatal_domains.items()]
+    if risk.least_room is not None:
+        room = risk.least_room
+        parts.append(
+            f"least memory left: {bytes_interval_words(room.left)}, {room.fraction_left:.0%}, on {room.device}"
+        )
+    return "; ".join(parts)
 
 
 def _fatal_domains(replicas: list[set[str]], facts: ClusterFacts) -> dict[str, tuple[str, ...]]:

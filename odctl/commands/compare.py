@@ -14,7 +14,7 @@ from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts
 from agent.planner.compare import Comparison, Metric, PlanChange, compare_plans
 from agent.planner.interval import Interval
-from agent.planner.risk import Risk
+from agent.planner.risk import risk_words
 from agent.planner.words import (
     bytes_interval_words,
     bytes_words,
@@ -246,7 +246,7 @@ def comparison_lines(comparison: Comparison, took: Sequence[float | None] = ()) 
     known = [f"{letter} {seconds:.1f} s" for letter, seconds in zip(letters, took, strict=False) if seconds]
     if known:
         lines.append(f"        applied before: {', '.join(known)}")
-    lines += ["", *(_risk_line(letter, risk) for letter, risk in zip(letters, comparison.risks, strict=True))]
+    lines += ["", *(f"{letter} {risk_words(risk)}" for letter, risk in zip(letters, comparison.risks, strict=True))]
     lines += ["", *(f"{verdict.objective:<12}{verdict.reason}" for verdict in comparison.verdicts)]
     return lines
 
@@ -325,16 +325,3 @@ def _runs_words(layers: tuple[int, ...]) -> list[str]:
         else:
             runs.append([layer])
     return [f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs]
-
-
-def _risk_line(letter: str, risk: Risk) -> str:
-    hosts = risk.fatal_hosts
-    any_of = "any of " if len(hosts) > 1 else ""
-    parts = [f"{letter} stops with the loss of {any_of}{list_words(hosts)}"]
-    parts += [f"of {label} {list_words(values)}" for label, values in risk.fatal_domains.items()]
-    if risk.least_room is not None:
-        room = risk.least_room
-        parts.append(
-            f"least memory left: {bytes_interval_words(room.left)}, {room.fraction_left:.0%}, on {room.device}"
-        )
-    return "; ".join(parts)

@@ -115,6 +115,7 @@ def edit_plan(
     edits = [_with_hosts_named(edit, plan, inventory_path) for edit in edits]
     basis = _read_basis(inventory_path, plan)
     before = begin_edit(plan, basis)
+    edits = [_with_hosts_asked(edit, before) for edit in edits]
     after = before
     for edit in edits:
         after = apply_edit(after, edit, basis)
@@ -192,6 +193,17 @@ def _with_hosts_named(edit: Edit, plan: Plan, inventory_path: str) -> Edit:
         return tuple(dict.fromkeys(name for names in found for name in names))
 
     return Replan(excluded=hosts(edit.excluded), pinned=hosts(edit.pinned))
+
+
+def _with_hosts_asked(edit: Edit, before: Edited) -> Edit:
+    """With the hosts that the plan was asked for to be without, or with, unless the options say otherwise."""
+    from agent.planner.edit import Replan
+
+    if not isinstance(edit, Replan):
+        return edit
+    excluded = dict.fromkeys((*edit.excluded, *(name for name in before.excluded if name not in edit.pinned)))
+    pinned = dict.fromkeys((*edit.pinned, *(name for name in before.pinned if name not in edit.excluded)))
+    return Replan(excluded=tuple(excluded), pinned=tuple(pinned))
 
 
 def _names(text: str) -> tuple[str, ...]:

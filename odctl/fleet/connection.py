@@ -17,7 +17,7 @@ from agent.errors import ErrorDetail, FleetError
 from agent.wire.framing import StreamClosed
 from odctl.fleet.frames import FrameSplitter
 from odctl.fleet.guard import WriteGuard
-from odctl.inventory import NO_SUCH_HOST, Inventory
+from odctl.inventory import NO_SUCH_HOST, Inventory, select
 from odctl.ssh.failures import NO_SOCKET, connection_lost
 from odctl.ssh.transport import Transport
 
@@ -59,9 +59,11 @@ class Fleet:
         open_client: OpenClient,
         is_network_trusted: bool = False,
         guard: WriteGuard | None = None,
+        select: Callable[[str], tuple[str, ...]] | None = None,
     ) -> None:
         self.cluster = cluster
         self._guard = guard
+        self._select = select
         self.is_network_trusted = is_network_trusted
         self._hosts = {host.name: host for host in hosts}
         self._open_client = open_client
@@ -74,6 +76,12 @@ class Fleet:
     def hosts(self) -> tuple[str, ...]:
         """Names, sorted."""
         return tuple(sorted(self._hosts))
+
+    def select(self, selector: str) -> tuple[str, ...]:
+        """Hosts that a selector means, as the inventory has it. Raises FleetError E108 for what matches nothing."""
+        if self._select is None:
+            raise FleetError(NO_SUCH_HOST, f"`{selector}` selects nothing here", hint="name the hosts one by one")
+        return self._select(selector)
 
     def transport(self, host: str) -> Transport:
         found = self._host(host).transport
@@ -256,6 +264,7 @@ async def open_fleet(
         cluster=inventory.cluster,
         open_client=agent_client,
         is_network_trusted=inventory.trusted_network,
+        select=lambda selector: tuple(host.name for host in select(inventory, selector)),
         guard=guard,
     )
     try:

@@ -16,13 +16,12 @@ from textual.screen import Screen
 from agent.errors import FleetError
 from agent.planner.file import plan_hash
 from agent.planner.plan import Plan
-from odctl.apply import ApplyPreview
 from odctl.fleet import FleetSnapshot
 from odctl.fleet.clock import Clock, SystemClock
 from odctl.inventory import load_inventory
 from odctl.result import exit_code_of, render_error
 from odctl.tui.app_looks import check_theme, user_keymap
-from odctl.tui.app_moving import AppMoving
+from odctl.tui.app_plans import AppPlans
 from odctl.tui.applying import Applier, FleetApplier
 from odctl.tui.editing import BasisReader, FleetBasisReader
 from odctl.tui.feed import Feed, FleetFeed
@@ -35,9 +34,7 @@ from odctl.tui.model.plans import PlanChoice, plan_choices, preview_of
 from odctl.tui.options import UiOptions
 from odctl.tui.plan_files import is_plan_file, read_plan_text
 from odctl.tui.probing import FleetProber, Prober
-from odctl.tui.screens.apply import ApplyScreen
 from odctl.tui.screens.chat import ChatScreen
-from odctl.tui.screens.confirm import ConfirmScreen
 from odctl.tui.screens.deployments import DeploymentsScreen
 from odctl.tui.screens.events import EventsScreen
 from odctl.tui.screens.faults import FaultsScreen
@@ -63,7 +60,7 @@ class SnapshotTaken(Message):
         return isinstance(message, SnapshotTaken)
 
 
-class OdctlApp(AppMoving):
+class OdctlApp(AppPlans):
     TITLE = "odctl"
     CSS_PATH = "odctl.tcss"
     ENABLE_COMMAND_PALETTE = True
@@ -183,16 +180,16 @@ class OdctlApp(AppMoving):
 
     def open_logs(self, host: str) -> None:
         """What one host says, followed."""
-        self._go("logs")
+        self.go_to("logs")
         self.call_after_refresh(self._with_screen, EventsScreen, lambda screen: screen.choose(host))
 
     def open_plan_of(self, deployment: str) -> None:
         self.preview_error = ""
-        self._go("plans")
+        self.go_to("plans")
         self.call_after_refresh(self._with_screen, PlansScreen, lambda screen: screen.choose_deployment(deployment))
 
     def open_chat(self, deployment: str) -> None:
-        self._go("chat")
+        self.go_to("chat")
         self.call_after_refresh(self._with_screen, ChatScreen, lambda screen: screen.choose(deployment))
 
     def _with_screen(self, kind: type[Screen[Any]], do: Callable[[Any], None]) -> None:
@@ -265,41 +262,6 @@ class OdctlApp(AppMoving):
         self.preview_error = ""
         self.preview = PlanChoice(origin=path, plan=plan, plan_hash=plan_hash(plan))
 
-    def ask_to_apply(self, choice: PlanChoice) -> None:
-        """Hold the plan against the fleet, ask, and apply."""
-        if not self.may_change():
-            return
-        self.notify(f"holding {choice.plan.name} against the fleet …", timeout=2)
-        self._prepare_apply(choice)
-
-    @work(exclusive=True, group="prepare")
-    async def _prepare_apply(self, choice: PlanChoice) -> None:
-        try:
-            preview = await self._applier.preview(self.feed, choice.plan)
-        except FleetError as error:
-            self.notify(str(error), title=f"{choice.plan.name} cannot be applied", severity="error", timeout=12)
-            return
-        if preview.is_noop:
-            self.notify(f"generation {preview.running_generation} serves this very plan", title="no changes")
-            return
-        hosts = f"{len(preview.plan.hosts)} hosts" if len(preview.plan.hosts) != 1 else "1 host"
-        self.clear_notifications()
-        title = f"Apply {preview.plan.name} to {hosts}?"
-        self.push_screen(
-            ConfirmScreen(
-                title=title,
-                lines=preview.lines,
-                verb="Apply",
-                typed=self.name_to_type(preview.plan.name, num_hosts=len(preview.plan.hosts)),
-            ),
-            lambda is_sure: self._apply(preview) if is_sure else None,
-        )
-
-    def _apply(self, preview: ApplyPreview) -> None:
-        if self.current_mode != "plans":
-            self.action_mode("plans")
-        self.push_screen(ApplyScreen(preview, self._applier))
-
     # --- commands -----------------------------------------------------------------------------------------
 
     def run_command(self, text: str) -> None:
@@ -326,12 +288,20 @@ class OdctlApp(AppMoving):
                 self.open_plan(argument, applies=True)
             case "apply":
                 self._apply_shown()
+            case "compare" if len(argument.split()) > 1:
+                self.compare_files(argument.split())
+            case "compare":
+                self._compare_shown()
+            case "history":
+                self.open_history(argument)
+            case "progress":
+                self.show_apply(argument)
             case "chat" if argument:
                 self.open_chat(argument)
             case "logs" if argument:
                 self.open_logs(argument)
             case "plans" | "chat" | "logs":
-                self._go(call.command)
+                self.go_to(call.command)
             case "deployments" | "faults" | "models" | "learning" | "probes":
                 self._open_table(call.command, argument)
             case "sort":
@@ -373,18 +343,18 @@ class OdctlApp(AppMoving):
 
         return do
 
-    def _go(self, mode: str) -> None:
+    def go_to(self, mode: str) -> None:
         """The first screen of a mode, whatever stands above it."""
         if mode != self.current_mode:
             self.action_mode(mode)
         self._to_first_screen()
 
     def _open_table(self, mode: str, filter_text: str) -> None:
-        self._go(mode)
+        self.go_to(mode)
         self.call_after_refresh(self._with_screen, TableScreen, lambda screen: screen.set_filter(filter_text))
 
     def _open_fleet(self, filter_text: str, *, shows_devices: bool) -> None:
-        self._go("fleet")
+        self.go_to("fleet")
 
         def show(screen: FleetScreen) -> None:
             screen.show_devices(shows_devices)
@@ -404,6 +374,12 @@ class OdctlApp(AppMoving):
         else:
             self.notify("show a plan first: 2 Plans, or :plan FILE", severity="warning")
 
+    def _compare_shown(self) -> None:
+        if isinstance(self.screen, PlansScreen):
+            self.screen.action_compare()
+        else:
+            self.notify("say which: :compare A B, files or names of what runs", severity="warning")
+
     def _set(self, text: str) -> None:
         if isinstance(self.screen, PlanEditorScreen):
             self.screen.set_serving(text)
@@ -418,8 +394,7 @@ class OdctlApp(AppMoving):
 
 
 def _show_first(screen: PlansScreen) -> None:
-    screen.chosen = 0
-    screen.redraw()
+    screen.choose_first()
 
 
 def run_app(inventory_path: str, options: UiOptions | None = None) -> None:

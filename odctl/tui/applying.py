@@ -7,6 +7,7 @@ from typing import Protocol
 
 from agent.planner.plan import Plan
 from agent.wire.agent import ApplyEvent
+from agent.wire.history import Cause
 from odctl.apply import ApplyPreview, abort_apply, apply_plan, operator_name, preview_apply
 from odctl.fleet import Fleet
 from odctl.tui.feed import Feed
@@ -19,9 +20,15 @@ class Applier(Protocol):
 
     async def preview(self, feed: Feed, plan: Plan) -> ApplyPreview: ...
 
-    async def apply(self, feed: Feed, preview: ApplyPreview, on_event: OnEvent) -> ApplyEvent: ...
+    async def apply(
+        self, feed: Feed, preview: ApplyPreview, on_event: OnEvent, *, cause: Cause = "apply", reason: str = ""
+    ) -> ApplyEvent:
+        """Cause and reason are for the history, as `odctl rollback` gives them."""
+        ...
 
-    async def abort(self, feed: Feed, preview: ApplyPreview) -> str: ...
+    async def abort(self, feed: Feed, plan: Plan) -> str:
+        """Whoever began the apply of that deployment: its controller is the plan's first one."""
+        ...
 
 
 class FleetApplier:
@@ -33,14 +40,18 @@ class FleetApplier:
 
         return await feed.call(work)
 
-    async def apply(self, feed: Feed, preview: ApplyPreview, on_event: OnEvent) -> ApplyEvent:
+    async def apply(
+        self, feed: Feed, preview: ApplyPreview, on_event: OnEvent, *, cause: Cause = "apply", reason: str = ""
+    ) -> ApplyEvent:
         async def work(fleet: Fleet) -> ApplyEvent:
-            return await apply_plan(fleet, preview, on_event=on_event, holder=operator_name())
+            return await apply_plan(
+                fleet, preview, on_event=on_event, holder=operator_name(), cause=cause, reason=reason
+            )
 
         return await feed.call(work)
 
-    async def abort(self, feed: Feed, preview: ApplyPreview) -> str:
+    async def abort(self, feed: Feed, plan: Plan) -> str:
         async def work(fleet: Fleet) -> str:
-            return await abort_apply(fleet, preview.plan, holder=operator_name())
+            return await abort_apply(fleet, plan, holder=operator_name())
 
         return await feed.call(work)

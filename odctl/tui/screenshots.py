@@ -20,6 +20,7 @@ from odctl.result import exit_code_of, render_error
 from odctl.tui.app import OdctlApp
 from odctl.tui.feed import FleetFeed
 from odctl.tui.screens.chat import ChatScreen
+from odctl.tui.screens.compare import CompareScreen
 from odctl.tui.screens.learning import LearningScreen
 from odctl.tui.screens.models import ModelsScreen
 from odctl.tui.screens.plan_editor import PlanEditorScreen
@@ -35,7 +36,13 @@ Step = tuple[str, Callable[["Pilot[None]", OdctlApp], Awaitable[None]]]
 
 
 async def take_screenshots(
-    inventory: Inventory, out: Path, *, plan: Path | None, warm_up_s: float, question: str
+    inventory: Inventory,
+    out: Path,
+    *,
+    plan: Path | None,
+    other: Path | None = None,
+    warm_up_s: float,
+    question: str,
 ) -> list[Path]:
     """Walk through every screen at every size. Raises TimeoutError when no host is live in time."""
     written: list[Path] = []
@@ -46,7 +53,7 @@ async def take_screenshots(
         async with app.run_test(size=(width, height), notifications=True) as pilot:
             await _until(lambda: _is_live(app), LIVE_TIMEOUT_S)  # noqa: B023 - awaited in this turn of the loop
             await asyncio.sleep(warm_up_s)
-            for name, go in _steps(plan, question):
+            for name, go in _steps(plan, other, question):
                 await go(pilot, app)
                 path = out / f"{name}-{width}x{height}.svg"
                 picture = app.export_screenshot(title=f"odctl: {name}")
@@ -55,7 +62,7 @@ async def take_screenshots(
     return written
 
 
-def _steps(plan: Path | None, question: str) -> list[Step]:
+def _steps(plan: Path | None, other: Path | None, question: str) -> list[Step]:
     steps: list[Step] = [
         ("fleet", _keys("1")),
         ("devices", _keys("d")),
@@ -74,7 +81,9 @@ def _steps(plan: Path | None, question: str) -> list[Step]:
         steps.append(("plan", _command(f"plan {plan}")))
     else:
         steps.append(("plan", _keys("escape", "2")))
-    steps.append(("plan-editor", _editor))
+    if other is not None:
+        steps.append(("compare", _compare(other)))
+    steps += [("plan-history", _keys("escape", "h")), ("plan-editor", _editor)]
     return steps
 
 
@@ -95,9 +104,21 @@ def _command(text: str) -> Callable[[Pilot[None], OdctlApp], Awaitable[None]]:
     return go
 
 
+def _compare(other: Path) -> Callable[[Pilot[None], OdctlApp], Awaitable[None]]:
+    """What runs under its name, and this file."""
+
+    async def go(pilot: Pilot[None], app: OdctlApp) -> None:
+        await _command(f"plan {other}")(pilot, app)
+        await pilot.press("c")
+        await _until(lambda: isinstance(app.screen, CompareScreen), LIVE_TIMEOUT_S)
+        await pilot.pause(SETTLE_S)
+
+    return go
+
+
 async def _editor(pilot: Pilot[None], app: OdctlApp) -> None:
     """The plan that is shown, with its first boundary moved by a layer; nothing is written."""
-    await pilot.press("e")
+    await pilot.press("escape", "e")
     await _until(lambda: isinstance(app.screen, PlanEditorScreen), LIVE_TIMEOUT_S)
     await pilot.press("plus")
     await pilot.pause(SETTLE_S)
@@ -144,6 +165,7 @@ def main() -> None:
     parser.add_argument("--inventory", required=True)
     parser.add_argument("--out", type=Path, default=Path("screenshots"))
     parser.add_argument("--plan", type=Path, help="A plan file to preview; without it, the running plan is shown.")
+    parser.add_argument("--other", type=Path, help="A plan file to compare with what runs under its name.")
     parser.add_argument("--warm-up", type=float, default=5.0, help="Seconds of history to wait for.")
     parser.add_argument("--question", default=QUESTION)
     arguments = parser.parse_args()
@@ -154,6 +176,7 @@ def main() -> None:
                 load_inventory(arguments.inventory),
                 arguments.out,
                 plan=arguments.plan,
+                other=arguments.other,
                 warm_up_s=arguments.warm_up,
                 question=arguments.question,
             )

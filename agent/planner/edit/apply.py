@@ -8,16 +8,13 @@ planner made.
 from __future__ import annotations
 
 import difflib
-from functools import cached_property
 from typing import Any, assert_never
 
 import msgspec
 
 from agent.errors import FleetError
-from agent.facts.cluster import ClusterFacts
-from agent.facts.model import ModelSpec
-from agent.planner.calibration import Calibration
-from agent.planner.check import PlanProblem, check_plan, check_shape, raise_problems
+from agent.planner.check import check_shape, raise_problems
+from agent.planner.edit.edited import Basis, Edited, asked_hosts, problems_of
 from agent.planner.edit.edits import (
     AddStage,
     Edit,
@@ -41,10 +38,10 @@ from agent.planner.edit.layouts import (
     stage_at,
     unused_places,
 )
-from agent.planner.evidence import calibrate
+from agent.planner.edit.replan import replan
 from agent.planner.file import ServingTable
 from agent.planner.layout import Place, layouts_of_plan
-from agent.planner.make import lay_out_plan, make_plan
+from agent.planner.make import lay_out_plan
 from agent.planner.plan import Learning, Plan, Replica, Serving, rank_places
 from agent.planner.problem import DEFAULT_PROMPT_TOKENS, PlanRequest, Problem, allowed_places
 from agent.planner.words import layers_words, list_words
@@ -69,32 +66,6 @@ SETTABLE = (
 SHOWN_STAGES = 6
 
 
-class Basis:
-    """What edits are computed over: the model, its draft model if it has one, and the cluster as it is."""
-
-    def __init__(self, spec: ModelSpec, facts: ClusterFacts, *, draft: ModelSpec | None = None) -> None:
-        self.spec = spec
-        self.facts = facts
-        self.draft = draft
-
-    @cached_property
-    def calibration(self) -> Calibration:
-        """Fitted once: it takes longer than an edit."""
-        return calibrate(self.facts)
-
-
-class Edited(msgspec.Struct, frozen=True, kw_only=True):
-    """A plan under edit, with everything that is wrong with it."""
-
-    plan: Plan
-    planned: Plan
-    """What it is told apart from: the plan as it was opened, or as the planner last made it."""
-    problems: tuple[PlanProblem, ...] = ()
-    excluded: tuple[str, ...] = ()
-    pinned: tuple[str, ...] = ()
-    """Hosts, sorted: what the planner is told when it is asked again."""
-
-
 def begin_edit(plan: Plan, basis: Basis) -> Edited:
     """The plan with its figures as of today's facts, ready to be edited.
 
@@ -108,7 +79,8 @@ def begin_edit(plan: Plan, basis: Basis) -> Edited:
         fresh = plan
     else:
         fresh = _laid_out(plan, layouts, basis)
-    return Edited(plan=fresh, planned=fresh, problems=_problems(fresh, basis))
+    excluded, pinned = asked_hosts(plan.asked)
+    return Edited(plan=fresh, planned=fresh, problems=problems_of(fresh, basis), excluded=excluded, pinned=pinned)
 
 
 def apply_edit(edited: Edited, edit: Edit, basis: Basis) -> Edited:
@@ -117,7 +89,7 @@ def apply_edit(edited: Edited, edit: Edit, basis: Basis) -> Edited:
     Raises FleetError E106, E107, E601 or E602 for an edit that gives no plan at all; nothing has changed then.
     """
     if isinstance(edit, Replan):
-        return _replanned(edited, edit, basis)
+        return replan(edited, edit, basis)
     plan = edited.plan
     if isinstance(edit, SetServing):
         plan = _with_serving(edited, edit)
@@ -125,7 +97,7 @@ def apply_edit(edited: Edited, edit: Edit, basis: Basis) -> Edited:
     layouts = _edited_layouts(problem, _layouts(plan, basis), edit)
     made = _laid_out(plan, layouts, basis)
     marked = _told_apart(made, edited.planned)
-    return msgspec.structs.replace(edited, plan=marked, problems=_problems(marked, basis))
+    return msgspec.structs.replace(edited, plan=marked, problems=problems_of(marked, basis))
 
 
 def adopt_plan(plan: Plan, before: Edited, basis: Basis) -> Edited:
@@ -136,7 +108,7 @@ def adopt_plan(plan: Plan, before: Edited, basis: Basis) -> Edited:
     made = _laid_out(plan, _layouts(plan, basis), basis)
     said = _differences(made, before.planned)
     adopted = _marked(made, before.planned, said) if said else made
-    return msgspec.structs.replace(before, plan=adopted, problems=_problems(adopted, basis))
+    return msgspec.structs.replace(before, plan=adopted, problems=problems_of(adopted, basis))
 
 
 def possible_sizes(edited: Edited, basis: Basis, *, replica: int, stage: int) -> tuple[int, ...]:
@@ -216,11 +188,6 @@ def _laid_out(plan: Plan, layouts: Layouts, basis: Basis) -> Plan:
     return lay_out_plan(plan, layouts, basis.spec, basis.facts, draft=draft, calibration=basis.calibration)
 
 
-def _problems(plan: Plan, basis: Basis) -> tuple[PlanProblem, ...]:
-    draft = basis.draft if plan.draft is not None else None
-    return tuple(check_plan(plan, basis.spec, basis.facts, draft=draft))
-
-
 # --- serving ------------------------------------------------------------------------------------------
 
 
@@ -259,63 +226,6 @@ def set_serving(serving: Serving, field: str, value: Any) -> Serving:
 def _allowed(kind: Any) -> str:
     values = getattr(kind, "__args__", ())
     return f"one of: {', '.join(map(str, values))}" if values and isinstance(values[0], str) else "a whole number"
-
-
-# --- planning anew ------------------------------------------------------------------------------------
-
-
-def _replanned(edited: Edited, edit: Replan, basis: Basis) -> Edited:
-    """The planner's plan of what is left, spread over as many hosts as before where that many are left."""
-    plan, facts = edited.plan, basis.facts
-    known = [host.name for host in facts.hosts]
-    for name in (*edit.excluded, *edit.pinned):
-        if name not in known and name not in plan.hosts:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known[:12])}"
-            raise FleetError("E106", f"no host `{name}` in the cluster", hint=hint)
-    if both := set(edit.excluded) & set(edit.pinned):
-        raise FleetError("E107", f"{list_words(sorted(both))} both pinned and excluded", hint="choose one")
-    left = tuple(name for name in known if name not in edit.excluded)
-    if not left:
-        raise FleetError("E602", "every host is excluded", hint="take one back")
-    strategy = edited.planned.objective.strategy
-    objective = msgspec.structs.replace(
-        edited.planned.objective, strategy="adaptive" if strategy == "manual" else strategy
-    )
-    controllers = plan.controllers if set(plan.controllers) <= set(left) else ()
-    gateway = plan.serving.gateway if plan.serving.gateway in left else ""
-    spread = min(len({shard.host for stage in r.stages for shard in stage.shards}) for r in plan.replicas)
-    request = PlanRequest(
-        name=plan.name,
-        model=plan.model,
-        spec=basis.spec,
-        facts=facts,
-        objective=objective,
-        serving=msgspec.structs.replace(plan.serving, gateway=gateway),
-        healing=plan.healing,
-        hosts=left,
-        min_hosts=min(spread, len(left) // len(plan.replicas) or 1),
-        replicas=len(plan.replicas),
-        controllers=controllers,
-        pinned=edit.pinned,
-        prompt_tokens=plan.predicted.prompt_tokens,
-        draft=plan.draft,
-        draft_spec=basis.draft if plan.draft is not None else None,
-        is_recorded=plan.learning is None or plan.learning.records,
-    )
-    try:
-        made = make_plan(request)
-    except FleetError:
-        if request.min_hosts == 1:
-            raise
-        made = make_plan(msgspec.structs.replace(request, min_hosts=1))
-    return Edited(
-        plan=made,
-        planned=made,
-        problems=_problems(made, basis),
-        excluded=tuple(sorted(set(edit.excluded))),
-        pinned=tuple(sorted(set(edit.pinned))),
-    )
 
 
 # --- what was edited ----------------------------------------------------------------------------------

@@ -38,8 +38,8 @@ from agent.planner.words import (
     seconds_interval_words,
 )
 from odctl.fleet.snapshot import FleetSnapshot
-from odctl.tui.model.plan_page import (
-    change_lines,
+from odctl.tui.model.plan_map import (
+    LEGEND,
     layer_spans,
     map_width,
     memory_spans,
@@ -47,6 +47,7 @@ from odctl.tui.model.plan_page import (
     slowest_stage,
     stage_time,
 )
+from odctl.tui.model.plan_page import change_lines
 from odctl.tui.model.plans import PlanChoice
 from odctl.tui.model.text import BLANK, Line, Span, Tone, fit, line, spread, wrap
 from odctl.tui.model.units import plural
@@ -56,13 +57,6 @@ SAME = 5e-4
 """A change below this share of a figure is none."""
 LEGEND_WIDTH = 100
 """A narrower terminal keeps its lines for the plan."""
-LEGEND: Line = (
-    Span(" █ weights ", "bar"),
-    Span("▓ KV cache ", "kv"),
-    Span("▒ activations ", "activation"),
-    Span("░ headroom  · free", "dim"),
-    Span("   ◀ bottleneck", "warn"),
-)
 HINTS: tuple[Line, ...] = (
     (Span(" ↑↓ choose a row: t, x, p act on it.  < > shift a KV head within a group.  d removes a stage.", "dim"),),
     (Span(" On a spare device: enter puts the boundary's left stage there, n makes a new one behind it.", "dim"),),

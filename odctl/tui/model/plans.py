@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import lru_cache
 
 import msgspec
 
 from agent.errors import ErrorDetail, FleetError
 from agent.facts.cluster import ClusterFacts
+from agent.facts.measured import with_probes
 from agent.planner.file import plan_from_toml, plan_hash
 from agent.planner.plan import Plan
 from agent.wire.agent import DeploymentStatus
@@ -37,17 +39,29 @@ def preview_of(text: str, *, path: str) -> PlanChoice:
     return PlanChoice(origin=path, plan=plan, plan_hash=plan_hash(plan))
 
 
+def running_choice(snapshot: FleetSnapshot | None, name: str) -> PlanChoice | None:
+    """The plan of the deployment of that name; None where none runs, or this odctl cannot read its plan."""
+    view = snapshot.deployment(name) if snapshot is not None else None
+    return _running(view) if view is not None else None
+
+
 def deployed_plan(status: DeploymentStatus) -> Plan | None:
     """The plan of a deployment; None when this odctl cannot read it (an agent of another version wrote it)."""
     return _parsed(status.plan_toml)
 
 
-def cluster_facts(snapshot: FleetSnapshot) -> ClusterFacts:
-    """The facts of every host that has told us its own."""
-    return ClusterFacts(
-        cluster=snapshot.cluster,
-        hosts=tuple(sorted((host.facts for host in snapshot.hosts if host.facts), key=lambda facts: facts.name)),
-    )
+def cluster_facts(snapshot: FleetSnapshot, *, hosts: Collection[str]) -> ClusterFacts:
+    """The facts of these hosts, of those that have told us their own."""
+    wanted = frozenset(hosts)
+    known = (host.facts for host in snapshot.hosts if host.facts and host.name in wanted)
+    return ClusterFacts(cluster=snapshot.cluster, hosts=tuple(sorted(known, key=lambda facts: facts.name)))
+
+
+def measured_facts(snapshot: FleetSnapshot, *, hosts: Collection[str]) -> ClusterFacts:
+    """The same with what was probed of them, as far as their agents have told."""
+    wanted = frozenset(hosts)
+    probes = [host.probes for host in snapshot.hosts if host.name in wanted and host.probes is not None]
+    return with_probes(cluster_facts(snapshot, hosts=wanted), probes)
 
 
 def _running(view: DeploymentView) -> PlanChoice | None:

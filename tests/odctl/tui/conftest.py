@@ -8,6 +8,7 @@ from textual.widgets import Input
 from agent.errors import FleetError
 from agent.planner.plan import Plan
 from agent.wire.agent import ApplyEvent
+from agent.wire.history import Cause
 from odctl.apply import ApplyPreview
 from odctl.tui.app import OdctlApp
 from odctl.tui.applying import Applier, OnEvent
@@ -28,10 +29,18 @@ class RefusingApplier:
     async def preview(self, feed: Feed, plan: Plan) -> ApplyPreview:  # noqa: ARG002 - the Protocol's
         raise FleetError("E401", "the plan is stale: host gpu01 is gone", hint="plan again")
 
-    async def apply(self, feed: Feed, preview: ApplyPreview, on_event: OnEvent) -> ApplyEvent:  # noqa: ARG002
+    async def apply(
+        self,
+        feed: Feed,  # noqa: ARG002 - the Protocol's
+        preview: ApplyPreview,  # noqa: ARG002
+        on_event: OnEvent,  # noqa: ARG002
+        *,
+        cause: Cause = "apply",  # noqa: ARG002
+        reason: str = "",  # noqa: ARG002
+    ) -> ApplyEvent:
         raise AssertionError("nothing may be applied here")
 
-    async def abort(self, feed: Feed, preview: ApplyPreview) -> str:  # noqa: ARG002
+    async def abort(self, feed: Feed, plan: Plan) -> str:  # noqa: ARG002
         raise AssertionError("nothing may be aborted here")
 
 

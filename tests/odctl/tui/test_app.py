@@ -16,6 +16,7 @@ from agent.facts.families import FAMILIES
 from agent.facts.model import ModelSpec, RopeSpec
 from agent.planner.plan import Plan
 from agent.wire.agent import ApplyEvent, ModelManifest
+from agent.wire.history import Cause
 from odctl.apply import ApplyPreview
 from odctl.tui.applying import OnEvent
 from odctl.tui.feed import Feed
@@ -54,6 +55,7 @@ class ScriptedApplier:
     def __init__(self, events: list[ApplyEvent]) -> None:
         self.events = events
         self.applied: list[Plan] = []
+        self.causes: list[tuple[Cause, str]] = []
         self.aborted: list[Plan] = []
 
     async def preview(self, feed: Feed, plan: Plan) -> ApplyPreview:  # noqa: ARG002 - the Protocol's
@@ -68,14 +70,23 @@ class ScriptedApplier:
             facts=ClusterFacts(cluster="lab", hosts=()),
         )
 
-    async def apply(self, feed: Feed, preview: ApplyPreview, on_event: OnEvent) -> ApplyEvent:  # noqa: ARG002
+    async def apply(
+        self,
+        feed: Feed,  # noqa: ARG002 - the Protocol's
+        preview: ApplyPreview,
+        on_event: OnEvent,
+        *,
+        cause: Cause = "apply",
+        reason: str = "",
+    ) -> ApplyEvent:
         self.applied.append(preview.plan)
+        self.causes.append((cause, reason))
         for event in self.events[:-1]:
             await on_event(event)
         return self.events[-1]
 
-    async def abort(self, feed: Feed, preview: ApplyPreview) -> str:  # noqa: ARG002
-        self.aborted.append(preview.plan)
+    async def abort(self, feed: Feed, plan: Plan) -> str:  # noqa: ARG002
+        self.aborted.append(plan)
         return "rolling back"
 
 

@@ -234,7 +234,7 @@ async def test_the_last_view_comes_back_and_so_does_this_one() -> None:
         await pilot.press("minus")
         await settle(pilot)
         assert isinstance(app.screen, EventsScreen)
-        assert app.screen.host == "cpu01"
+        assert app.screen.filter_text == "host=cpu01"
         await pilot.press("minus")
         await settle(pilot)
         assert app.current_mode == "deployments"

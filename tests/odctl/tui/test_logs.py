@@ -62,7 +62,7 @@ def story() -> list[tuple[LogEntry, ...]]:
 
 async def open_logs(pilot: Any) -> EventsScreen:
     await settle(pilot)
-    pilot.app.action_mode("events")
+    pilot.app.action_mode("logs")
     await settle(pilot)
     screen = pilot.app.screen
     assert isinstance(screen, EventsScreen)
@@ -192,7 +192,7 @@ async def test_a_screen_that_nobody_sees_follows_nothing() -> None:
         feed.push(frozen.snapshot(taken_at_s=frozen.NOW_S + 1))
         await settle(pilot)
         assert feed.num_follows == 1
-        app.action_mode("events")
+        app.action_mode("logs")
         await settle(pilot)
         assert feed.num_follows == 2
 

@@ -12,6 +12,7 @@ from textual.widgets._footer import FooterKey
 from agent.errors import FleetError
 from agent.planner.file import plan_to_toml
 from agent.wire.agent import AbortRequest, ApplyEvent, Done, FaultReport
+from agent.wire.history import Cause
 from odctl.apply import ApplyPreview
 from odctl.fleet import Fleet
 from odctl.fleet.clock import SystemClock
@@ -105,12 +106,14 @@ async def test_commands_change_nothing(text: str, tmp_path: Path, monkeypatch: p
 class ForgetfulApplier(ScriptedApplier):
     """Goes to the fleet for its apply, as the real one does."""
 
-    async def apply(self, feed: Feed, preview: ApplyPreview, on_event: OnEvent) -> ApplyEvent:
+    async def apply(
+        self, feed: Feed, preview: ApplyPreview, on_event: OnEvent, *, cause: Cause = "apply", reason: str = ""
+    ) -> ApplyEvent:
         async def work(fleet: Fleet) -> Done:
             return await fleet.post("one", "/v1/abort", AbortRequest(deployment="chat", holder="me"), Done)
 
         await feed.call(work)
-        return await super().apply(feed, preview, on_event)
+        return await super().apply(feed, preview, on_event, cause=cause, reason=reason)
 
 
 async def test_a_screen_that_forgets_to_ask_is_refused_below(

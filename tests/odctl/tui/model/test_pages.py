@@ -9,7 +9,8 @@ from agent.errors import ErrorDetail
 from agent.planner.plan import Asked
 from agent.wire.agent import ApplyEvent, ApplyPhase
 from odctl.tui.model import frame
-from odctl.tui.model.apply_progress import ApplyProgress, apply_page, take_event
+from odctl.tui.model.apply_page import apply_page
+from odctl.tui.model.apply_progress import ApplyProgress, take_event
 from odctl.tui.model.commands import COMMANDS, CommandError, parse_command
 from odctl.tui.model.conversation import Conversation, Piece, conversation_lines
 from odctl.tui.model.deployment_rows import deployment_page
@@ -45,7 +46,8 @@ def test_a_plan_page_tells_what_was_asked_and_every_figure_with_its_bounds(width
     assert "2.0 GB (1.0..3.0)" in text
     old = text_of(plan_page(preview(), None, width=width))
     assert "asked for" not in old
-    assert "energy" not in old
+    assert "energy per token" in old
+    assert "— not in its file, of an earlier release" in old, "what is not known is not none"
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -149,7 +151,7 @@ def test_an_apply_that_rolls_back_says_what_failed_and_that_it_was_undone() -> N
         event("start", "failed", at_s=105.0, error=error),
     ):
         progress = take_event(progress, one)
-    text = text_of(apply_page(progress, width=100, now_s=200.0))
+    text = text_of(apply_page(progress, None, width=100, now_s=200.0))
     assert "✗ failed, rolled back  5s" in text, "the operator's own step has no controller time and is left out"
     assert "cpu01: rank r0s1t0 ended" in text
     assert "→ see its log" in text
