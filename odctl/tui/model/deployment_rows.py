@@ -82,16 +82,16 @@ def deployment_page(snapshot: FleetSnapshot, name: str, *, width: int) -> tuple[
     view = snapshot.deployment(name)
     if view is None:
         return ()
-    lines = [*_reason(view, width)]
+    lines = [*reason_lines(view, width)]
     if view.status is not None:
         plan = deployed_plan(view.status)
         lines += _figures(view.status, width)
         lines += _strip(view, width=width, now_s=snapshot.taken_at_s)
-        lines += [BLANK, *_rank_lines(view.status, plan)]
+        lines += [BLANK, *rank_lines(view.status, plan)]
     faults = [fault for fault in snapshot.faults if fault.deployment == name]
     if faults:
         lines += [BLANK, line(Span(" FAULTS", "title"))]
-        lines += [_fault_line(fault, now_s=snapshot.taken_at_s) for fault in faults[:8]]
+        lines += [fault_line(fault, now_s=snapshot.taken_at_s) for fault in faults[:8]]
     return tuple(lines)
 
 
@@ -133,7 +133,8 @@ def _ranks_text(status: DeploymentStatus | None) -> str:
     return f"{linked}/{len(status.ranks)}"
 
 
-def _reason(view: DeploymentView, width: int) -> list[Line]:
+def reason_lines(view: DeploymentView, width: int) -> list[Line]:
+    """Name and state, and what is wrong with its way out."""
     mark = deployment_mark(view)
     lines = [line(" ", Span(view.name, "bold"), " ", mark.span)]
     if view.error is not None:
@@ -198,7 +199,8 @@ def _strip(view: DeploymentView, *, width: int, now_s: float) -> list[Line]:
     return [line(Span(" tok/s  ", "title"), Span(drawn, "bar"), Span(f" ≤{tokens_per_s_text(peak):>6}", "dim"))]
 
 
-def _rank_lines(status: DeploymentStatus, plan: Plan | None) -> list[Line]:
+def rank_lines(status: DeploymentStatus, plan: Plan | None) -> list[Line]:
+    """A line for each rank: where it is, what it holds, and its trouble."""
     layers = {place.rank_id: layers_words(place.layers) for place in rank_places(plan)} if plan else {}
     lines = [line(Span(" RANK    HOST       DEVICE  LAYERS       STATE        WEIGHTS       KV   ↻", "title"))]
     return lines + [_rank_line(rank, layers.get(rank.rank_id, NONE)) for rank in status.ranks]
@@ -218,7 +220,8 @@ def _rank_line(rank: RankView, layers: str) -> Line:
     )
 
 
-def _fault_line(fault: Fault, *, now_s: float) -> Line:
+def fault_line(fault: Fault, *, now_s: float) -> Line:
+    """One fault in one line."""
     mark = fault_mark(fault)
     return line(
         " ",
