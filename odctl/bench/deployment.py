@@ -17,6 +17,8 @@ from odctl.fleet import Fleet
 
 ANSWER_TIMEOUT_S = 600.0
 DEFAULT_REQUESTS = 16
+MAX_REQUESTS = 10_000
+"""Of a load that is typed: its figures are reckoned anew twice a second while it runs."""
 WARM_UP = 2
 FIELDS = ("concurrency", "requests", "prompt", "output", "warm-up", "seed")
 
@@ -70,6 +72,10 @@ def parse_load(text: str, serving: Serving) -> Settings:
         seed=seed,
     )
     check_load(load)
+    if (load.num_requests or 0) > MAX_REQUESTS:
+        raise FleetError(
+            "E118", f"requests={load.num_requests}: up to {MAX_REQUESTS} here", hint="`odctl bench` takes more"
+        )
     if clients > TUNNEL_CONCURRENCY:
         raise FleetError("E118", f"concurrency={clients}: the way through a host carries {TUNNEL_CONCURRENCY}")
     warm_up = _number(words, "warm-up", WARM_UP)

@@ -31,10 +31,13 @@ from odctl.tui.model.commands import COMMANDS, Call, CommandError, parse_command
 from odctl.tui.model.frame import MODES as TABS
 from odctl.tui.model.plan_editor import open_editor
 from odctl.tui.model.plans import PlanChoice, preview_of
+from odctl.tui.operating import FleetOperator, Operator
 from odctl.tui.probing import FleetProber, Prober
 from odctl.tui.screens.apply import ApplyScreen
+from odctl.tui.screens.bench_dialog import ask_to_bench
 from odctl.tui.screens.chat import ChatScreen
 from odctl.tui.screens.confirm import ConfirmScreen
+from odctl.tui.screens.deployment import DeploymentScreen
 from odctl.tui.screens.deployments import DeploymentsScreen
 from odctl.tui.screens.events import EventsScreen
 from odctl.tui.screens.faults import FaultsScreen
@@ -115,6 +118,7 @@ class OdctlApp(App[None]):
         self._applier: Applier = applier or FleetApplier()
         self._basis_reader: BasisReader = basis_reader or FleetBasisReader()
         self.prober: Prober = prober or FleetProber()
+        self.operator: Operator = FleetOperator(lambda: self.is_read_only)
         self._relock: Timer | None = None
         self._last_mode = ""
         self._failure: BaseException | None = None
@@ -187,6 +191,26 @@ class OdctlApp(App[None]):
             self.screen.redraw()
         else:
             self.push_screen(HostScreen(name))
+
+    def open_deployment(self, name: str) -> None:
+        """The deployment's page, above the list of them."""
+        known = [view.name for view in self.snapshot.deployments] if self.snapshot is not None else []
+        if name not in known:
+            self.notify(f"no deployment `{name}`: {', '.join(known) or 'nothing is deployed'}", severity="warning")
+        elif isinstance(self.screen, DeploymentScreen):
+            self.screen.show_deployment(name)
+        elif isinstance(self.screen, DeploymentsScreen):
+            self.push_screen(DeploymentScreen(name))
+        else:
+            self.action_mode("deployments")
+            self.call_after_refresh(self._with_screen, FrameScreen, lambda _screen: self._open_on_top(name))
+
+    def _open_on_top(self, name: str) -> None:
+        """Of the deployments' screens, whichever of them was left open there."""
+        if isinstance(self.screen, DeploymentScreen | DeploymentsScreen):
+            self.open_deployment(name)
+        else:
+            self.push_screen(DeploymentScreen(name))
 
     def open_plan_of(self, deployment: str) -> None:
         self.preview_error = ""
@@ -315,6 +339,10 @@ class OdctlApp(App[None]):
                 self._apply_shown()
             case "chat" if argument:
                 self.open_chat(argument)
+            case "deployments" if argument:
+                self.open_deployment(argument)
+            case "bench":
+                ask_to_bench(self, argument)
             case "events" if argument:
                 self.action_mode("events")
                 self.call_after_refresh(self._with_screen, EventsScreen, lambda screen: screen.choose(argument))

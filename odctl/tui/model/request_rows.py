@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agent.wire.gateway import InFlightState, RequestView
+from agent.errors import FleetError
+from agent.wire.gateway import InFlightState, RequestReport, RequestView
 from odctl.tui.model.bars import bar
 from odctl.tui.model.marks import Mark
 from odctl.tui.model.readings import NONE
@@ -144,3 +145,26 @@ def _answer_text(view: RequestView) -> str:
     if view.embeds:
         return "embedding"
     return f"{view.generated_tokens}" + (f"/{view.max_tokens}" if view.max_tokens else "")
+
+
+def requests_title(
+    report: RequestReport | None, trouble: FleetError | None, *, is_reachable: bool
+) -> tuple[Line, ...]:
+    """How many there are by state, or why that is not known."""
+    title = Span(" REQUESTS ", "title")
+    if not is_reachable:
+        return (line(title, Span("▲ not known: its controller does not answer", "warn")),)
+    if trouble is not None:
+        old = "; these are of before" if report is not None and report.requests else ""
+        return (line(title, Span(f"▲ not known: {trouble}{old}", "warn")),)
+    if report is None:
+        return (line(title, Span("asking …", "dim")),)
+    marks = [request_mark(view) for view in report.requests]
+    spans: list[Span | str] = [title]
+    for mark in (*MARKS.values(), PREFILL):
+        if count := marks.count(mark):
+            spans.append(Span(f"{mark.glyph} {count} {mark.word}  ", mark.tone))
+    spans.append(
+        Span("tab moves between page and table", "dim") if report.requests else Span("none in flight", "dim")
+    )
+    return (line(*spans),)
