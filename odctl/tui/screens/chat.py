@@ -136,8 +136,10 @@ class ChatScreen(FrameScreen):
         return chat_body(self.deployment, question, history=conversation.history, system=conversation.system)
 
     async def answer(self, deployment: str, status: DeploymentStatus, body: dict[str, Any]) -> None:
-        """Stream the answer to the last question of this deployment's conversation. Whatever ends it, the turn ends,
-        and once it has, nothing more of it is taken: the reader may have stopped or cleared it meanwhile.
+        """Stream the answer to the last question of this deployment's conversation.
+
+        Whatever ends the stream ends the turn. Once that has ended nothing more is taken: the reader may have stopped
+        or cleared it meanwhile.
         """
         asked_at_s = self.conversations[deployment].turns[-1].asked_at_s
 
