@@ -11,7 +11,6 @@ from textual.pilot import Pilot
 from textual.widgets import Button, Input
 
 from agent.errors import ErrorDetail, FleetError
-from agent.wire.gateway import RequestView
 from odctl.bench.load import MAX_REQUESTS
 from odctl.tui.app import OdctlApp
 from odctl.tui.operating import FleetOperator
@@ -324,8 +323,3 @@ async def test_a_server_that_does_not_answer_is_told_with_its_way_out() -> None:
         assert "✗ failed" in text
         assert "✗ chat on gpu01 does not answer" in text
         assert "→ odctl status shows it" in text
-
-
-def test_the_invented_requests_are_distinct() -> None:
-    views: list[RequestView] = list(live.requests())
-    assert len({view.request_id for view in views}) == len(views)
