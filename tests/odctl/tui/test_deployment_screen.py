@@ -264,7 +264,7 @@ async def test_a_benchmark_is_asked_for_with_its_load_and_shows_its_figures(size
 @pytest.mark.parametrize(
     ("load", "said"),
     [
-        ("concurrency=0", "0 clients"),
+        ("concurrency=0", "0 at a time"),
         ("concurrency=99", "carries 16"),
         ("requests=many", "requests=many is no whole number"),
         ("speed=3", "`speed=3` says nothing of a load"),
