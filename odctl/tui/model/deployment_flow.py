@@ -11,7 +11,7 @@ from odctl.fleet.flow import DeploymentFlow, LinkFlow, RankFlow
 from odctl.fleet.snapshot import DeploymentView
 from odctl.tui.model.bars import bar
 from odctl.tui.model.readings import NONE
-from odctl.tui.model.text import Line, Span, fit, line
+from odctl.tui.model.text import Line, Span, fit, line, wrap
 from odctl.tui.model.units import percent_text, rate_text, seconds_text
 
 _NO_FLOW = "two looks at its ranks are needed: in a few seconds"
@@ -40,8 +40,7 @@ def stage_lines(view: DeploymentView, plan: Plan | None, *, width: int) -> list[
                 width=width,
             )
         )
-    lines.append(_bubble_line(flow))
-    return lines
+    return lines + _bubble_lines(flow, width)
 
 
 def link_lines(view: DeploymentView, plan: Plan | None, *, width: int) -> list[Line]:
@@ -73,7 +72,7 @@ def _stages(places: Sequence[RankPlace]) -> dict[tuple[int, int], list[RankPlace
 
 
 def _hosts_width(width: int) -> int:
-    return max(14, width - 66) if width < 100 else 30
+    return max(12, width - 66) if width < 100 else 30
 
 
 def _busiest(flow: DeploymentFlow) -> float:
@@ -109,18 +108,23 @@ def _stage_line(
     )
 
 
-def _bubble_line(flow: DeploymentFlow) -> Line:
+def _bubble_lines(flow: DeploymentFlow, width: int) -> list[Line]:
     span = f"over {flow.span_s:.0f} s"
     if flow.bubble is None:
-        reason = "no request in it" if flow.served_share == 0 else "its gateway does not say how long it served"
-        return line(" ", Span("bubble", "bold"), f" {NONE}  ", Span(f"{span}: {reason}", "dim"))
-    served = percent_text(flow.served_share or 0.0).strip()
-    return line(
-        " ",
-        Span("bubble", "bold"),
-        f" {percent_text(flow.bubble).strip()}  ",
-        Span(f"{span}, {served} of it with requests: time in which stages waited for each other", "dim"),
-    )
+        share = NONE
+        words = f"{span}: " + (
+            "no request in it" if flow.served_share == 0 else "its gateway does not say how long it served"
+        )
+    else:
+        share = percent_text(flow.bubble).strip()
+        served = percent_text(flow.served_share or 0.0).strip()
+        words = f"{span}, {served} of it with requests: the share of that in which stages waited for each other"
+    head = f" bubble {share}  "
+    first, *rest = wrap(words, width - len(head) - 1)
+    return [
+        line(" ", Span("bubble", "bold"), f" {share}  ", Span(first, "dim")),
+        *(line(Span(" " * len(head) + text, "dim")) for text in rest),
+    ]
 
 
 def _link_line(name: str, ends: Sequence[LinkFlow], places: dict[str, RankPlace], plan: Plan, room: int) -> Line:

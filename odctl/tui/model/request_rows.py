@@ -114,7 +114,7 @@ def _value(view: RequestView, column: str) -> Value:
         case "answer":
             return float(view.generated_tokens)
         case "share":
-            return _share(view) if view.max_tokens else None
+            return _share(view) * 100 if view.max_tokens else None
         case "age":
             return view.age_s
         case "ttft":

@@ -138,8 +138,8 @@ class ChatScreen(FrameScreen):
     async def answer(self, deployment: str, status: DeploymentStatus, body: dict[str, Any]) -> None:
         """Stream the answer to the last question of this deployment's conversation.
 
-        Whatever ends the stream ends the turn. Once that has ended nothing more is taken: the reader may have stopped
-        or cleared it meanwhile.
+        Whatever ends the stream ends the turn. Once that has ended nothing more is taken: the reader may have
+        stopped or cleared it meanwhile.
         """
         asked_at_s = self.conversations[deployment].turns[-1].asked_at_s
 

@@ -13,6 +13,7 @@ from agent.planner.plan import Replica, Stage
 from agent.wire.gateway import RequestReport
 from odctl.fleet.snapshot import DeploymentView
 from odctl.tui.model.deployment_live import live_page
+from odctl.tui.model.deployment_rows import DeploymentRows
 from odctl.tui.model.request_rows import RequestRows, request_words, requests_title
 from odctl.tui.model.table import layout, row_line
 from odctl.tui.model.text import Line, line_text, line_width
@@ -154,6 +155,18 @@ def test_tensor_groups_and_replicas_have_lines_of_their_own() -> None:
     assert "50%" in line_of(text, "0.0"), "the busier member: the other waits for it"
     assert "cpu01/cpu" in line_of(text, "1.0")
     assert "r0s0t0 gpu01 + r0s0t1 cpu01" in text
+
+
+def test_the_list_has_what_a_wide_screen_has_room_for() -> None:
+    rows = DeploymentRows(live.snapshot())
+    wide = [column.id for column, _ in layout(rows.columns, 137)]
+    narrow = [column.id for column, _ in layout(rows.columns, 77)]
+    assert {"tpot", "kv", "busy", "bubble"} <= set(wide)
+    assert narrow == ["name", "state", "gen", "tokens", "ttft", "running", "queue", "ranks"]
+    cells = {name: line_text(rows.cell(0, name, 9)) for name in ("tpot", "kv", "busy", "bubble")}
+    assert cells == {"tpot": "33.0 ms", "kv": "33%", "busy": "83%", "bubble": "45%"}
+    unknown = DeploymentRows(frozen.snapshot())
+    assert [unknown.values(name) for name in ("kv", "busy", "bubble")] == [[None], [None], [None]]
 
 
 # --- requests -------------------------------------------------------------------------------------------
