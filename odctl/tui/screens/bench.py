@@ -1,4 +1,4 @@
-"""A benchmark of a deployment while it runs, and its figures. Leaving the screen breaks it off."""
+"""A benchmark of a deployment while it runs, and its figures. Going back breaks it off; other views do not."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from odctl.bench.report import figures_text, load_line
 from odctl.bench.run import Measurement, Settings
 from odctl.fleet import FleetSnapshot
 from odctl.tui.model.bench_page import BenchProgress, bench_page
+from odctl.tui.screens.confirm import ConfirmScreen
 from odctl.tui.screens.frame import FrameScreen
 from odctl.tui.widgets.lines import LinesView
 
@@ -28,7 +29,7 @@ class BenchScreen(FrameScreen):
         Binding("x", "stop", "Stop", id="bench.stop"),
         Binding("r", "repeat", "Once more…", id="bench.repeat"),
         Binding("y", "copy", "Copy figures", id="bench.copy"),
-        Binding("escape", "back", "Back (breaks it off)", id="bench.back"),
+        Binding("escape", "back", "Back", id="bench.back"),
     ]
 
     def __init__(
@@ -89,6 +90,28 @@ class BenchScreen(FrameScreen):
             return
         self.is_stopped = True
         self.workers.cancel_group(self, "bench")
+
+    def may_leave(self) -> bool:
+        """A measurement that runs is broken off after a question only."""
+        if self.is_over:
+            return True
+        self.app.push_screen(
+            ConfirmScreen(
+                title="Break the measurement off?",
+                lines=("Its figures are lost with this screen.", "It goes on while you look at other views."),
+                verb="Break off",
+            ),
+            lambda is_sure: self._leave() if is_sure else None,
+        )
+        return False
+
+    def _leave(self) -> None:
+        self.action_stop()
+        self.app.pop_screen()
+
+    def action_back(self) -> None:
+        if self.has_prompt or self.may_leave():
+            super().action_back()
 
     def action_repeat(self) -> None:
         """Ask for a load again."""

@@ -22,6 +22,7 @@ from odctl.tui.model.text import Span, line
 from odctl.tui.screens.bench_dialog import ask_to_bench
 from odctl.tui.screens.confirm import ConfirmScreen
 from odctl.tui.screens.frame import FrameScreen
+from odctl.tui.screens.raw_text import RawTextScreen
 from odctl.tui.widgets.fleet_table import FleetTable
 from odctl.tui.widgets.lines import LinesBar, LinesView
 
@@ -110,6 +111,14 @@ class DeploymentScreen(FrameScreen):
             self._is_asking = False
         if self.is_mounted and self.is_current:
             self._draw_requests()
+
+    def on_fleet_table_chosen(self) -> None:
+        """The request in words; its whole id can be copied."""
+        view = self._chosen()
+        if view is not None:
+            self.app.push_screen(
+                RawTextScreen(title="A request in flight", text="\n".join(request_words(view)[:3]))
+            )
 
     def action_cancel_request(self) -> None:
         """Ask, and then have the request under the cursor cancelled."""

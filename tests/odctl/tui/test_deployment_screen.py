@@ -21,6 +21,7 @@ from odctl.tui.screens.confirm import ConfirmScreen
 from odctl.tui.screens.deployment import DeploymentScreen
 from odctl.tui.screens.deployments import DeploymentsScreen
 from odctl.tui.screens.plans import PlansScreen
+from odctl.tui.screens.raw_text import RawTextScreen
 from odctl.tui.widgets.fleet_table import FleetTable
 from odctl.tui.widgets.lines import LinesView
 from tests.odctl.bench.http_server import ScriptedServer
@@ -71,7 +72,11 @@ async def test_enter_opens_the_page_and_escape_leads_back(size: tuple[int, int])
         await pilot.press("tab")
         await settle(pilot)
         assert isinstance(screen.focused, FleetTable), "tab moves between page and table"
-        await pilot.press("escape")
+        await pilot.press("enter")
+        await settle(pilot)
+        assert isinstance(app.screen, RawTextScreen)
+        assert f"req_{'1' * 24}" in screen_text(app), "a whole id, to be copied"
+        await pilot.press("escape", "escape")
         await settle(pilot)
         assert isinstance(app.screen, DeploymentsScreen)
 
@@ -301,6 +306,13 @@ async def test_a_benchmark_is_stopped_and_keeps_its_figures() -> None:
             screen.redraw()
             await pilot.pause()
             assert "↻ measuring" in screen_text(app)
+            for key in ("escape", "3"):
+                await pilot.press(key)
+                await pilot.pause()
+                assert isinstance(app.screen, ConfirmScreen), f"{key} would lose what is measured"
+                await pilot.press("enter")
+                await pilot.pause()
+                assert app.screen is screen, "Cancel has the focus"
             await pilot.press("x")
             await settle(pilot)
             text = screen_text(app)
