@@ -88,7 +88,7 @@ def test_history_strips_are_there_for_each_figure() -> None:
     text = page(live.deployment())
     for name in ("tok/s", "first token", "per token", "running", "queue", "KV in use", "ranks busy", "bubble"):
         assert sum(each.startswith(f" {name}") for each in text.splitlines()) >= 1, name
-    assert "≤    59.0" in text
+    assert "≤    58.0" in text
     assert " LAST 5m" in text
 
 
@@ -97,7 +97,7 @@ def test_what_is_not_known_is_said_with_its_reason_and_never_0() -> None:
     text = page(usual)
     assert "its gateway is of a release that does not count them" in text
     assert "two looks at its ranks are needed" in text
-    assert "KV in use     — not known yet" in text
+    assert "KV in use    — not known yet" in text
     assert usual.status is not None
     assert usual.status.backend is not None
     fresh = msgspec.structs.replace(usual.status.backend, finished=0, time_per_token_s_p50=0.0)
@@ -140,8 +140,16 @@ def test_tensor_groups_and_replicas_have_lines_of_their_own() -> None:
     plan = frozen.plan()
     [replica] = plan.replicas
     first, second = replica.stages
-    shared = Stage(layers=(0, 32), shards=(first.shards[0], second.shards[0]))
-    whole = Stage(layers=(0, 32), shards=second.shards)
+    halves = (
+        msgspec.structs.replace(
+            first.shards[0], heads=(0, 16), kv_heads=(0, 4), columns=(0, 5504), vocab=(0, 16000)
+        ),
+        msgspec.structs.replace(
+            second.shards[0], heads=(16, 32), kv_heads=(4, 8), columns=(5504, 11008), vocab=(16000, 32000)
+        ),
+    )
+    shared = Stage(layers=(0, 32), shards=halves)
+    whole = Stage(layers=(0, 32), shards=(msgspec.structs.replace(second.shards[0], host="cpu02"),))
     plan = msgspec.structs.replace(plan, replicas=(Replica(stages=(shared,)), Replica(stages=(whole,))))
     group = live.link_flow("r0s0t0", name="r0s0", wait_s_per_step=0.002)
     ranks = (
@@ -153,7 +161,7 @@ def test_tensor_groups_and_replicas_have_lines_of_their_own() -> None:
     text = page(live.deployment(status=status, flow=live.flow(ranks=ranks)))
     assert "gpu01/cuda:0, cpu01/cpu" in line_of(text, "0.0")
     assert "50%" in line_of(text, "0.0"), "the busier member: the other waits for it"
-    assert "cpu01/cpu" in line_of(text, "1.0")
+    assert "cpu02/cpu" in line_of(text, "1.0")
     assert "r0s0t0 gpu01 + r0s0t1 cpu01" in text
 
 
