@@ -159,7 +159,8 @@ async def stream_chat(
     Raises E808 with the gateway's own words, also for an error in the middle of the stream and for a stream that
     ends without saying so.
     """
-    done_reason, usage = "", {}
+    done_reason = ""
+    usage: dict[str, int] = {}
     try:
         async with (
             fleet.own_client_of(status.gateway_host, status.gateway_socket) as client,
@@ -190,8 +191,8 @@ async def stream_chat(
         raise _broken_off(status, "it ended without saying so")
     yield ChatPiece(
         done_reason=done_reason,
-        prompt_tokens=int(usage.get("prompt_tokens", 0)),
-        answer_tokens=int(usage.get("completion_tokens", 0)),
+        prompt_tokens=usage.get("prompt_tokens", 0),
+        answer_tokens=usage.get("completion_tokens", 0),
     )
 
 

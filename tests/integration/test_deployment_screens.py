@@ -14,6 +14,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from odctl.fleet.clock import SystemClock
+from odctl.fleet.snapshot import DeploymentView
 from odctl.inventory import load_inventory
 from odctl.tui.app import OdctlApp
 from odctl.tui.feed import FleetFeed
@@ -69,6 +70,14 @@ def served(app: OdctlApp) -> bool:
     return view is not None and view.status is not None and view.error is None
 
 
+def with_rates(app: OdctlApp) -> DeploymentView | None:
+    """The deployment, once each of its two ranks was seen to work."""
+    view = app.snapshot.deployment(NAME) if app.snapshot is not None else None
+    flow = view.flow if view is not None else None
+    is_known = flow is not None and len(flow.ranks) == 2 and all(rank.steps_per_s > 0 for rank in flow.ranks)
+    return view if is_known else None
+
+
 async def eventually(pilot: Pilot[None], condition: Callable[[], T], *, what: str, timeout_s: float = 30.0) -> T:
     """The first true value; fails with what the screen shows."""
     app = pilot.app
@@ -101,21 +110,7 @@ async def test_a_request_is_seen_and_cancelled_by_keys(cluster: Cluster, listen:
         app, screen = await open_page(pilot)
         table = screen.query_one("#requests", FleetTable)
         await eventually(pilot, lambda: table.shown_keys, what="the request in flight")
-        view = await eventually(
-            pilot,
-            lambda: (
-                (
-                    (found := app.snapshot.deployment(NAME))
-                    and (flow := found.flow)
-                    and len(flow.ranks) == 2
-                    and all(rank.steps_per_s > 0 for rank in flow.ranks)
-                    and found
-                )
-                if app.snapshot is not None
-                else None
-            ),
-            what="rates of both ranks",
-        )
+        view = await eventually(pilot, lambda: with_rates(app), what="rates of both ranks")
         assert view is not None
         assert view.flow is not None
         assert all(0 < rank.busy_share <= 1 for rank in view.flow.ranks)

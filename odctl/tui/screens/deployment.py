@@ -130,11 +130,16 @@ class DeploymentScreen(FrameScreen):
             self.notify("this session is read-only: ^x (or :unlock) allows changes for ten minutes", title="RO")
             return
         request_id = view.request_id
+
+        def end(is_sure: bool | None) -> None:
+            if is_sure:
+                self._cancel(status, request_id)
+
         self.app.push_screen(
             ConfirmScreen(
                 title=f"Cancel this request of {self.deployment}?", lines=request_words(view), verb="Cancel request"
             ),
-            lambda is_sure: self._cancel(status, request_id) if is_sure else None,
+            end,
         )
 
     @work(group="cancel")

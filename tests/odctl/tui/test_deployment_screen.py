@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
 from textual.pilot import Pilot
+from textual.screen import Screen
 from textual.widgets import Button, Input
 
 from agent.errors import ErrorDetail, FleetError
@@ -30,6 +31,7 @@ from tests.odctl.tui import live_fleet as live
 from tests.odctl.tui.conftest import make_app
 from tests.odctl.tui.reading import SIZES, screen_text, settle
 
+S = TypeVar("S", bound=Screen[Any])
 both_sizes = pytest.mark.parametrize("size", SIZES)
 
 
@@ -50,6 +52,13 @@ async def open_page(pilot: Pilot[None], app: OdctlApp, *, is_writable: bool = Fa
     assert isinstance(app.screen, DeploymentScreen)
     app.clear_notifications()
     return app.screen
+
+
+def shown(app: OdctlApp, kind: type[S]) -> S:
+    """The screen that is seen, which is of this kind."""
+    screen = app.screen
+    assert isinstance(screen, kind), screen
+    return screen
 
 
 def notices(app: OdctlApp) -> str:
@@ -176,10 +185,10 @@ async def test_a_deployment_that_vanishes_while_its_page_is_open_says_so() -> No
         assert "chat is not deployed any more" in screen_text(app)
         await pilot.press("x", "B")
         await settle(pilot)
-        assert app.screen is screen
+        assert shown(app, DeploymentScreen) is screen
         await pilot.press("escape")
         await settle(pilot)
-        assert isinstance(app.screen, DeploymentsScreen)
+        shown(app, DeploymentsScreen)
 
 
 async def test_a_hidden_page_asks_for_nothing() -> None:
@@ -206,15 +215,13 @@ async def test_keys_lead_to_chat_plan_and_the_next_deployment() -> None:
         assert screen.deployment == "code"
         await pilot.press("c")
         await settle(pilot)
-        assert isinstance(app.screen, ChatScreen)
-        assert app.screen.deployment == "code"
+        assert shown(app, ChatScreen).deployment == "code"
         app.run_command("deployments chat")
         await settle(pilot)
-        assert isinstance(app.screen, DeploymentScreen)
-        assert app.screen.deployment == "chat"
+        assert shown(app, DeploymentScreen).deployment == "chat"
         await pilot.press("p")
         await settle(pilot)
-        assert isinstance(app.screen, PlansScreen)
+        shown(app, PlansScreen)
         app.run_command("deployments nonsense")
         await settle(pilot)
         assert "no deployment `nonsense`: chat, code" in notices(app)
@@ -301,18 +308,17 @@ async def test_a_benchmark_is_stopped_and_keeps_its_figures() -> None:
             await pilot.pause()
             async with asyncio.timeout(20):
                 await server.stalled.acquire()
-            screen = app.screen
-            assert isinstance(screen, BenchScreen)
+            screen = shown(app, BenchScreen)
             screen.redraw()
             await pilot.pause()
             assert "↻ measuring" in screen_text(app)
             for key in ("escape", "3"):
                 await pilot.press(key)
                 await pilot.pause()
-                assert isinstance(app.screen, ConfirmScreen), f"{key} would lose what is measured"
+                assert "Break the measurement off?" in screen_text(app), f"{key} would lose what is measured"
                 await pilot.press("enter")
                 await pilot.pause()
-                assert app.screen is screen, "Cancel has the focus"
+                assert shown(app, BenchScreen) is screen, "Cancel has the focus"
             await pilot.press("x")
             await settle(pilot)
             text = screen_text(app)
