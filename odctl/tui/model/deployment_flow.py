@@ -56,7 +56,7 @@ def link_lines(view: DeploymentView, plan: Plan | None, *, width: int) -> list[L
         one_rank = len(rank_places(plan)) == len(plan.replicas)
         return [] if one_rank else [line(Span(" LINKS ", "title"), Span(f"{NONE} none was built lately", "dim"))]
     places = {place.rank_id: place for place in rank_places(plan)}
-    room = max(24, width - 46)
+    room = min(60, max(24, width - 46))
     lines = [
         line(Span(f" {fit('LINK', room)} {'CARRIER':<7} {'BYTES/S':>9} {'ROUND':>8} {'WAIT/STEP':>9}", "title"))
     ]

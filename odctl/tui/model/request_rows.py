@@ -94,8 +94,8 @@ def request_words(view: RequestView) -> tuple[str, ...]:
         f"{request_mark(view).word} on {where}, for {view.client or 'an unnamed client'}",
         f"prompt of {plural(view.prompt_tokens, 'token')}, {asked}, {age_text(view.age_s)} old",
         "",
-        "Its client gets an error that says so; slot and KV cache are free at once.",
-        "It cannot be taken up again.",
+        "Its client gets an error that says so. Slot and KV cache are",
+        "free at once. It cannot be taken up again.",
     )
 
 

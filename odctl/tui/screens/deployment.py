@@ -45,8 +45,10 @@ class DeploymentScreen(FrameScreen):
         Binding(
             "less_than_sign", "step(-1)", "Deployment before", key_display="<", id="deployment.before", show=False
         ),
-        Binding("greater_than_sign", "step(1)", "Next deployment", key_display=">", id="deployment.next"),
-        Binding("escape", "back", "Back", id="deployment.back"),
+        Binding(
+            "greater_than_sign", "step(1)", "Next deployment", key_display=">", id="deployment.next", show=False
+        ),
+        Binding("escape", "back", "Back", id="deployment.back", show=False),
     ]
 
     def __init__(self, deployment: str) -> None:

@@ -19,7 +19,9 @@ class RawTextScreen(ModalScreen[None]):
 
     DEFAULT_CSS = """
     RawTextScreen { align: center middle; }
-    RawTextScreen #dialog { width: 96%; height: 80%; }
+    RawTextScreen #raw-dialog {
+        width: 90%; max-width: 130; height: 80%; border: round $primary; padding: 0 1; background: $surface;
+    }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y,c,ctrl+y", "copy", "Copy", id="raw_text.copy"),
@@ -32,7 +34,7 @@ class RawTextScreen(ModalScreen[None]):
         self.text = text
 
     def compose(self) -> ComposeResult:
-        with Vertical(id="dialog"):
+        with Vertical(id="raw-dialog"):
             yield Static(self._title, id="dialog-title", markup=False)
             yield LinesView(id="raw")
             yield Static("y copies it, esc closes", id="dialog-hint", markup=False)
