@@ -73,8 +73,7 @@ async def test_enter_opens_the_page_and_escape_leads_back(size: tuple[int, int])
         text = screen_text(app)
         for said in ("Deployments ▸ chat", "● serving", "440 ms", "2/8", "● 1 running", "○ 1 queued", "111111"):
             assert said in text
-        page = screen.query_one("#page", LinesView)
-        page.focus()
+        screen.set_focus(screen.query_one("#page", LinesView))
         await pilot.press("end")
         await settle(pilot)
         assert "cuda:2 fell off the bus" in screen_text(app), "what is below is reached by scrolling"
@@ -96,7 +95,7 @@ async def test_a_request_is_cancelled_after_a_question_with_cancel_focused(size:
     app, _ = live_app(operator)
     async with app.run_test(size=size) as pilot:
         screen = await open_page(pilot, app, is_writable=True)
-        screen.query_one("#requests", FleetTable).focus()
+        screen.set_focus(screen.query_one("#requests", FleetTable))
         await pilot.press("j", "x")
         await settle(pilot)
         assert isinstance(app.screen, ConfirmScreen)
@@ -122,7 +121,6 @@ async def test_the_request_that_was_asked_about_is_the_one_that_ends() -> None:
         await pilot.press("x")
         await settle(pilot)
         operator.views[0] = live.request(9)
-        app.screen_stack[-2].query_one(FleetTable)
         await pilot.press("right", "enter")
         await settle(pilot)
         assert operator.cancelled == []
