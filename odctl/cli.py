@@ -29,6 +29,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "rollback": ("odctl.commands.rollback", "Apply the plan that ran before."),
     "status": ("odctl.commands.status", "Show deployments, ranks and hosts."),
     "run": ("odctl.commands.run", "Ask a deployed model; the answer streams."),
+    "requests": ("odctl.commands.requests", "List a deployment's requests in flight."),
+    "cancel": ("odctl.commands.cancel", "Cancel one request in flight."),
     "bench": ("odctl.commands.bench", "Put a load on a deployment or any server, and compare two."),
     "faults": ("odctl.commands.faults", "List faults and their evidence."),
     "logs": ("odctl.commands.logs", "Show journals and logs of many hosts, merged; or follow them."),

@@ -242,6 +242,7 @@ class Backend:
             drafts_proposed=sum(each.drafts_proposed for each in counts),
             drafts_accepted=sum(each.drafts_accepted for each in counts),
             blocks_held=sum(replica.scheduler.num_blocks_held for replica in self._replicas),
+            kv_blocks=sum(replica.scheduler.num_blocks for replica in self._replicas),
             **msgspec.structs.asdict(snapshot),
         )
 

@@ -55,7 +55,7 @@ from agent.wire.agent import (
     UploadReply,
 )
 from agent.wire.framing import encode_frame
-from agent.wire.gateway import BackendReport
+from agent.wire.gateway import BackendReport, CancelRequest, RequestReport, RequestView
 from agent.wire.history import GenerationHistory
 from agent.wire.probe import LinkReport, ProbeDevices, ProbeLinks, ProbeModel
 
@@ -87,6 +87,8 @@ class Control(MachineControl, Protocol):
 
     def deployments(self) -> tuple[DeploymentRecord, ...]: ...
     async def deployment(self, name: str) -> DeploymentStatus: ...
+    async def requests(self, deployment: str) -> RequestReport: ...
+    async def cancel_request(self, order: CancelRequest) -> RequestView: ...
     async def faults(self) -> FaultReport: ...
     def lessons(self) -> Lessons: ...
 
@@ -241,6 +243,12 @@ def _deployment_routes(control: Control) -> list[Route]:
     async def deployment(request: Request) -> Response:
         return _encoded(request, await control.deployment(request.path_params["name"]))
 
+    async def requests(request: Request) -> Response:
+        return _encoded(request, await control.requests(request.path_params["name"]))
+
+    async def cancel_request(request: Request) -> Response:
+        return _encoded(request, await control.cancel_request(await _body(request, CancelRequest)))
+
     async def faults(request: Request) -> Response:
         return _encoded(request, await control.faults())
 
@@ -265,6 +273,8 @@ def _deployment_routes(control: Control) -> list[Route]:
     return [
         Route("/v1/deployments", deployments),
         Route("/v1/deployments/{name}", deployment),
+        Route("/v1/requests/cancel", cancel_request, methods=["POST"]),
+        Route("/v1/requests/{name}", requests),
         Route("/v1/faults", faults),
         Route("/v1/learning", learning),
         Route("/v1/runs", runs),

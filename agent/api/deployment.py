@@ -95,6 +95,11 @@ class Deployment:
         for backend in self.backends.values():
             backend.cancel(request)
 
+    @property
+    def waiting(self) -> tuple[Request, ...]:
+        """Those that wait for a generation, oldest first."""
+        return tuple(sorted(self._waiting, key=lambda request: request.arrived_s))
+
     def add(self, backend: Backend) -> None:
         assert backend.generation not in self.backends, f"generation {backend.generation} twice"
         self.backends[backend.generation] = backend

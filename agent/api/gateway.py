@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import msgspec
 from agent.api.backend import RETRY_AFTER_S, Backend, Replica
 from agent.api.canary import check_backend
 from agent.api.deployment import Deployment, Face
+from agent.api.in_flight import end_request, list_requests
 from agent.api.refusal import Refusal
 from agent.api.serving_files import load_serving_files
 from agent.api.tls import client_context
@@ -25,9 +27,12 @@ from agent.wire.gateway import (
     AttachBackend,
     BackendReport,
     BackendStatus,
+    CancelRequest,
     CheckReport,
     GatewayConfig,
     GatewayStatus,
+    RequestReport,
+    RequestView,
 )
 
 log = logging.getLogger(__name__)
@@ -139,6 +144,19 @@ class Gateway:
             self._deployments[deployment].detach(generation)
             self._forget_if_empty(deployment)
 
+    def requests(self, deployment: str) -> RequestReport:
+        """What is in flight. Raises FleetError E812 for a deployment that this gateway does not serve."""
+        return list_requests(self._deployment(deployment), now_s=time.monotonic())
+
+    def end_request(self, order: CancelRequest) -> RequestView:
+        """Cancel one request for an operator: its client gets an error. Raises FleetError E125, E812."""
+        ended = end_request(self._deployment(order.deployment), order, now_s=time.monotonic())
+        log.info(
+            "request cancelled",
+            extra={"deployment": order.deployment, "request": ended.request_id, "by": order.by},
+        )
+        return ended
+
     def status(self) -> GatewayStatus:
         backends = [
             backend.status()
@@ -155,6 +173,11 @@ class Gateway:
         self._deployments.clear()
 
     # --- inside --------------------------------------------------------------------------------------
+
+    def _deployment(self, name: str) -> Deployment:
+        if name not in self._deployments:
+            raise FleetError("E812", f"{name} is not served by this gateway", host=self.config.host)
+        return self._deployments[name]
 
     def _backend(self, deployment: str, generation: int) -> Backend:
         backend = None

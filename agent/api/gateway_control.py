@@ -12,7 +12,7 @@ from starlette.routing import Route
 from agent.api.gateway import Gateway
 from agent.errors import ErrorDetail, FleetError
 from agent.wire.agent import Done
-from agent.wire.gateway import AttachBackend, BackendRef
+from agent.wire.gateway import AskRequests, AttachBackend, BackendRef, CancelRequest
 
 MEDIA_TYPE = "application/msgpack"
 
@@ -43,6 +43,15 @@ async def detach(request: HttpRequest) -> Response:
     return _reply(Done())
 
 
+async def requests(request: HttpRequest) -> Response:
+    asked = await _read(request, AskRequests)
+    return _reply(_gateway(request).requests(asked.deployment))
+
+
+async def cancel(request: HttpRequest) -> Response:
+    return _reply(_gateway(request).end_request(await _read(request, CancelRequest)))
+
+
 async def status(request: HttpRequest) -> Response:
     return _reply(_gateway(request).status())
 
@@ -58,6 +67,8 @@ ROUTES = [
     Route("/control/activate", activate, methods=["POST"]),
     Route("/control/retire", retire, methods=["POST"]),
     Route("/control/detach", detach, methods=["POST"]),
+    Route("/control/requests", requests, methods=["POST"]),
+    Route("/control/cancel", cancel, methods=["POST"]),
     Route("/control/status", status, methods=["GET"]),
 ]
 

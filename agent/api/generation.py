@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -12,6 +13,7 @@ import msgspec
 from agent.api.asker import Asker
 from agent.api.deployment import Face
 from agent.api.gateway import Gateway
+from agent.api.in_flight import CALL_PREFIX, UNLIMITED
 from agent.api.refusal import Refusal
 from agent.errors import ErrorDetail
 from agent.serving.grammar import TokenGrammar
@@ -20,8 +22,8 @@ from agent.wire.rank import SamplingParams
 
 LONG_TEXT = 16_384
 """Characters from which a text is tokenised beside the event loop."""
-UNLIMITED = 1 << 30
 BUSY_STATUS = 503
+CALL_HEADER = "x-request-id"
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,8 +54,10 @@ class Generation:
     Refusal when not even the first one is taken.
     """
 
-    def __init__(self, gateway: Gateway, face: Face, drafts: Sequence[Draft]) -> None:
+    def __init__(self, gateway: Gateway, face: Face, drafts: Sequence[Draft], *, call_id: str = "") -> None:
+        """`call_id` is what operators and the client call it by; one is made where none is given."""
         self.face = face
+        self.call_id = call_id or fresh_call_id()
         self._gateway = gateway
         self._events: asyncio.Queue[tuple[int, RequestEvent]] = asyncio.Queue()
         self.requests = [self._request(index, draft) for index, draft in enumerate(drafts)]
@@ -114,9 +118,14 @@ class Generation:
             embeds=draft.embeds,
             priority=draft.asker.priority,
             client=draft.asker.client,
+            request_id=f"{self.call_id}.{index}" if index else self.call_id,
             arrived_s=draft.arrived_s,
             on_event=lambda event: self._events.put_nowait((index, event)),
         )
+
+
+def fresh_call_id() -> str:
+    return f"{CALL_PREFIX}{secrets.token_hex(12)}"
 
 
 async def encode(face: Face, text: str, *, adds_special: bool) -> tuple[int, ...]:

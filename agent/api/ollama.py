@@ -18,7 +18,7 @@ from agent.api.deployment import Face
 from agent.api.embeddings import ollama_embed, ollama_embeddings
 from agent.api.fields import Fields, read_fields
 from agent.api.gateway import Gateway
-from agent.api.generation import Draft, Generation, encode, monotonic_s
+from agent.api.generation import CALL_HEADER, Draft, Generation, encode, monotonic_s
 from agent.api.messages import read_messages, read_tools
 from agent.api.ollama_forms import ChatForm, GenerateForm, NdjsonForm, refuse, stamp
 from agent.api.refusal import Refusal, bad_field, not_supported
@@ -207,7 +207,7 @@ async def _answer(
     )
     generation = Generation(_gateway(request), face, [draft])
     worded = form(fields.string("model"), face, reading=prepared.reading, num_top=num_top)
-    return GenerationAnswer(generation, worded, streams=streams)
+    return GenerationAnswer(generation, worded, streams=streams, headers={CALL_HEADER: generation.call_id})
 
 
 def _sampling(options: Fields, num_logprobs: int) -> SamplingParams:

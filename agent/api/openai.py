@@ -17,7 +17,7 @@ from agent.api.deployment import Face
 from agent.api.embeddings import openai_embeddings
 from agent.api.fields import Fields, read_fields, token_ids
 from agent.api.gateway import Gateway
-from agent.api.generation import Draft, Generation, encode, monotonic_s
+from agent.api.generation import CALL_HEADER, Draft, Generation, encode, monotonic_s
 from agent.api.messages import read_messages, read_tools
 from agent.api.openai_forms import ChatForm, CompletionForm, SseForm, refuse
 from agent.api.refusal import Refusal, bad_field, not_supported
@@ -149,11 +149,9 @@ ROUTES = [
 def _answer(
     request: HttpRequest, fields: Fields, face: Face, *, drafts: Sequence[Draft], form: SseForm
 ) -> Response:
+    generation = Generation(_gateway(request), face, drafts)
     return GenerationAnswer(
-        Generation(_gateway(request), face, drafts),
-        form,
-        streams=fields.boolean("stream", False),
-        headers={"x-request-id": f"req_{secrets.token_hex(12)}"},
+        generation, form, streams=fields.boolean("stream", False), headers={CALL_HEADER: generation.call_id}
     )
 
 

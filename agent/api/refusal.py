@@ -6,6 +6,8 @@ from agent.errors import ErrorDetail
 from agent.serving.request import Failed
 
 BUSY_RETRY_S = 1
+CANCELLED = "E820"
+"""An operator cancelled the request."""
 
 
 class Refusal(Exception):
@@ -22,22 +24,30 @@ class Refusal(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: int | None = None,
+        may_retry: bool = True,
     ) -> None:
+        """`may_retry` False keeps OpenAI's clients from asking again by themselves."""
         super().__init__(message)
         self.status = status
         self.message = message
         self.param = param
         self.code = code
         self.retry_after_s = retry_after_s
+        self.may_retry = may_retry
 
     @property
     def headers(self) -> dict[str, str]:
         headers = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+        headers |= {} if self.may_retry else {"x-should-retry": "false"}
         return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
     @classmethod
     def of_failure(cls, failed: Failed) -> Refusal:
-        """A request that failed before its first output: 503 where a retry may help."""
+        """A request that failed before its first output: 503 where a retry may help; cancelled by an operator,
+        it must not come back by itself.
+        """
+        if failed.error.code == CANCELLED:
+            return cls(500, sentence_of(failed.error), code="request_cancelled", may_retry=False)
         status = 500 if failed.retry_after_s is None else 503
         return cls(
             status, sentence_of(failed.error), code="service_unavailable", retry_after_s=failed.retry_after_s

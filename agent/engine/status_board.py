@@ -7,6 +7,7 @@ half-written one.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -21,6 +22,9 @@ class Counter(Protocol):
     sent_bytes: int
     received_bytes: int
     wait_s: float
+
+    @property
+    def round_trip_s(self) -> float | None: ...
 
 
 class StatusBoard:
@@ -67,9 +71,11 @@ class StatusBoard:
                     sent_bytes=counter.sent_bytes,
                     received_bytes=counter.received_bytes,
                     wait_s=counter.wait_s,
+                    round_trip_s=counter.round_trip_s,
                 )
                 for counter in self.counters
             ),
             error=self.error,
             spawn_generation=self._config.generation,
+            at_s=time.monotonic(),
         )

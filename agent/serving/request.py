@@ -74,7 +74,7 @@ class Request:
     """Mutable record of one generation. The scheduler moves `state` and `generated`; the rest is told to it.
 
     `prompt` is never empty. `text` is None where nobody reads text (the canary). Ends with exactly one
-    `Finished`, `Embedded` or `Failed`, or silently when cancelled.
+    `Finished`, `Embedded` or `Failed`, or silently when its client cancelled it.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class Request:
         is_probe: bool = False,
         priority: int = 0,
         client: str = "",
+        request_id: str = "",
         on_event: Callable[[RequestEvent], None],
     ) -> None:
         assert prompt, "a prompt has at least one token"
@@ -107,6 +108,8 @@ class Request:
         """Smaller comes first, strictly (vLLM's convention). 0 is what clients get who say nothing."""
         self.client = client
         """Among whom slots are shared fairly: an API key's name or a remote address."""
+        self.request_id = request_id
+        """What operators call it by; empty for probes, which nobody lists."""
         self.turn = -1
         """Its place in the order of arrival; the scheduler's."""
         self.state: RequestState = "queued"
@@ -179,6 +182,11 @@ class Request:
         if not self.is_over:
             self.state = "failed"
             self._on_event(Failed(error=error, retry_after_s=retry_after_s))
+
+    def tell_cancelled(self, error: ErrorDetail) -> None:
+        """Somebody else than its client has cancelled it: the client hears why."""
+        assert self.state == "cancelled", f"a {self.state} request was not cancelled"
+        self._on_event(Failed(error=error))
 
     def _emit_text(self, piece: str, *, is_last: bool) -> None:
         if piece or (is_last and self._unsent):

@@ -228,6 +228,14 @@ class Scheduler:
         if request.state == "queued" and self._waiting.discard(request):
             request.state = "cancelled"
 
+    def running(self) -> tuple[RunningSequence, ...]:
+        """Those in a slot, in the order of their slots, cancelled ones left out."""
+        return tuple(sequence for _, sequence in sorted(self._running.items()) if not sequence.is_cancelled)
+
+    def waiting(self) -> tuple[Request, ...]:
+        """Those that wait for a slot: by priority, those that ran already first."""
+        return tuple(self._waiting)
+
     def take_queued(self, limit: int | None = None) -> list[Request]:
         """Remove up to `limit` queued requests, those that were next first: they go elsewhere."""
         count = len(self._waiting) if limit is None else min(limit, len(self._waiting))

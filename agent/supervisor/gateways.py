@@ -16,12 +16,16 @@ from agent.supervisor.processes import ProcessExit, ProcessRecord, ProcessTable
 from agent.supervisor.ranks import tls_files
 from agent.wire.agent import AgentConfig, TellGateway
 from agent.wire.gateway import (
+    AskRequests,
     AttachBackend,
     BackendRef,
     BackendStatus,
+    CancelRequest,
     CheckReport,
     GatewayConfig,
     GatewayStatus,
+    RequestReport,
+    RequestView,
 )
 
 log = logging.getLogger(__name__)
@@ -103,6 +107,17 @@ class GatewayTable:
             ) from error
         self._statuses[listen] = status
         return status.backends
+
+    async def requests(self, listen: str, deployment: str) -> RequestReport:
+        """What the gateway there has in flight of a deployment. Raises E808, E812."""
+        body = AskRequests(deployment=deployment)
+        answer = await self._post(listen, "requests", body, timeout_s=ASK_TIMEOUT_S * 2)
+        return msgspec.msgpack.decode(answer, type=RequestReport)
+
+    async def end_request(self, listen: str, order: CancelRequest) -> RequestView:
+        """Have it cancel one request; how that one stood. Raises E125, E808, E812."""
+        answer = await self._post(listen, "cancel", order, timeout_s=ASK_TIMEOUT_S * 2)
+        return msgspec.msgpack.decode(answer, type=RequestView)
 
     def running(self) -> tuple[str, ...]:
         return tuple(sorted(record.listen for record in self._processes.all("gateway")))

@@ -17,12 +17,14 @@ from agent.wire.agent import (
     Attach,
     Commit,
     DeploymentRecord,
+    EndRequest,
     EnsureGateway,
     FetchShards,
     Forget,
     Instruction,
     InstructionReply,
     LinkRanks,
+    ListRequests,
     Prepare,
     Release,
     RestartRank,
@@ -68,6 +70,11 @@ class Member:
                 return await self._perform_on_ranks(instruction)
             case EnsureGateway() | Attach() | TellGateway() | AskGateway() | RetireBackends():
                 return await self._perform_on_gateway(instruction)
+            case ListRequests(listen=listen, deployment=deployment):
+                report = await self._gateways.requests(listen, deployment)
+                return InstructionReply(requests=report.requests)
+            case EndRequest(listen=listen, cancel=cancel):
+                return InstructionReply(requests=(await self._gateways.end_request(listen, cancel),))
             case Forget(deployment=deployment):
                 if self._members.stands_at(deployment, instruction.before_generation):
                     return InstructionReply()

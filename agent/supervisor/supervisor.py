@@ -22,6 +22,7 @@ from agent.healing.state import FaultKey
 from agent.journal import Journal
 from agent.planner.file import plan_from_toml
 from agent.planner.learning.records import Lessons
+from agent.supervisor import in_flight
 from agent.supervisor.accuracy import AccuracyChecks
 from agent.supervisor.apply import Transaction
 from agent.supervisor.clean_up import tell_left_behind
@@ -72,7 +73,7 @@ from agent.wire.agent import (
     StoreRequest,
     UploadReply,
 )
-from agent.wire.gateway import BackendReport
+from agent.wire.gateway import BackendReport, CancelRequest, RequestReport, RequestView
 from agent.wire.history import GenerationHistory
 from agent.wire.host import EndProcess, RestartAgent
 from agent.wire.probe import LinkReport, ProbeDevices, ProbeLinks, ProbeModel
@@ -235,15 +236,28 @@ class Supervisor:
 
     async def deployment(self, name: str) -> DeploymentStatus:
         """Raises E701 when another agent decides for it, naming that one, or when nobody knows it."""
+        watch = self._watched(name)
+        if watch.plan.gateway_host == self._config.host:
+            await self._gateways.look()
+        apply = self._applies.get(name)
+        return msgspec.structs.replace(watch.status(), apply_phase=apply.phase if apply else None)
+
+    async def requests(self, deployment: str) -> RequestReport:
+        """What is in flight at its gateway. Raises E701 as `deployment` does, E206 or E808 without a gateway."""
+        return await in_flight.list_requests(self._reach, self._watched(deployment).plan)
+
+    async def cancel_request(self, order: CancelRequest) -> RequestView:
+        """Raises as `requests` does, and E125 for a request that is not in flight."""
+        watch = self._watched(order.deployment)
+        return await in_flight.cancel_request(self._reach, self._journal, watch.plan, watch.controlled, order)
+
+    def _watched(self, name: str) -> DeploymentWatch:
         watch = self._watches.get(name)
         if watch is None:
             record = self._members.get(name)
             where = f"its controller is {record.controller}" if record else "nothing of that name runs here"
             raise FleetError("E701", f"deployment {name}: {where}", host=self._config.host)
-        if watch.plan.gateway_host == self._config.host:
-            await self._gateways.look()
-        apply = self._applies.get(name)
-        return msgspec.structs.replace(watch.status(), apply_phase=apply.phase if apply else None)
+        return watch
 
     async def faults(self) -> FaultReport:
         return FaultReport(faults=self._faults.all())

@@ -11,6 +11,8 @@ socket) serves all of it; the cluster plane (TLS, both ends with a certificate) 
 | GET /v1/models | tuple[ModelHolding, ...] |
 | GET /v1/deployments | tuple[DeploymentRecord, ...]: those this agent knows, as controller or member |
 | GET /v1/deployments/{name} | DeploymentStatus (controller only; 404 E701 elsewhere, naming the controller) |
+| GET /v1/requests/{name} | wire.gateway: RequestReport (controller only), through the agent of the gateway's host |
+| POST /v1/requests/cancel | wire.gateway: CancelRequest -> RequestView (controller only), likewise |
 | GET /v1/events?after=N&limit=M&follow=1 | frames of Event |
 | GET /v1/faults | FaultReport |
 | GET /v1/learning | planner.learning.records: Lessons of the deployments that this agent decided for |
@@ -52,7 +54,14 @@ from agent.facts.model import ModelSpec
 from agent.facts.run import MeasuredRun
 from agent.planner.plan import ModelRef, Predicted, Serving
 from agent.planner.shards import ShardExtent
-from agent.wire.gateway import AttachBackend, BackendRef, BackendStatus, CheckReport
+from agent.wire.gateway import (
+    AttachBackend,
+    BackendRef,
+    BackendStatus,
+    CancelRequest,
+    CheckReport,
+    RequestView,
+)
 from agent.wire.history import Cause
 from agent.wire.rank import LinkRank, RankStatus
 
@@ -483,6 +492,20 @@ class AskGateway(msgspec.Struct, frozen=True, kw_only=True, tag="ask_gateway"):
     listen: str
 
 
+class ListRequests(msgspec.Struct, frozen=True, kw_only=True, tag="list_requests"):
+    """What the gateway there has in flight of a deployment."""
+
+    listen: str
+    deployment: str
+
+
+class EndRequest(msgspec.Struct, frozen=True, kw_only=True, tag="end_request"):
+    """Have the gateway there cancel one request; the reply's `requests` is that one."""
+
+    listen: str
+    cancel: CancelRequest
+
+
 class Commit(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
     """The generation is the deployment's now: remember the record and release the lock."""
 
@@ -521,6 +544,8 @@ Instruction = (
     | Attach
     | TellGateway
     | AskGateway
+    | ListRequests
+    | EndRequest
     | Commit
     | Release
     | Forget
@@ -536,6 +561,7 @@ class InstructionReply(msgspec.Struct, frozen=True, kw_only=True):
     backends: tuple[BackendStatus, ...] = ()
     fetched_bytes: int = 0
     socket: str = ""
+    requests: tuple[RequestView, ...] = ()
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,8 @@ from agent.planner.plan import Serving
 from agent.wire.rank import TlsFiles
 
 BackendState = Literal["attached", "active", "draining", "broken"]
+InFlightState = Literal["queued", "running", "waiting"]
+"""queued: for a slot. waiting: for a generation that replaces a broken one."""
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,6 +129,63 @@ class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
     decode_s_sum: float = 0.0
     """Seconds between first and last tokens of the requests that ended; `decoded_tokens` came in them."""
     decoded_tokens: int = 0
+    kv_blocks: int = 0
+    """Blocks of the KV cache, all replicas together, of which `blocks_held` are in use. 0: a gateway of an earlier
+    release, which does not count them."""
+
+
+class RequestView(msgspec.Struct, frozen=True, kw_only=True):
+    """One request in flight, as its gateway sees it. Ages are seconds at the moment of the answer."""
+
+    request_id: str
+    """What the gateway gave its client as `x-request-id`; further choices of one call end in `.1`, `.2` …"""
+    generation: int
+    """Of the backend that has it; 0 while it waits for one."""
+    replica: int | None
+    """None while it waits for a generation."""
+    state: InFlightState
+    client: str
+    """An address, the fingerprint of an API key, or `local` for the gateway's unix socket."""
+    priority: int
+    prompt_tokens: int
+    computed_tokens: int
+    """Positions in the KV cache, or on their way there: a prompt is computed when this reaches `prompt_tokens`."""
+    generated_tokens: int
+    max_tokens: int | None
+    """None: as many as the context has room for."""
+    age_s: float
+    """Since it arrived."""
+    ttft_s: float | None = None
+    """None before its first token."""
+    tokens_per_s: float | None = None
+    """Of the tokens after the first; None before there are two."""
+    embeds: bool = False
+    """It asks for the embedding of its prompt: no token is generated."""
+
+
+class RequestReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests in flight of one deployment: those that run, then those that wait in the order of their turn."""
+
+    deployment: str
+    requests: tuple[RequestView, ...]
+
+
+class AskRequests(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /control/requests -> RequestReport."""
+
+    deployment: str
+
+
+class CancelRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /control/cancel -> RequestView, as it was when it ended. Its client gets an error, E820.
+
+    `request_id` may be an unambiguous beginning, with or without `req_`. E125 when there is none, or several.
+    """
+
+    deployment: str
+    request_id: str
+    by: str
+    """Who asks: `user@machine:pid`."""
 
 
 class GatewayStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -132,6 +132,9 @@ class LinkCount(msgspec.Struct, frozen=True, kw_only=True):
     received_bytes: int
     wait_s: float
     """Seconds spent blocked on it."""
+    round_trip_s: float | None = None
+    """The kernel's smoothed round trip time of the link's TCP connections, the slowest of them; None where there
+    are none to ask: unix sockets, NCCL, a rank of an earlier release."""
 
 
 class RankStatus(msgspec.Struct, frozen=True, kw_only=True, tag="rank_status"):
@@ -159,6 +162,9 @@ class RankStatus(msgspec.Struct, frozen=True, kw_only=True, tag="rank_status"):
     error: ErrorDetail | None = None
     spawn_generation: int = 0
     """Generation under which the process was started: in an apply, old and new ranks of one id run side by side."""
+    at_s: float = 0.0
+    """When these figures were read, by a steady clock of the process: only differences mean anything. 0: a rank of
+    an earlier release, which does not say."""
 
 
 # --- gateway -> rank, over the step channel -----------------------------------------------------------

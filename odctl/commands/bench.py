@@ -219,20 +219,12 @@ async def _drive(
 
 async def _gateway_of(fleet: Fleet, name: str, settings: Settings) -> tuple[httpx.AsyncClient, str, str]:
     """Client, label and the model's name there. The client belongs to the fleet."""
-    from agent.errors import FleetError
-    from odctl.bench.load import TUNNEL_CONCURRENCY
+    from odctl.bench.deployment import gateway_client
     from odctl.deployments import read_deployments
 
     status = (await read_deployments(fleet)).one(name).reachable_status()
-    if settings.load.arrivals == "closed" and settings.load.concurrency > TUNNEL_CONCURRENCY:
-        raise FleetError(
-            "E118",
-            f"{settings.load.concurrency} at a time: the way through {status.gateway_host} carries "
-            f"{TUNNEL_CONCURRENCY}",
-            hint=f"give the address: odctl bench http://{status.listen}",
-        )
-    client = await fleet.client_of(status.gateway_host, status.gateway_socket)
-    return client, f"{status.name} on {status.gateway_host}", status.name
+    client, label = await gateway_client(fleet, status, settings.load)
+    return client, label, status.name
 
 
 def _api(name: str) -> Api | None:

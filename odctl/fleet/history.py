@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from agent.facts.sample import HostSample, Ok, Reading
+from agent.wire.gateway import BackendStatus
+from odctl.fleet.flow import DeploymentFlow
 
 HISTORY_S = 900.0
 _CHUNK_ROWS = 60
@@ -40,6 +42,15 @@ class DeploymentRow(NamedTuple):
     tokens_per_s: float
     running: int
     queued: int
+    ttft_s: float | None = None
+    """Median of the gateway's latest requests, as is `time_per_token_s`; None before there is one."""
+    time_per_token_s: float | None = None
+    kv: float | None = None
+    """Share of the KV cache's blocks in use; None where the gateway does not count them."""
+    busy: float | None = None
+    """Mean share of the last seconds that its ranks computed."""
+    bubble: float | None = None
+    """`flow.DeploymentFlow.bubble`."""
 
 
 class TimedRow(Protocol):
@@ -81,6 +92,23 @@ class History(Generic[Row]):
 
     def rows(self) -> tuple[Row, ...]:
         return tuple(row for chunk in (*self._chunks, self._tail) for row in chunk)
+
+
+def deployment_row(backend: BackendStatus, flow: DeploymentFlow | None, *, at_s: float) -> DeploymentRow:
+    """What of a gateway's word on a deployment is kept as history, with what its ranks did lately."""
+    has_finished = backend.finished > 0
+    ranks = flow.ranks if flow is not None else ()
+    return DeploymentRow(
+        at_s=at_s,
+        tokens_per_s=backend.tokens_per_s,
+        running=backend.running,
+        queued=backend.queued,
+        ttft_s=backend.ttft_s_p50 if has_finished else None,
+        time_per_token_s=backend.time_per_token_s_p50 if has_finished and backend.time_per_token_s_p50 else None,
+        kv=backend.blocks_held / backend.kv_blocks if backend.kv_blocks else None,
+        busy=sum(rank.busy_share for rank in ranks) / len(ranks) if ranks else None,
+        bubble=flow.bubble if flow is not None else None,
+    )
 
 
 def host_row(sample: HostSample) -> HostRow:

@@ -13,6 +13,7 @@ from agent.facts.probe import ProbeRecord
 from agent.facts.sample import HostSample
 from agent.wire.agent import DeploymentRecord, DeploymentStatus, Handshake
 from odctl.fleet.digest import HostDigest
+from odctl.fleet.flow import DeploymentFlow
 from odctl.fleet.history import DeploymentRow, History, HostRow
 
 HostState = Literal["connecting", "live", "stale", "lost", "unreachable"]
@@ -51,6 +52,8 @@ class DeploymentView(msgspec.Struct, frozen=True, kw_only=True):
     status: DeploymentStatus | None = None
     error: ErrorDetail | None = None
     history: History[DeploymentRow] = History()
+    flow: DeploymentFlow | None = None
+    """What its ranks and links did over the last seconds; None before two looks could be compared."""
 
 
 class FleetSnapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ Each host has a sample stream of its own that reconnects by itself, so that one 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 
@@ -18,7 +19,8 @@ from agent.wire.agent import DeploymentRecord, DeploymentStatus, FaultReport, Ha
 from odctl.fleet.clock import Clock
 from odctl.fleet.connection import Fleet
 from odctl.fleet.digest import HostDigest, host_digest
-from odctl.fleet.history import HISTORY_S, DeploymentRow, History, HostRow, host_row
+from odctl.fleet.flow import DeploymentFlow, flow_between
+from odctl.fleet.history import HISTORY_S, DeploymentRow, History, HostRow, deployment_row, host_row
 from odctl.fleet.snapshot import (
     STALE_AFTER_S,
     DeploymentView,
@@ -33,6 +35,8 @@ TICK_S = 1.0
 RECONNECT_FIRST_S = 1.0
 RECONNECT_MAX_S = 15.0
 POLL_S = 2.0
+FLOW_S = 10.0
+"""Rates of deployments are over about this long."""
 HOSTS_PER_POLL_S = 50
 PROBES_POLL_S = 10.0
 """Polls slow down with the fleet: this many hosts are asked for deployments and faults a second."""
@@ -112,19 +116,27 @@ class _DeploymentWatch:
         self.status: DeploymentStatus | None = None
         self.error: ErrorDetail | None = None
         self.history: History[DeploymentRow] = History()
+        self.flow: DeploymentFlow | None = None
+        self._looks: deque[tuple[float, DeploymentStatus]] = deque()
+        """Those of the last `FLOW_S` seconds and the one before them, oldest first."""
 
     def take(self, status: DeploymentStatus, now_s: float) -> None:
         self.status, self.error = status, None
+        while len(self._looks) > 1 and self._looks[1][0] <= now_s - FLOW_S:
+            self._looks.popleft()
+        if self._looks and self._looks[0][0] >= now_s - FLOW_S - POLL_TIMEOUT_S:
+            before_s, before = self._looks[0]
+            self.flow = flow_between(before, status, span_s=now_s - before_s)
+        else:
+            self._looks.clear()
+            self.flow = None
+        self._looks.append((now_s, status))
         if status.backend is not None:
-            backend = status.backend
-            self.history = self.history.append(
-                DeploymentRow(
-                    at_s=now_s,
-                    tokens_per_s=backend.tokens_per_s,
-                    running=backend.running,
-                    queued=backend.queued,
-                )
-            )
+            self.history = self.history.append(deployment_row(status.backend, self.flow, at_s=now_s))
+
+    def lose(self, error: ErrorDetail) -> None:
+        """Its controller does not answer: rates of before are rates no more."""
+        self.error, self.flow = error, None
 
     def view(self) -> DeploymentView:
         return DeploymentView(
@@ -133,6 +145,7 @@ class _DeploymentWatch:
             status=self.status,
             error=self.error,
             history=self.history,
+            flow=self.flow,
         )
 
 
@@ -251,7 +264,7 @@ class FleetWatch:
                 record.controller, f"/v1/deployments/{record.name}", DeploymentStatus, timeout_s=POLL_TIMEOUT_S
             )
         except FleetError as error:
-            deployment.error = error.detail
+            deployment.lose(error.detail)
         else:
             deployment.take(status, self._clock.now_s())
 

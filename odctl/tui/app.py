@@ -31,10 +31,13 @@ from odctl.tui.model.frame import MODES as TABS
 from odctl.tui.model.keymap import Keymap
 from odctl.tui.model.plan_editor import open_editor
 from odctl.tui.model.plans import PlanChoice, plan_choices, preview_of
+from odctl.tui.operating import FleetOperator, Operator
 from odctl.tui.options import UiOptions
 from odctl.tui.plan_files import is_plan_file, read_plan_text
 from odctl.tui.probing import FleetProber, Prober
+from odctl.tui.screens.bench_dialog import ask_to_bench
 from odctl.tui.screens.chat import ChatScreen
+from odctl.tui.screens.deployment import DeploymentScreen
 from odctl.tui.screens.deployments import DeploymentsScreen
 from odctl.tui.screens.events import EventsScreen
 from odctl.tui.screens.faults import FaultsScreen
@@ -106,6 +109,7 @@ class OdctlApp(AppPlans):
         self._basis_reader: BasisReader = basis_reader or FleetBasisReader()
         self.prober: Prober = prober or FleetProber()
         self.host_operator: HostOperator = host_operator or FleetHostOperator()
+        self.operator: Operator = FleetOperator(lambda: self.is_read_only)
         self._failure: BaseException | None = None
 
     def on_mount(self) -> None:
@@ -182,6 +186,26 @@ class OdctlApp(AppPlans):
         """What one host says, followed."""
         self.go_to("logs")
         self.call_after_refresh(self._with_screen, EventsScreen, lambda screen: screen.choose(host))
+
+    def open_deployment(self, name: str) -> None:
+        """The deployment's page, above the list of them."""
+        known = [view.name for view in self.snapshot.deployments] if self.snapshot is not None else []
+        if name not in known:
+            self.notify(f"no deployment `{name}`: {', '.join(known) or 'nothing is deployed'}", severity="warning")
+        elif isinstance(self.screen, DeploymentScreen):
+            self.screen.show_deployment(name)
+        elif isinstance(self.screen, DeploymentsScreen):
+            self.push_screen(DeploymentScreen(name))
+        else:
+            self.go_to("deployments")
+            self.call_after_refresh(self._with_screen, FrameScreen, lambda _screen: self._open_on_top(name))
+
+    def _open_on_top(self, name: str) -> None:
+        """Of the deployments' screens, whichever of them was left open there."""
+        if isinstance(self.screen, DeploymentScreen | DeploymentsScreen):
+            self.open_deployment(name)
+        else:
+            self.push_screen(DeploymentScreen(name))
 
     def open_plan_of(self, deployment: str) -> None:
         self.preview_error = ""
@@ -302,6 +326,10 @@ class OdctlApp(AppPlans):
                 self.open_logs(argument)
             case "plans" | "chat" | "logs":
                 self.go_to(call.command)
+            case "deployments" if argument:
+                self.open_deployment(argument)
+            case "bench":
+                ask_to_bench(self, argument)
             case "deployments" | "faults" | "models" | "learning" | "probes":
                 self._open_table(call.command, argument)
             case "sort":

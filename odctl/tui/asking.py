@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
 
 from agent.wire.agent import DeploymentStatus
-from odctl.chat import ChatRequest, stream_answer
+from odctl.chat import stream_chat
 from odctl.fleet import Fleet
 from odctl.tui.model.conversation import Piece
 
 
-async def ask(
-    fleet: Fleet, status: DeploymentStatus, question: str, history: tuple[tuple[str, str], ...]
-) -> AsyncGenerator[Piece, None]:
-    """The answer as it is made. Raises FleetError E808 in the gateway's own words."""
-    request = ChatRequest(model=status.name, prompt=question, history=history)
-    async for text, final in stream_answer(fleet, status, request):
-        if final is None:
-            yield Piece(text=text)
-        else:
+async def ask(fleet: Fleet, status: DeploymentStatus, body: dict[str, Any]) -> AsyncGenerator[Piece, None]:
+    """The answer as it is made; `body` is what `odctl.chat.chat_body` makes. Raises FleetError E808 in the
+    gateway's own words.
+    """
+    async with aclosing(stream_chat(fleet, status, body)) as pieces:
+        async for piece in pieces:
             yield Piece(
-                text=text,
-                is_done=True,
-                done_reason=str(final.get("done_reason", "")),
-                num_tokens=int(final.get("eval_count", 0)),
+                text=piece.text,
+                thinking=piece.thinking,
+                is_done=bool(piece.done_reason),
+                done_reason=piece.done_reason,
+                num_tokens=piece.answer_tokens,
+                prompt_tokens=piece.prompt_tokens,
             )

@@ -57,6 +57,12 @@ class Carrier(Protocol):
         """
         ...
 
+    def round_trip_s(self) -> float | None:
+        """As the kernel measures it, of the slowest connection; None where there is none to ask. May be called from
+        any thread, also after `close`.
+        """
+        ...
+
     def abort(self) -> None:
         """Make every call that is blocked on this carrier raise at once."""
         ...
@@ -67,11 +73,16 @@ class Carrier(Protocol):
 class LinkCounter:
     """What went over one link since it was built. Written by the engine thread alone, read by any."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, carrier: Carrier) -> None:
         self.name = name
         self.sent_bytes = 0
         self.received_bytes = 0
         self.wait_s = 0.0
+        self._carrier = carrier
+
+    @property
+    def round_trip_s(self) -> float | None:
+        return self._carrier.round_trip_s()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

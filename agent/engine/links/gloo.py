@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import AllreduceOptions, ProcessGroupGloo, Store, Work
 
 from agent.engine.links.carrier import STEP_TIMEOUT_S, Group, Pending, wide
+from agent.engine.links.round_trip import slowest_round_trip_s
 from agent.engine.links.sockets import connections_since, shut_down, socket_inodes
 
 
@@ -59,6 +60,9 @@ class GlooCarrier:
         options.timeout = self._timeout
         self._live().allreduce([total], options).wait(self._timeout)
         return total.to(self._device, dtype=tensor.dtype)
+
+    def round_trip_s(self) -> float | None:
+        return slowest_round_trip_s(self._connections)
 
     def abort(self) -> None:
         shut_down(self._connections)

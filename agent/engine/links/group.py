@@ -26,7 +26,7 @@ class ReduceGroup:
         vocab: Range,
         device: torch.device,
     ) -> None:
-        self.counter = LinkCounter(name)
+        self.counter = LinkCounter(name, carrier)
         self.carrier = carrier
         self.is_leader = index == LEADER_INDEX
         self._members = members

@@ -50,6 +50,9 @@ class NcclCarrier:
         self._live().allreduce([total], AllreduceOptions()).wait()  # sums by default
         return total.to(tensor.dtype)
 
+    def round_trip_s(self) -> float | None:
+        return None  # NCCL keeps its connections to itself
+
     def abort(self) -> None:
         group = self._group
         if group is not None:

@@ -24,7 +24,7 @@ StepKey = tuple[int, int]
 
 class HiddenSender:
     def __init__(self, carrier: Carrier, *, name: str, other_rank: str) -> None:
-        self.counter = LinkCounter(name)
+        self.counter = LinkCounter(name, carrier)
         self.carrier = carrier
         self._other_rank = other_rank
         self._outstanding: deque[Pending] = deque()
@@ -54,7 +54,7 @@ class HiddenReceiver:
     def __init__(
         self, carrier: Carrier, *, name: str, other_rank: str, hidden_size: int, kind: torch.dtype
     ) -> None:
-        self.counter = LinkCounter(name)
+        self.counter = LinkCounter(name, carrier)
         self.carrier = carrier
         self._other_rank = other_rank
         self._hidden_size = hidden_size

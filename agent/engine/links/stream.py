@@ -11,6 +11,7 @@ from torch import Tensor
 from agent.engine.links.carrier import STEP_TIMEOUT_S, Pending, wide
 from agent.engine.links.connection import Incoming, Outgoing, shut_down
 from agent.engine.links.meeting import Streams
+from agent.engine.links.round_trip import slowest_round_trip_s
 from agent.planner.carriers import DIRECT_SUM_BYTES
 
 
@@ -56,6 +57,10 @@ class StreamCarrier:
         else:
             total = self._sum_by_parts(host_tensor.reshape(-1)).view(tensor.shape)
         return total.to(self._device)
+
+    def round_trip_s(self) -> float | None:
+        # those that write: what a connection is only read from, the kernel times at its opening alone
+        return slowest_round_trip_s(outgoing.connection for outgoing in self._outgoing.values())
 
     def abort(self) -> None:
         self._is_aborted = True

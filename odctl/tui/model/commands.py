@@ -73,7 +73,22 @@ COMMANDS: tuple[Command, ...] = (
         takes="deployments",
     ),
     Command(name="set", argument="KEY=VALUE", help="a serving setting, in the plan editor"),
-    _view("deployments", "what is served, and how well", "deploy", "status"),
+    Command(
+        name="deployments",
+        argument="NAME",
+        help="what is served, and how well; or one in full",
+        aliases=("deploy", "status"),
+        is_optional=True,
+        takes="deployments",
+    ),
+    Command(
+        name="bench",
+        argument="NAME",
+        help="put load on a deployment, after asking",
+        is_optional=True,
+        takes="deployments",
+        changes=True,
+    ),
     _view("faults", "open and healed faults"),
     _view("learning", "what measured runs taught", "strategies"),
     Command(

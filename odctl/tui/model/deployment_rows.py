@@ -17,7 +17,7 @@ from odctl.tui.model.plans import deployed_plan
 from odctl.tui.model.readings import NONE
 from odctl.tui.model.table import Banner, Column, Value
 from odctl.tui.model.text import BLANK, Line, Span, fit, line, wrap
-from odctl.tui.model.units import age_text, count_text, seconds_text, tokens_per_s_text
+from odctl.tui.model.units import age_text, count_text, percent_text, seconds_text, tokens_per_s_text
 
 COLUMNS = (
     Column(id="name", title="NAME", width=14, grow_to=28),
@@ -25,15 +25,19 @@ COLUMNS = (
     Column(id="gen", title="GEN", width=4, priority=5, is_right=True, sorts_down=True),
     Column(id="tokens", title="TOK/S", width=6, priority=1, is_right=True, sorts_down=True),
     Column(id="ttft", title="TTFT p50", width=9, priority=2, is_right=True, sorts_down=True),
+    Column(id="tpot", title="TPOT p50", width=9, priority=7, is_right=True, sorts_down=True),
     Column(id="running", title="RUN", width=4, priority=3, is_right=True, sorts_down=True),
     Column(id="queue", title="QUEUE", width=5, priority=3, is_right=True, sorts_down=True),
+    Column(id="kv", title="KV", width=4, priority=8, is_right=True, sorts_down=True),
+    Column(id="busy", title="BUSY", width=4, priority=9, is_right=True, sorts_down=True),
+    Column(id="bubble", title="BUBBLE", width=6, priority=10, is_right=True, sorts_down=True),
     Column(id="ranks", title="RANKS", width=6, priority=4, is_right=True),
     Column(id="gateway", title="GATEWAY", width=14, priority=6, grow_to=40),
 )
 
 
 class DeploymentRows:
-    """Every deployment of a snapshot, by name."""
+    """Every deployment of a snapshot, by name. Percentages sort and filter as 0 to 100."""
 
     columns = COLUMNS
 
@@ -71,8 +75,10 @@ class DeploymentRows:
         match column:
             case "tokens":
                 return line(tokens_per_s_text(value))
-            case "ttft":
+            case "ttft" | "tpot":
                 return line(seconds_text(value))
+            case "kv" | "busy" | "bubble":
+                return line(percent_text(value / 100).strip())
             case _:
                 return line(f"{value:.0f}")
 
@@ -82,16 +88,16 @@ def deployment_page(snapshot: FleetSnapshot, name: str, *, width: int) -> tuple[
     view = snapshot.deployment(name)
     if view is None:
         return ()
-    lines = [*_reason(view, width)]
+    lines = [*reason_lines(view, width)]
     if view.status is not None:
         plan = deployed_plan(view.status)
         lines += _figures(view.status, width)
         lines += _strip(view, width=width, now_s=snapshot.taken_at_s)
-        lines += [BLANK, *_rank_lines(view.status, plan)]
+        lines += [BLANK, *rank_lines(view.status, plan)]
     faults = [fault for fault in snapshot.faults if fault.deployment == name]
     if faults:
         lines += [BLANK, line(Span(" FAULTS", "title"))]
-        lines += [_fault_line(fault, now_s=snapshot.taken_at_s) for fault in faults[:8]]
+        lines += [fault_line(fault, now_s=snapshot.taken_at_s) for fault in faults[:8]]
     return tuple(lines)
 
 
@@ -112,6 +118,16 @@ def _value(view: DeploymentView, column: str) -> Value:
             return backend.tokens_per_s if backend else None
         case "ttft":
             return backend.ttft_s_p50 if backend and backend.finished else None
+        case "tpot":
+            return backend.time_per_token_s_p50 or None if backend else None
+        case "kv":
+            return backend.blocks_held / backend.kv_blocks * 100 if backend and backend.kv_blocks else None
+        case "busy":
+            ranks = view.flow.ranks if view.flow is not None else ()
+            return max((rank.busy_share * 100 for rank in ranks), default=None)
+        case "bubble":
+            bubble = view.flow.bubble if view.flow is not None else None
+            return None if bubble is None else bubble * 100
         case "running":
             return float(backend.running) if backend else None
         case _:
@@ -133,7 +149,8 @@ def _ranks_text(status: DeploymentStatus | None) -> str:
     return f"{linked}/{len(status.ranks)}"
 
 
-def _reason(view: DeploymentView, width: int) -> list[Line]:
+def reason_lines(view: DeploymentView, width: int) -> list[Line]:
+    """Name and state, and what is wrong with its way out."""
     mark = deployment_mark(view)
     lines = [line(" ", Span(view.name, "bold"), " ", mark.span)]
     if view.error is not None:
@@ -198,7 +215,8 @@ def _strip(view: DeploymentView, *, width: int, now_s: float) -> list[Line]:
     return [line(Span(" tok/s  ", "title"), Span(drawn, "bar"), Span(f" ≤{tokens_per_s_text(peak):>6}", "dim"))]
 
 
-def _rank_lines(status: DeploymentStatus, plan: Plan | None) -> list[Line]:
+def rank_lines(status: DeploymentStatus, plan: Plan | None) -> list[Line]:
+    """A line for each rank: where it is, what it holds, and its trouble."""
     layers = {place.rank_id: layers_words(place.layers) for place in rank_places(plan)} if plan else {}
     lines = [line(Span(" RANK    HOST       DEVICE  LAYERS       STATE        WEIGHTS       KV   ↻", "title"))]
     return lines + [_rank_line(rank, layers.get(rank.rank_id, NONE)) for rank in status.ranks]
@@ -218,7 +236,8 @@ def _rank_line(rank: RankView, layers: str) -> Line:
     )
 
 
-def _fault_line(fault: Fault, *, now_s: float) -> Line:
+def fault_line(fault: Fault, *, now_s: float) -> Line:
+    """One fault in one line."""
     mark = fault_mark(fault)
     return line(
         " ",

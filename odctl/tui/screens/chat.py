@@ -1,37 +1,46 @@
-"""A conversation with a deployment: the answer streams in as it is made."""
+"""A conversation with a deployment: the answer streams in as it is made, and can be stopped."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from textual import work
+import msgspec
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
 from agent.errors import FleetError
 from agent.wire.agent import DeploymentStatus
+from odctl.chat import chat_body, curl_command
 from odctl.fleet import FleetSnapshot
 from odctl.tui.asking import ask
-from odctl.tui.model.conversation import Conversation, conversation_lines
-from odctl.tui.model.marks import deployment_mark
-from odctl.tui.model.text import Line, Span, line
+from odctl.tui.model.chat_summary import chat_summary
+from odctl.tui.model.conversation import Conversation, Piece, conversation_lines
 from odctl.tui.screens.frame import FrameScreen
+from odctl.tui.screens.one_line import OneLineScreen
+from odctl.tui.screens.raw_text import RawTextScreen
 from odctl.tui.widgets.lines import LinesBar, LinesView
 
 
 class ChatScreen(FrameScreen):
+    """Each deployment has a conversation of its own; an answer goes on while another one is looked at."""
+
     mode = "chat"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "back", "Leave the input", id="chat.back"),
+        Binding("escape", "back", "Stop/leave", id="chat.back"),
+        # Priority: in the input ^c copies, but while an answer streams it is the hand that stops it.
+        Binding("ctrl+c", "stop_answer", "Stop", id="chat.stop", show=False, priority=True),
         Binding("enter,i", "write", "Write", id="chat.write", show=False),
-        Binding("ctrl+n", "new_conversation", "New", id="chat.new"),
-        Binding("ctrl+s", "stop_answer", "Stop", id="chat.stop"),
+        Binding("n,ctrl+n", "new_conversation", "Clear", id="chat.new"),
+        Binding("y,ctrl+y", "copy_answer", "Copy answer", id="chat.copy"),
+        Binding("u,ctrl+r", "raw_request", "As curl", id="chat.raw"),
+        Binding("s,ctrl+s", "system_prompt", "System…", id="chat.system"),
+        Binding("t,ctrl+t", "toggle_thinking", "Thoughts", id="chat.thinking", show=False),
         Binding("less_than_sign", "step(-1)", "Deployment before", key_display="<", id="chat.before", show=False),
-        Binding("greater_than_sign", "step(1)", "Next deployment", key_display=">", id="chat.next"),
+        Binding("greater_than_sign", "step(1)", "Next", key_display=">", id="chat.next"),
     ]
 
     def __init__(self, *, steady_clock: Callable[[], float] = time.monotonic) -> None:
@@ -58,10 +67,10 @@ class ChatScreen(FrameScreen):
         return self.conversations.get(self.deployment, Conversation())
 
     def draw(self, snapshot: FleetSnapshot | None) -> None:
-        names = [view.name for view in snapshot.deployments] if snapshot else []
+        names = self._names()
         if self.deployment not in names and not self.conversation.turns:
             self.deployment = names[0] if names else ""
-        self.query_one("#summary", LinesBar).show([_summary(snapshot, self.deployment)])
+        self.query_one("#summary", LinesBar).show(chat_summary(snapshot, self.deployment, width=self.size.width))
         self.query_one("#question", Input).disabled = not self.deployment
         self._draw_conversation()
 
@@ -78,15 +87,24 @@ class ChatScreen(FrameScreen):
     def focus_body(self) -> None:
         self.query_one("#page", LinesView).focus()
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "stop_answer":
+            return self.conversation.is_waiting
+        return super().check_action(action, parameters)
+
     def action_write(self) -> None:
         self.query_one("#question", Input).focus()
 
     def action_back(self) -> None:
-        """Out of the input first, so that the number keys work again; then one step back."""
-        if self.focused is self.query_one("#question", Input):
+        """Stop the answer that streams; else out of the input, so that single keys work; then one step back."""
+        if self.conversation.is_waiting and not self.has_prompt:
+            self.action_stop_answer()
+        elif self.focused is self.query_one("#question", Input):
             self.focus_body()
-            return
-        super().action_back()
+        else:
+            super().action_back()
+
+    # --- asking ---------------------------------------------------------------------------------------------
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         question = event.value.strip()
@@ -95,47 +113,125 @@ class ChatScreen(FrameScreen):
 
     def ask(self, question: str) -> bool:
         """Send a question, unless something is in the way: that is said, and the answer is False."""
-        status = self._status()
-        if status is None:
-            self.notify("its controller does not answer", severity="warning")
+        snapshot = self.odctl.snapshot
+        view = snapshot.deployment(self.deployment) if snapshot else None
+        if view is None:
+            others = ", ".join(self._names())
+            way_out = f"> goes on to another one: {others}" if others else "2 Plans previews and applies one"
+            self.notify(f"{self.deployment} is not deployed any more; {way_out}", severity="warning")
+            return False
+        if view.status is None:
+            self.notify(f"its controller {view.record.controller} does not answer", severity="warning")
             return False
         if self.conversation.is_waiting:
-            self.notify("the answer before is still coming; ^s stops it", severity="warning")
+            self.notify("the answer before is still coming; esc stops it", severity="warning")
             return False
-        self._update(self.deployment, self.conversation.ask(question, now_s=self._steady_clock()))
-        self.answer(self.deployment, status)
+        body = self._body(question)
+        deployment, status = self.deployment, view.status
+        self._update(deployment, self.conversation.ask(question, now_s=self._steady_clock()))
+        self.run_worker(
+            self.answer(deployment, status, body), group=_group(deployment), exclusive=True, exit_on_error=True
+        )
         return True
 
-    @work(exclusive=True, group="chat")
-    async def answer(self, deployment: str, status: DeploymentStatus) -> None:
-        """Stream the answer to the last question of this deployment's conversation."""
-        conversation = self.conversations[deployment]
-        question, history = conversation.turns[-1].question, conversation.history
-        pieces = self.odctl.feed.stream(lambda fleet: ask(fleet, status, question, history))
+    def _body(self, question: str) -> dict[str, Any]:
+        conversation = self.conversation
+        return chat_body(self.deployment, question, history=conversation.history, system=conversation.system)
+
+    async def answer(self, deployment: str, status: DeploymentStatus, body: dict[str, Any]) -> None:
+        """Stream the answer to the last question of this deployment's conversation.
+
+        Whatever ends the stream ends the turn. Once that has ended nothing more is taken: the reader may have
+        stopped or cleared it meanwhile.
+        """
+        asked_at_s = self.conversations[deployment].turns[-1].asked_at_s
+
+        def change(make: Callable[[Conversation], Conversation]) -> None:
+            conversation = self.conversations[deployment]
+            if conversation.is_waiting and conversation.turns[-1].asked_at_s == asked_at_s:
+                self._update(deployment, make(conversation))
+
+        def take(piece: Piece) -> None:
+            now_s = self._steady_clock()
+            change(lambda conversation: conversation.take(piece, now_s=now_s))
+
+        pieces = self.odctl.feed.stream(lambda fleet: ask(fleet, status, body))
         try:
             async with aclosing(pieces) as found:
                 async for piece in found:
-                    now_s = self._steady_clock()
-                    self._update(deployment, self.conversations[deployment].take(piece, now_s=now_s))
+                    take(piece)
         except FleetError as error:
-            self._update(deployment, self.conversations[deployment].fail(error.message, error.hint))
-        finally:
-            # Stopped by hand, or ended without a last piece: what came stays, and says that it was cut.
-            if self.conversations[deployment].is_waiting:
-                self._update(deployment, self.conversations[deployment].fail("the answer was cut off here", ""))
+            message, hint = error.message, error.hint
+            change(lambda conversation: conversation.fail(message, hint))
+        change(lambda conversation: conversation.fail("the answer was cut off here", "ask again"))
 
     def action_stop_answer(self) -> None:
-        self.workers.cancel_group(self, "chat")
+        """At once on the screen; the gateway hears of it as soon as the way there allows."""
+        if self.conversation.is_waiting:
+            self._update(self.deployment, self.conversation.stop())
+        self.workers.cancel_group(self, _group(self.deployment))
+
+    # --- around it ------------------------------------------------------------------------------------------
 
     def action_new_conversation(self) -> None:
+        """Forget the turns; the system prompt stays."""
         self.action_stop_answer()
-        self._update(self.deployment, Conversation())
+        self._update(self.deployment, self.conversation.cleared())
+
+    def action_copy_answer(self) -> None:
+        answer = self.conversation.last_answer
+        if not answer:
+            self.notify("there is no answer to copy yet")
+            return
+        self.app.copy_to_clipboard(answer)
+        self.notify(f"{len(answer):,} characters copied, where the terminal takes OSC 52")
+
+    def action_raw_request(self) -> None:
+        """The last request as curl, or the one that enter would send now."""
+        snapshot = self.odctl.snapshot
+        view = snapshot.deployment(self.deployment) if snapshot else None
+        if view is None or view.status is None:
+            self.notify("where it listens is not known: its controller does not answer", severity="warning")
+            return
+        typed, turns = self.query_one("#question", Input).value.strip(), self.conversation.turns
+        if typed or not turns:
+            body, title = self._body(typed or "…"), "The request that enter sends"
+        else:
+            before = msgspec.structs.replace(self.conversation, turns=turns[:-1])
+            body = chat_body(self.deployment, turns[-1].question, history=before.history, system=before.system)
+            title = "The last request"
+        gateway = snapshot.host(view.status.gateway_host) if snapshot else None
+        address = gateway.facts.cluster_address if gateway is not None and gateway.facts is not None else ""
+        text = curl_command(body, view.status.listen, host=view.status.gateway_host, address=address)
+        self.app.push_screen(RawTextScreen(title=title, text=text))
+
+    def action_system_prompt(self) -> None:
+        if not self.deployment:
+            return
+        deployment = self.deployment
+
+        def take(text: str | None) -> None:
+            if text is not None:
+                conversation = self.conversations.get(deployment, Conversation())
+                self._update(deployment, msgspec.structs.replace(conversation, system=text))
+
+        self.app.push_screen(
+            OneLineScreen(
+                title=f"What {deployment} is told before everything else",
+                text=self.conversation.system,
+                hint="enter takes it for the questions from now on, empty is none; esc leaves it as it is",
+            ),
+            take,
+        )
+
+    def action_toggle_thinking(self) -> None:
+        shows = not self.conversation.shows_thinking
+        self._update(self.deployment, msgspec.structs.replace(self.conversation, shows_thinking=shows))
 
     def action_step(self, step: int) -> None:
-        snapshot = self.odctl.snapshot
-        names = [view.name for view in snapshot.deployments] if snapshot else []
+        names = self._names()
         if names:
-            index = names.index(self.deployment) if self.deployment in names else 0
+            index = names.index(self.deployment) if self.deployment in names else -step
             self.choose(names[(index + step) % len(names)])
 
     def _update(self, deployment: str, conversation: Conversation) -> None:
@@ -143,15 +239,11 @@ class ChatScreen(FrameScreen):
         if self.is_mounted and self.is_current and deployment == self.deployment:
             self._draw_conversation()
 
-    def _status(self) -> DeploymentStatus | None:
+    def _names(self) -> list[str]:
         snapshot = self.odctl.snapshot
-        view = snapshot.deployment(self.deployment) if snapshot else None
-        return view.status if view else None
+        return [view.name for view in snapshot.deployments] if snapshot else []
 
 
-def _summary(snapshot: FleetSnapshot | None, name: str) -> Line:
-    view = snapshot.deployment(name) if snapshot else None
-    if view is None:
-        return line(Span(" nothing is deployed to talk to: 2 Plans previews and applies one", "dim"))
-    served = f"  {view.status.gateway_host} {view.status.listen}" if view.status else ""
-    return line(" ", Span(name, "bold"), " ", deployment_mark(view).span, Span(served, "dim"))
+def _group(deployment: str) -> str:
+    """Of workers: an answer of one deployment does not cut off another's."""
+    return f"chat {deployment}"

@@ -12,6 +12,7 @@ from odctl.tui.model.deployment_rows import DeploymentRows, deployment_page
 from odctl.tui.model.frame import fleet_lines
 from odctl.tui.model.table import Rows
 from odctl.tui.model.text import Line
+from odctl.tui.screens.bench_dialog import ask_to_bench
 from odctl.tui.screens.table import TableScreen
 from odctl.tui.widgets.fleet_table import FleetTable
 from odctl.tui.widgets.lines import LinesBar, LinesView
@@ -22,6 +23,7 @@ class DeploymentsScreen(TableScreen):
     empty = "nothing is deployed: `odctl plan MODEL -o plan.toml`, then :plan plan.toml"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("c", "chat", "Chat", id="deployments.chat"),
+        Binding("B", "bench", "Benchmark…", id="deployments.bench"),
         Binding("p", "plan", "Its plan", id="deployments.plan"),
     ]
 
@@ -53,5 +55,9 @@ class DeploymentsScreen(TableScreen):
         if self.table.cursor_key is not None:
             self.odctl.open_plan_of(self.table.cursor_key)
 
+    def action_bench(self) -> None:
+        if self.table.cursor_key is not None:
+            ask_to_bench(self.odctl, self.table.cursor_key)
+
     def on_fleet_table_chosen(self, event: FleetTable.Chosen) -> None:
-        self.odctl.open_plan_of(event.key)
+        self.odctl.open_deployment(event.key)

@@ -14,7 +14,7 @@ from odctl.fleet import Fleet, watch_fleet
 from odctl.fleet.history import History, HostRow, host_row
 from odctl.fleet.watch import FleetWatch
 from odctl.ssh.http import agent_client
-from tests.odctl.fleet import values
+from tests.odctl.fleet import test_flow, values
 from tests.odctl.fleet.served_agent import ServedAgent, access, serving
 from tests.odctl.fleet.until import until
 
@@ -124,6 +124,30 @@ async def test_the_controllers_word_on_a_deployment_is_asked_for(agent: ServedAg
         deployment = watch.snapshot().deployments[0]
         assert deployment.record.generation == 3
         assert deployment.error == ErrorDetail(code="E701", message="not here", host="one")
+
+
+async def test_rates_of_a_deployment_come_of_two_looks_and_go_with_its_controller(agent: ServedAgent) -> None:
+    clock = HandClock()
+    agent.add_sample(values.sample("one"))
+    agent.answers["/v1/deployments"] = (
+        DeploymentRecord(name="chat", generation=3, plan_hash="p", controller="one", members=()),
+    )
+    agent.answers["/v1/deployments/chat"] = test_flow.BEFORE
+    async with serving(agent), watching(agent, clock) as watch:
+        await until(lambda: any(view.status is not None for view in watch.snapshot().deployments))
+        assert watch.snapshot().deployments[0].flow is None, "one look gives no rate"
+        agent.answers["/v1/deployments/chat"] = test_flow.AFTER
+        await clock.advance(2.0)
+        await until(lambda: watch.snapshot().deployments[0].flow is not None)
+        view = watch.snapshot().deployments[0]
+        assert view.flow is not None
+        assert [rank.busy_share for rank in view.flow.ranks] == [0.2, 0.6]
+        assert view.history.last is not None
+        assert view.history.last.busy == pytest.approx(0.4)
+        agent.errors["/v1/deployments/chat"] = ErrorDetail(code="E701", message="not here")
+        await clock.advance(2.0)
+        await until(lambda: watch.snapshot().deployments[0].error is not None)
+        assert watch.snapshot().deployments[0].flow is None, "rates of before are rates no more"
 
 
 async def test_open_faults_come_before_healed_ones(agent: ServedAgent) -> None:
