@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import work
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import Screen
@@ -23,7 +23,9 @@ from odctl.apply import ApplyPreview
 from odctl.fleet import FleetSnapshot
 from odctl.fleet.clock import Clock, SystemClock
 from odctl.inventory import load_inventory
+from odctl.recording import Recording
 from odctl.result import exit_code_of, render_error
+from odctl.tui.app_time import TimeApp
 from odctl.tui.applying import Applier, FleetApplier
 from odctl.tui.editing import BasisReader, FleetBasisReader
 from odctl.tui.feed import Feed, FleetFeed
@@ -65,7 +67,7 @@ class SnapshotTaken(Message):
         return isinstance(message, SnapshotTaken)
 
 
-class OdctlApp(App[None]):
+class OdctlApp(TimeApp):
     TITLE = "odctl"
     CSS_PATH = "odctl.tcss"
     ENABLE_COMMAND_PALETTE = True
@@ -102,6 +104,7 @@ class OdctlApp(App[None]):
         applier: Applier | None = None,
         basis_reader: BasisReader | None = None,
         prober: Prober | None = None,
+        recording: Recording | None = None,
     ) -> None:
         # Only native ANSI colours can be dropped: Textual greys others, and then default text turns black on black.
         has_no_color = os.environ.get("NO_COLOR") is not None
@@ -109,6 +112,7 @@ class OdctlApp(App[None]):
         self.feed = feed
         self.clock = clock
         self.snapshot: FleetSnapshot | None = None
+        self.set_up_time(recording)
         self.preview: PlanChoice | None = None
         self.preview_error = ""
         self.is_read_only = True
@@ -121,18 +125,21 @@ class OdctlApp(App[None]):
         self.theme = NO_COLOR_THEME if has_no_color else THEME
 
     def on_mount(self) -> None:
+        if self.time.recording is not None:
+            self.show_moment()
         self.feed.start(self._take, lambda failure: self.call_from_thread(self._fail, failure))
 
     async def on_unmount(self) -> None:
         await self.feed.stop()
+        self.time.stop_recording()
 
     def _take(self, snapshot: FleetSnapshot) -> None:
-        """From the feed's thread: posting a message is all that may be done there."""
+        """From the feed's thread: the screen is told by a message."""
+        self.time.write(snapshot)
         self.post_message(SnapshotTaken(snapshot))
 
     def on_snapshot_taken(self, message: SnapshotTaken) -> None:
-        self.snapshot = message.snapshot
-        self.redraw()
+        self.take_live(message.snapshot)
 
     def redraw(self) -> None:
         """Draw the current screen anew; the others draw when they come back."""
@@ -246,6 +253,8 @@ class OdctlApp(App[None]):
 
     def ask_to_apply(self, choice: PlanChoice) -> None:
         """Hold the plan against the fleet, ask, and apply."""
+        if self.refuses_changes():
+            return
         if self.is_read_only:
             self.notify("this session is read-only: ^x (or :unlock) allows changes for ten minutes", title="RO")
             return
@@ -282,6 +291,8 @@ class OdctlApp(App[None]):
 
     def set_read_only(self, is_read_only: bool) -> None:
         """Unlocking lasts ten minutes."""
+        if not is_read_only and self.refuses_changes():
+            return
         if self._relock is not None:
             self._relock.stop()
             self._relock = None
@@ -332,6 +343,8 @@ class OdctlApp(App[None]):
                 self._edit_shown()
             case "set":
                 self._set(argument)
+            case "pause" | "live" | "time" | "record":
+                self.perform_time(call.command, argument)
             case "quit":
                 self.call_later(self.action_quit)
             case _:

@@ -30,12 +30,24 @@ FRESH_S = 3.0
 
 
 def title_line(
-    snapshot: FleetSnapshot | None, trail: Sequence[str], *, width: int, is_read_only: bool, now_s: float
+    snapshot: FleetSnapshot | None,
+    trail: Sequence[str],
+    *,
+    width: int,
+    is_read_only: bool,
+    now_s: float,
+    moment: Line = (),
+    recording: Line = (),
 ) -> Line:
-    """` odctl ▸ lab ▸ Fleet … ▲1 ✗2 ● live RO`: where we are, what is wrong, and how fresh that is."""
+    """` odctl ▸ lab ▸ Fleet … ▲1 ✗2 ● live RO`: where we are, what is wrong, and how fresh that is.
+
+    `moment` takes the place of the freshness where another moment is shown than the present; `recording` says that
+    one is being written.
+    """
     cluster = snapshot.cluster if snapshot else "…"
     steps = " ▸ ".join(["odctl", cluster, *trail])
-    right = [*_trouble(snapshot), *_freshness(snapshot, now_s), Span("  RO " if is_read_only else "  RW ", "bold")]
+    fresh = moment or _freshness(snapshot, now_s)
+    right = [*_trouble(snapshot), *recording, *fresh, Span("  RO " if is_read_only else "  RW ", "bold")]
     return spread(line(Span(f" {steps}", "title")), tuple(right), width)
 
 

@@ -19,6 +19,7 @@ from odctl.tui.model.commands import completions
 from odctl.tui.model.frame import tabs_line, title_line
 from odctl.tui.widgets.lines import LinesBar
 from odctl.tui.widgets.prompt import Prompt
+from odctl.tui.widgets.scrub_bar import ScrubBar
 
 if TYPE_CHECKING:
     from odctl.tui.app import OdctlApp
@@ -45,6 +46,7 @@ class FrameScreen(Screen[None]):
         yield LinesBar(id="title")
         yield LinesBar(id="tabs")
         yield from self.compose_body()
+        yield ScrubBar(id="time")
         yield Prompt()
         yield Footer(compact=True, show_command_palette=False)
 
@@ -68,11 +70,17 @@ class FrameScreen(Screen[None]):
                     width=width,
                     is_read_only=self.odctl.is_read_only,
                     now_s=self.odctl.clock.now_s(),
+                    moment=self.odctl.time.title_spans(now_s=self.odctl.clock.now_s()),
+                    recording=self.odctl.time.recording_spans(),
                 )
             ]
         )
         self.query_one("#tabs", LinesBar).show([tabs_line(self.mode, width=width)])
+        self.query_one("#time", ScrubBar).show_time(self.odctl.time.scrub_lines(width))
         self.draw(snapshot)
+
+    def on_scrub_bar_sought(self, event: ScrubBar.Sought) -> None:
+        self.odctl.seek_cell(event.cell, event.width)
 
     def on_screen_resume(self) -> None:
         self.call_after_refresh(self.redraw)
