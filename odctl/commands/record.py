@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from odctl.commands.options import bytes_option, seconds_option
 from odctl.result import Result, run_command
 
 if TYPE_CHECKING:
@@ -22,23 +21,19 @@ TOLD_EVERY_S = 10.0
 
 @click.command("record")
 @click.argument("path", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--for", "for_s", metavar="TIME", callback=seconds_option, help="Stop after 30s, 10m, 2h …")
+@click.option("--for", "span", metavar="TIME", default="", help="Stop after 30s, 10m, 2h …")
 @click.option(
     "--every",
-    "every_s",
     metavar="TIME",
     default="1s",
     show_default=True,
-    callback=seconds_option,
     help="A moment this often; hosts are sampled once a second.",
 )
 @click.option(
     "--max-size",
-    "max_bytes",
     metavar="SIZE",
     default="1GB",
     show_default=True,
-    callback=bytes_option,
     help="Stop before the file is larger.",
 )
 @click.option("--hosts", "selector", metavar="SELECTOR", default="all", show_default=True, help="Which hosts.")
@@ -48,9 +43,9 @@ TOLD_EVERY_S = 10.0
 def command(  # noqa: PLR0917 - click calls it by name
     inventory_path: str,
     path: Path,
-    for_s: float | None,
-    every_s: float,
-    max_bytes: int,
+    span: str,
+    every: str,
+    max_size: str,
     selector: str,
     force: bool,
     as_json: bool,
@@ -63,9 +58,9 @@ def command(  # noqa: PLR0917 - click calls it by name
         lambda: record(
             inventory_path,
             path,
-            for_s=for_s,
-            every_s=every_s,
-            max_bytes=max_bytes,
+            span=span,
+            every=every,
+            max_size=max_size,
             selector=selector,
             is_forced=force,
         ),
@@ -77,18 +72,19 @@ def record(
     inventory_path: str,
     path: Path,
     *,
-    for_s: float | None,
-    every_s: float,
-    max_bytes: int,
+    span: str = "",
+    every: str = "1s",
+    max_size: str = "1GB",
     selector: str = "all",
     is_forced: bool = False,
 ) -> Result:
-    """Raises E108 for a selector that matches nothing, E119 for a file that is there, E101 where it cannot be
-    written.
+    """Raises E108 for a selector that matches nothing, E109 for an option that means nothing, E119 for a file that
+    is there, E101 where it cannot be written.
     """
     import asyncio
     from contextlib import aclosing
 
+    from odctl.commands.options import bytes_of, seconds_of
     from odctl.fleet import Fleet, watch_fleet
     from odctl.fleet.clock import SystemClock
     from odctl.following import ctrl_c, until_pressed
@@ -97,6 +93,8 @@ def record(
     from odctl.session import visit_fleet
 
     clock = SystemClock()
+    for_s = seconds_of("--for", span) if span else None
+    every_s, max_bytes = seconds_of("--every", every), bytes_of("--max-size", max_size)
 
     async def keep(fleet: Fleet, writer: RecordingWriter) -> str:
         """Why it ended by itself."""

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 @click.option("--info", "only_info", is_flag=True, help="Say what FILE holds, and open no UI.")
 @click.option("--json", "as_json", is_flag=True, help="What FILE holds, as JSON.")
 def command(path: Path, at: str, plays: bool, only_info: bool, as_json: bool) -> None:
-    """Open the terminal UI over what `odctl record` kept: space plays, comma and full stop step, g goes to a time."""
+    """Open the terminal UI over what `odctl record` kept.
+
+    Space plays, comma and full stop step, g goes to a time. Nothing can be changed.
+    """
     if only_info or as_json:
         run_command(lambda: info(path), as_json=as_json)
     else:
