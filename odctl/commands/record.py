@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from odctl.result import Result, run_command
+from odctl.result import ExitCode, Result, run_command
 
 if TYPE_CHECKING:
     from odctl.fleet import FleetSnapshot
@@ -94,10 +94,12 @@ def record(
 
     clock = SystemClock()
     for_s = seconds_of("--for", span) if span else None
+    is_live = False
     every_s, max_bytes = seconds_of("--every", every), bytes_of("--max-size", max_size)
 
     async def keep(fleet: Fleet, writer: RecordingWriter) -> str:
         """Why it ended by itself."""
+        nonlocal is_live
         started_at_s = clock.now_s()
         progress = _Progress(writer)
         try:
@@ -111,6 +113,7 @@ def record(
                     if not await asyncio.to_thread(writer.write, snapshot):
                         return f"a further moment would make it larger than {max_bytes:,} bytes"
                     progress.show(snapshot)
+                    is_live = any(host.state in {"live", "stale"} for host in snapshot.hosts)
         finally:
             progress.end()
         raise AssertionError("a watch has no end")
@@ -131,7 +134,8 @@ def record(
             reason = "stopped by hand"
         finally:
             writer.close()
-        return _result(writer, reason, num_hosts=len(fleet.hosts))
+        code = ExitCode.OK if is_live else ExitCode.UNREACHABLE
+        return _result(writer, reason, num_hosts=len(fleet.hosts), exit_code=code)
 
     return visit_fleet(
         inventory_path, visit, hosts=lambda inventory: [host.name for host in select(inventory, selector)]
@@ -179,7 +183,8 @@ def _summary(writer: RecordingWriter) -> str:
     return f"{plural(writer.num_frames, 'moment')} over {seconds_text(span_s)}, {bytes_words(writer.num_bytes)}"
 
 
-def _result(writer: RecordingWriter, reason: str, *, num_hosts: int) -> Result:
+def _result(writer: RecordingWriter, reason: str, *, num_hosts: int, exit_code: ExitCode) -> Result:
+    """4 when at its end no host answered: it is a recording of nothing, then."""
     data = {
         "path": str(writer.path),
         "num_moments": writer.num_frames,
@@ -190,4 +195,4 @@ def _result(writer: RecordingWriter, reason: str, *, num_hosts: int) -> Result:
         "ended": reason,
     }
     prose = f"{writer.path}: {_summary(writer)} ({reason})\nshow it:  odctl replay {writer.path}"
-    return Result(kind="recording", data=data, prose=prose)
+    return Result(kind="recording", data=data, prose=prose, exit_code=exit_code)

@@ -114,7 +114,9 @@ class TimeApp(App[None]):
     @work(exclusive=True, group="time")
     async def _read_moment(self) -> None:
         try:
-            found = await asyncio.to_thread(self.time.read)
+            # A file is read beside the screen; what is in memory changes only here.
+            is_file = self.time.recording is not None
+            found = await asyncio.to_thread(self.time.read) if is_file else self.time.read()
         except FleetError as error:
             self.time.pause()
             self._keep_playing()
@@ -143,10 +145,7 @@ class TimeApp(App[None]):
     def play_on(self, elapsed_s: float) -> None:
         """So many seconds of the viewer's time further."""
         self.time.advance(elapsed_s)
-        if self.time.is_read:
-            self._keep_playing()
-            self.redraw()
-        else:
+        if not self.time.is_read or not self.time.playback.is_playing:
             self.show_moment()
 
     # --- keys and commands ------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Time in a session: which moment the screens have, what can be gone back to, and a recording under way.
 
-No Textual here. `read` and `write` may be called from other threads than the rest.
+No Textual here. `write` may be called from another thread than the rest, and `read` where there is a recording.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class TimeTravel:
     def is_read(self) -> bool:
         """Whether the shown moment is the one that playback has come to."""
         at_s, times = self.playback.at_s, self.times
-        if at_s is None or not times:
-            return True
+        if at_s is None:
+            return self.shown is self._ring.latest
         return self.shown is not None and self.shown.taken_at_s == times[index_at(times, at_s)]
 
     def toggle(self) -> None:
