@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from odctl.fleet import FleetSnapshot
     from odctl.recording import RecordingWriter
 
+SETTLE_S = 5.0
+"""So long at most the first moment waits until every host has answered."""
 TOLD_EVERY_S = 10.0
 """Without a terminal, progress is a line this often."""
 
@@ -100,13 +102,13 @@ def record(
     async def keep(fleet: Fleet, writer: RecordingWriter) -> str:
         """Why it ended by itself."""
         nonlocal is_live
-        started_at_s = clock.now_s()
         progress = _Progress(writer)
         try:
-            async with aclosing(watch_fleet(fleet, clock)) as snapshots:
+            async with aclosing(watch_fleet(fleet, clock, settles_s=SETTLE_S)) as snapshots:
                 async for snapshot in snapshots:
+                    first_at_s = writer.first_at_s or snapshot.taken_at_s
                     # One written at the very end of the time still belongs to it.
-                    if for_s is not None and snapshot.taken_at_s - started_at_s > for_s + 0.5:
+                    if for_s is not None and snapshot.taken_at_s - first_at_s > for_s + 0.5:
                         return f"{for_s:g} s are over"
                     if not writer.wants(snapshot.taken_at_s):
                         continue
