@@ -55,6 +55,10 @@ async def push(pilot: Pilot[None], feed: frozen.FrozenFeed, clock: WallClock, fi
     await settle(pilot)
 
 
+def title(app: OdctlApp) -> str:
+    return screen_text(app).splitlines()[0]
+
+
 def shown_second(app: OdctlApp) -> int:
     assert app.snapshot is not None
     return round(app.snapshot.taken_at_s - T0)
@@ -95,7 +99,7 @@ async def test_a_live_session_pauses_steps_back_and_goes_live(size: tuple[int, i
     app, feed, clock = live_app()
     async with app.run_test(size=size) as pilot:
         await push(pilot, feed, clock, 0, 30)
-        assert "● live" in screen_text(app)
+        assert "● live" in title(app)
         assert app.screen.query_one(ScrubBar).size.height == 0, "nothing of it while the session is live"
         await pilot.press("T")
         await settle(pilot)
@@ -103,7 +107,7 @@ async def test_a_live_session_pauses_steps_back_and_goes_live(size: tuple[int, i
         text = screen_text(app)
         assert shown_second(app) == 29
         assert "⏸ 5 s ago" in text
-        assert "● live" not in text.splitlines()[0]
+        assert "● live" not in title(app)
         assert "30/35" in text
         await pilot.press("comma", "comma", "left_square_bracket")
         await settle(pilot)
@@ -115,7 +119,7 @@ async def test_a_live_session_pauses_steps_back_and_goes_live(size: tuple[int, i
         await pilot.press("L")
         await settle(pilot)
         assert shown_second(app) == 34
-        assert "● live" in screen_text(app)
+        assert "● live" in title(app)
         await push(pilot, feed, clock, 35, 36)
         assert shown_second(app) == 35
 
@@ -147,7 +151,7 @@ async def test_playing_from_the_past_catches_up() -> None:
         app.play_on(10.0)
         await settle(pilot)
         assert shown_second(app) == 39
-        assert "● live" in screen_text(app)
+        assert "● live" in title(app)
 
 
 async def test_keys_of_time_are_the_screens_while_the_session_is_live() -> None:
@@ -263,7 +267,7 @@ async def test_a_recording_opens_standing_at_its_beginning(recorded: Path, size:
         text = screen_text(app)
         for said in ("⏸ REC", "1/60", "RO", "4 hosts", "● live"):
             assert said in text, said
-        assert "s old" not in text.splitlines()[0], "ages are as they were then"
+        assert "s old" not in title(app), "ages are as they were then"
         bar = app.screen.query_one(ScrubBar)
         assert bar.size.height == 2
         assert bar.region.bottom < size[1], "above the line of keys"
@@ -325,7 +329,7 @@ async def test_every_view_shows_a_recording(recorded: Path, size: tuple[int, int
         assert "driver 570.148" in screen_text(app)
         await pilot.press("escape")
         for mode, said in (
-            ("plans", "running"),
+            ("plans", "generation 3"),
             ("deployments", "57.5"),
             ("faults", "cuda:2 fell off the bus"),
             ("chat", "chat"),
@@ -338,7 +342,7 @@ async def test_every_view_shows_a_recording(recorded: Path, size: tuple[int, int
             await settle(pilot)
             text = screen_text(app)
             assert said in text, mode
-            assert "⏸ REC" in text.splitlines()[0], mode
+            assert "⏸ REC" in title(app), mode
             assert "36/60" in text, mode
 
 
