@@ -143,7 +143,7 @@ async def _replay(path: Path) -> None:
         await pilot.press("L")
         await settle(pilot)
         text = screen_text(app)
-        assert "⏸ REC" in text
+        assert "‖ REC" in text
         assert "● live" in text
         app.action_mode("deployments")
         await settle(pilot)
