@@ -50,6 +50,7 @@ from odctl.tui.screens.plan_editor import PlanEditorScreen
 from odctl.tui.screens.plans import PlansScreen
 from odctl.tui.screens.probes import ProbesScreen
 from odctl.tui.screens.table import TableScreen
+from odctl.tui.screens.time_keys import TIME_KEYS
 
 UNLOCKED_S = 600.0
 THEME = "textual-dark"
@@ -86,6 +87,7 @@ class OdctlApp(TimeApp):
     }
     DEFAULT_MODE = "fleet"
     BINDINGS: ClassVar[list[BindingType]] = [
+        *TIME_KEYS,
         *(
             Binding(str(number), f"mode('{mode}')", title, id=f"mode.{mode}", show=False)
             for number, (mode, title) in enumerate(TABS, start=1)

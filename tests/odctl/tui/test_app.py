@@ -18,7 +18,6 @@ from agent.planner.plan import Plan
 from agent.wire.agent import ApplyEvent, ModelManifest
 from odctl.apply import ApplyPreview
 from odctl.tui.app import OdctlApp
-from odctl.tui.app_time import TimeApp
 from odctl.tui.applying import OnEvent
 from odctl.tui.feed import Feed
 from odctl.tui.model.index import Sort
@@ -181,7 +180,7 @@ async def test_help_lists_every_live_binding_and_command(size: tuple[int, int]) 
 
 
 def test_every_binding_of_ours_has_an_id_of_its_own_and_a_description() -> None:
-    owners: list[type[DOMNode]] = [OdctlApp, TimeApp, FleetTable, ConfirmScreen, HelpScreen, FrameScreen]
+    owners: list[type[DOMNode]] = [OdctlApp, FleetTable, ConfirmScreen, HelpScreen, FrameScreen]
     waiting: list[type[FrameScreen]] = [FrameScreen]
     while waiting:
         found = waiting.pop().__subclasses__()
