@@ -48,6 +48,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     data: Any
     prose: str
     exit_code: ExitCode = ExitCode.OK
+    is_printed: bool = False
+    """It was printed as it came; there is nothing more to say."""
 
 
 def exit_code_of(error: FleetError) -> ExitCode:
@@ -60,6 +62,12 @@ def render(result: Result, *, as_json: bool) -> str:
         data = msgspec.to_builtins(result.data)
         return json.dumps({"schema": JSON_SCHEMA, "kind": result.kind, "data": data}, indent=2) + "\n"
     return result.prose if result.prose.endswith("\n") or not result.prose else result.prose + "\n"
+
+
+def json_line(result: Result) -> str:
+    """As `render` makes JSON, but on one line: for results that come one after the other."""
+    data = msgspec.to_builtins(result.data)
+    return json.dumps({"schema": JSON_SCHEMA, "kind": result.kind, "data": data}) + "\n"
 
 
 def render_error(error: ErrorDetail) -> str:
@@ -84,7 +92,8 @@ def run_command(body: Callable[[], Result], *, as_json: bool) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(ExitCode.INTERRUPTED)
-    sys.stdout.write(render(result, as_json=as_json))
-    sys.stdout.flush()
+    if not result.is_printed:
+        sys.stdout.write(render(result, as_json=as_json))
+        sys.stdout.flush()
     if result.exit_code is not ExitCode.OK:
         sys.exit(result.exit_code)

@@ -14,23 +14,35 @@ if TYPE_CHECKING:
 
 @click.command("status")
 @click.argument("name", default="")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--watch", is_flag=True, help="Show it again and again until Ctrl-C.")
+@click.option("--every", metavar="TIME", default="2s", show_default=True, help="With --watch: how often.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON; with --watch, an object a line.")
 @click.pass_obj
-def command(inventory_path: str, name: str, as_json: bool) -> None:
+def command(inventory_path: str, name: str, watch: bool, every: str, as_json: bool) -> None:
     """Show deployments (or the one NAMEd): state, ranks, speed, predicted beside measured."""
-    run_command(lambda: status(inventory_path, name), as_json=as_json)
+    run_command(
+        lambda: status(inventory_path, name, every=every if watch else "", as_json=as_json), as_json=as_json
+    )
 
 
-def status(inventory_path: str, name: str) -> Result:
+def status(inventory_path: str, name: str, *, every: str = "", as_json: bool = False) -> Result:
+    """With `every`, again and again. Raises E110 for a NAME that is not deployed, E109 for no span of time."""
+    import asyncio
+    from collections.abc import AsyncGenerator
+
     import msgspec
 
     from agent.errors import FleetError
     from agent.facts.cluster import HostFacts
     from agent.planner.words import bytes_words
+    from odctl.commands.options import seconds_of
     from odctl.deployments import read_deployments
     from odctl.fleet import Fleet
     from odctl.inventory import Inventory
     from odctl.session import visit_fleet
+    from odctl.viewing import Following, follow
+
+    every_s = seconds_of("--every", every) if every else 0.0
 
     async def look(fleet: Fleet, inventory: Inventory) -> Result:
         facts = await fleet.get_all("/v1/facts", HostFacts)
@@ -76,7 +88,15 @@ def status(inventory_path: str, name: str) -> Result:
         code = ExitCode.OK if not found.unreachable else ExitCode.UNREACHABLE
         return Result(kind="status", data=data, prose="\n".join(lines), exit_code=code)
 
-    return visit_fleet(inventory_path, look)
+    async def look_on(fleet: Fleet, inventory: Inventory) -> Result:
+        async def results() -> AsyncGenerator[Result, None]:
+            while True:
+                yield await look(fleet, inventory)
+                await asyncio.sleep(every_s)
+
+        return await follow(results(), Following(every_s=every_s, as_json=as_json))
+
+    return visit_fleet(inventory_path, look_on if every else look)
 
 
 def _deployment_lines(sight: DeploymentSight) -> list[str]:

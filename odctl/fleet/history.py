@@ -6,7 +6,7 @@ taken earlier never changes under its reader.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from agent.facts.sample import HostSample, Ok, Reading
@@ -92,6 +92,37 @@ class History(Generic[Row]):
 
     def rows(self) -> tuple[Row, ...]:
         return tuple(row for chunk in (*self._chunks, self._tail) for row in chunk)
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> History[Row]:
+        """As these rows appended one by one to an empty history, if none of them were too old by then."""
+        closed = len(rows) - len(rows) % _CHUNK_ROWS
+        chunks = tuple(tuple(rows[first : first + _CHUNK_ROWS]) for first in range(0, closed, _CHUNK_ROWS))
+        return cls(chunks, tuple(rows[closed:]))
+
+    def since(self, earlier: History[Row]) -> tuple[Row, ...] | None:
+        """Rows that were appended to `earlier` to make this one; None when it did not grow out of it."""
+        last = earlier.last
+        if last is None:
+            return self.rows()
+        found: list[Row] = []
+        for chunk in (self._tail, *reversed(self._chunks)):
+            for row in reversed(chunk):
+                if row == last:
+                    return tuple(reversed(found))
+                if row.at_s < last.at_s:
+                    return None
+                found.append(row)
+        return None
+
+    def __eq__(self, other: object) -> bool:
+        """The same rows in the same chunks: what both would become by further rows is the same, too."""
+        if not isinstance(other, History):
+            return NotImplemented
+        return self._tail == other._tail and self._chunks == other._chunks
+
+    def __hash__(self) -> int:
+        return hash((self._chunks, self._tail))
 
 
 def deployment_row(backend: BackendStatus, flow: DeploymentFlow | None, *, at_s: float) -> DeploymentRow:

@@ -41,6 +41,7 @@ HOSTS_PER_POLL_S = 50
 PROBES_POLL_S = 10.0
 """Polls slow down with the fleet: this many hosts are asked for deployments and faults a second."""
 POLL_TIMEOUT_S = 5.0
+SETTLE_POLL_S = 0.05
 
 
 class _HostWatch:
@@ -51,6 +52,8 @@ class _HostWatch:
         self.error: FleetError | None = None
         self.poll_error: FleetError | None = None
         self.is_connected = asyncio.Event()
+        self.is_polled = False
+        """Whether it told its deployments and faults, or why it does not."""
         self.facts: HostFacts | None = None
         self.handshake: Handshake | None = None
         self.sample: HostSample | None = None
@@ -152,12 +155,20 @@ class _DeploymentWatch:
 class FleetWatch:
     """The watch's state, and the loops that keep it. `snapshot` may be called at any time."""
 
-    def __init__(self, fleet: Fleet, clock: Clock) -> None:
+    def __init__(self, fleet: Fleet, clock: Clock, *, history_s: float = HISTORY_S) -> None:
+        """`history_s` is how much of its past each host is asked for at first."""
         self._fleet = fleet
         self._clock = clock
+        self._history_s = history_s
         self._hosts = {name: _HostWatch(name) for name in fleet.hosts}
         self._deployments: dict[str, _DeploymentWatch] = {}
         self._poll_s = max(POLL_S, len(self._hosts) / HOSTS_PER_POLL_S)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every host has told all that is asked of it, or does not answer."""
+        hosts = self._hosts.values()
+        return all(host.error is not None or (host.sample is not None and host.is_polled) for host in hosts)
 
     def snapshot(self) -> FleetSnapshot:
         now_s = self._clock.now_s()
@@ -196,7 +207,7 @@ class FleetWatch:
 
     def _samples(self, host: _HostWatch) -> AsyncGenerator[HostSample, None]:
         """The past that we lack (all of it at first), then live samples."""
-        history_s = HISTORY_S
+        history_s = self._history_s
         if host.sample is not None:
             history_s = min(HISTORY_S, self._clock.now_s() - host.received_at_s + STALE_AFTER_S)
         return self._fleet.stream(
@@ -218,6 +229,7 @@ class FleetWatch:
                 host.poll_error = error
             for deployment in self._adopt_records():
                 await self._ask_controller(deployment)
+            host.is_polled = True
             await self._clock.sleep(self._poll_s)
 
     async def _poll_probes(self, host: _HostWatch) -> None:
@@ -269,12 +281,20 @@ class FleetWatch:
             deployment.take(status, self._clock.now_s())
 
 
-async def watch_fleet(fleet: Fleet, clock: Clock) -> AsyncGenerator[FleetSnapshot, None]:
-    """A snapshot at once, then one a second. Close the iterator (`aclosing`) to stop watching."""
-    watch = FleetWatch(fleet, clock)
+async def watch_fleet(
+    fleet: Fleet, clock: Clock, *, history_s: float = HISTORY_S, settles_s: float = 0.0
+) -> AsyncGenerator[FleetSnapshot, None]:
+    """A snapshot at once, then one a second. Close the iterator (`aclosing`) to stop watching.
+
+    With `settles_s` the first one waits, so long at most, until every host has answered or is known not to.
+    """
+    watch = FleetWatch(fleet, clock, history_s=history_s)
     async with asyncio.TaskGroup() as group:
         loops = watch.start(group)
         try:
+            settled_by_s = clock.now_s() + settles_s
+            while not watch.is_settled and clock.now_s() < settled_by_s:
+                await clock.sleep(SETTLE_POLL_S)
             while True:
                 yield watch.snapshot()
                 await clock.sleep(TICK_S)

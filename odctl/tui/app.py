@@ -19,9 +19,11 @@ from agent.planner.plan import Plan
 from odctl.fleet import FleetSnapshot
 from odctl.fleet.clock import Clock, SystemClock
 from odctl.inventory import load_inventory
+from odctl.recording import Recording
 from odctl.result import exit_code_of, render_error
 from odctl.tui.app_looks import check_theme, user_keymap
 from odctl.tui.app_plans import AppPlans
+from odctl.tui.app_time import TimeApp
 from odctl.tui.applying import Applier, FleetApplier
 from odctl.tui.editing import BasisReader, FleetBasisReader
 from odctl.tui.feed import Feed, FleetFeed
@@ -50,6 +52,7 @@ from odctl.tui.screens.plan_editor import PlanEditorScreen
 from odctl.tui.screens.plans import PlansScreen
 from odctl.tui.screens.probes import ProbesScreen
 from odctl.tui.screens.table import TableScreen
+from odctl.tui.screens.time_keys import TIME_KEYS
 
 
 class SnapshotTaken(Message):
@@ -63,7 +66,7 @@ class SnapshotTaken(Message):
         return isinstance(message, SnapshotTaken)
 
 
-class OdctlApp(AppPlans):
+class OdctlApp(AppPlans, TimeApp):
     TITLE = "odctl"
     CSS_PATH = "odctl.tcss"
     ENABLE_COMMAND_PALETTE = True
@@ -82,6 +85,7 @@ class OdctlApp(AppPlans):
     }
     DEFAULT_MODE = "fleet"
     BINDINGS: ClassVar[list[BindingType]] = [
+        *TIME_KEYS,
         *(
             Binding(str(number), f"mode('{mode}')", title, id=f"mode.{mode}", show=False)
             for number, (mode, title) in enumerate(TABS, start=1)
@@ -100,9 +104,11 @@ class OdctlApp(AppPlans):
         options: UiOptions | None = None,
         keymap: Keymap | None = None,
         host_operator: HostOperator | None = None,
+        recording: Recording | None = None,
     ) -> None:
         super().__init__(feed, options=options or UiOptions(), keymap=keymap or Keymap())
         self.clock = clock
+        self.set_up_time(recording)
         self.preview: PlanChoice | None = None
         self.preview_error = ""
         self._applier: Applier = applier or FleetApplier()
@@ -116,18 +122,21 @@ class OdctlApp(AppPlans):
         self.use_looks()
         if self.options.is_unlocked:
             self.set_read_only(False)
+        if self.time.recording is not None:
+            self.show_moment()
         self.feed.start(self._take, lambda failure: self.call_from_thread(self._fail, failure))
 
     async def on_unmount(self) -> None:
         await self.feed.stop()
+        self.time.stop_recording()
 
     def _take(self, snapshot: FleetSnapshot) -> None:
-        """From the feed's thread: posting a message is all that may be done there."""
+        """From the feed's thread: the screen is told by a message."""
+        self.time.write(snapshot)
         self.post_message(SnapshotTaken(snapshot))
 
     def on_snapshot_taken(self, message: SnapshotTaken) -> None:
-        self.snapshot = message.snapshot
-        self.redraw()
+        self.take_live(message.snapshot)
 
     def redraw(self) -> None:
         """Draw the current screen anew; the others draw when they come back."""
@@ -286,6 +295,16 @@ class OdctlApp(AppPlans):
         self.preview_error = ""
         self.preview = PlanChoice(origin=path, plan=plan, plan_hash=plan_hash(plan))
 
+    # --- changes ------------------------------------------------------------------------------------------
+
+    def may_change(self) -> bool:
+        """Not where another moment than the present is shown, and else as the lock says."""
+        return not self.refuses_changes() and super().may_change()
+
+    def set_read_only(self, is_read_only: bool) -> None:
+        if is_read_only or not self.refuses_changes():
+            super().set_read_only(is_read_only)
+
     # --- commands -----------------------------------------------------------------------------------------
 
     def run_command(self, text: str) -> None:
@@ -344,6 +363,8 @@ class OdctlApp(AppPlans):
                 self._edit_shown()
             case "set":
                 self._set(argument)
+            case "pause" | "live" | "time" | "record":
+                self.perform_time(call.command, argument)
             case "quit":
                 self.call_later(self.action_quit)
             case _:

@@ -103,6 +103,12 @@ COMMANDS: tuple[Command, ...] = (
     _view("models", "models that the hosts hold"),
     _view("probes", "measured devices and links", "links", "probe"),
     Command(name="sort", argument="COLUMN", help="sort the table; again turns it round", takes="columns"),
+    Command(name="pause", argument="", help="stop the clock: , and . step through the last minutes"),
+    Command(name="live", argument="", help="back to the present (of a recording: to its end)"),
+    Command(name="time", argument="TIME", help="go to 14:02:31, -90s or 50% of what is kept"),
+    Command(
+        name="record", argument="FILE", help="write what is seen into a file; without a name: end", is_optional=True
+    ),
     Command(name="unlock", argument="", help="allow changes for ten minutes"),
     Command(name="lock", argument="", help="back to read-only"),
     Command(name="theme", argument="NAME", help="colours", is_optional=True, takes="themes"),

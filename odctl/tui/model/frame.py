@@ -34,14 +34,19 @@ def title_line(
     is_read_only: bool,
     now_s: float,
     unlocked_for_s: float = 0.0,
+    moment: Line = (),
+    recording: Line = (),
 ) -> Line:
     """` odctl ▸ lab ▸ Fleet … ▲1 ✗2 ● live RO`: where we are, what is wrong, how fresh that is, and whether changes
     are allowed (`RW 9m`: for how long).
+
+    `moment` takes the place of the freshness where another moment is shown than the present; `recording` says that
+    one is being written.
     """
     cluster = snapshot.cluster if snapshot else "…"
     steps = " ▸ ".join(["odctl", cluster, *trail])
     lock = Span("  RO ", "bold") if is_read_only else Span(f"  RW{_minutes_left(unlocked_for_s)} ", "warn")
-    right = [*_trouble(snapshot), *_freshness(snapshot, now_s), lock]
+    right = [*_trouble(snapshot), *recording, *(moment or _freshness(snapshot, now_s)), lock]
     return spread(line(Span(f" {steps}", "title")), tuple(right), width)
 
 

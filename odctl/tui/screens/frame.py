@@ -23,6 +23,7 @@ from odctl.tui.model.vocabulary import vocabulary_of
 from odctl.tui.plan_files import find_plan_files
 from odctl.tui.widgets.lines import LinesBar
 from odctl.tui.widgets.prompt import Prompt
+from odctl.tui.widgets.scrub_bar import ScrubBar
 from odctl.tui.widgets.tabs import TabsBar
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class FrameScreen(Screen[None]):
         yield LinesBar(id="title")
         yield TabsBar(id="tabs")
         yield from self.compose_body()
+        yield ScrubBar(id="time")
         yield Prompt()
         yield Footer(compact=True, show_command_palette=False)
 
@@ -82,14 +84,20 @@ class FrameScreen(Screen[None]):
                     is_read_only=self.odctl.is_read_only,
                     now_s=self.odctl.clock.now_s(),
                     unlocked_for_s=self.odctl.guard.unlocked_for_s,
+                    moment=self.odctl.time.title_spans(now_s=self.odctl.clock.now_s()),
+                    recording=self.odctl.time.recording_spans(),
                 )
             ]
         )
         self.query_one(TabsBar).show_tabs(self.mode, width=width)
+        self.query_one("#time", ScrubBar).show_time(self.odctl.time.scrub_lines(width))
         self.draw(snapshot)
         if not self.has_prompt:
             # A filter that is being typed is no view yet.
             self.odctl.views.visit(self.address())
+
+    def on_scrub_bar_sought(self, event: ScrubBar.Sought) -> None:
+        self.odctl.seek_cell(event.cell, event.width)
 
     def on_screen_resume(self) -> None:
         self.call_after_refresh(self.redraw)
