@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "bench": ("odctl.commands.bench", "Put a load on a deployment or any server, and compare two."),
     "faults": ("odctl.commands.faults", "List faults and their evidence."),
     "strategies": ("odctl.commands.strategies", "Show what measured runs taught about each strategy."),
+    "web": ("odctl.commands.web", "Serve the terminal UI to browsers on this machine."),
     "destroy": ("odctl.commands.destroy", "Stop a deployment and free its memory."),
     "lab": ("odctl.commands.lab", "Make or destroy a throw-away cluster on this machine."),
     "demo": ("odctl.commands.demo", "The main job on a throw-away cluster: plan, apply, a streamed answer."),
@@ -66,9 +67,10 @@ class LazyGroup(click.Group):
     show_envvar=True,
     help="The inventory file.",
 )
+@click.option("--read-only", is_flag=True, help="Without a verb: the UI cannot be unlocked.")
 @click.version_option(package_name="odctl")
 @click.pass_context
-def main(ctx: click.Context, inventory_path: str) -> None:
+def main(ctx: click.Context, inventory_path: str, read_only: bool) -> None:
     """Run language models that no single machine can hold, on the machines you already reach by SSH.
 
     Without a verb, the terminal UI opens.
@@ -77,4 +79,7 @@ def main(ctx: click.Context, inventory_path: str) -> None:
     if ctx.invoked_subcommand is None:
         from odctl.tui.app import run_app
 
-        run_app(inventory_path)
+        lock_reason = (
+            "this session was opened with --read-only: nothing can be changed from it" if read_only else ""
+        )
+        run_app(inventory_path, lock_reason=lock_reason)

@@ -102,7 +102,9 @@ class OdctlApp(App[None]):
         applier: Applier | None = None,
         basis_reader: BasisReader | None = None,
         prober: Prober | None = None,
+        lock_reason: str = "",
     ) -> None:
+        """`lock_reason`: why this session can never be unlocked; empty where it can."""
         # Only native ANSI colours can be dropped: Textual greys others, and then default text turns black on black.
         has_no_color = os.environ.get("NO_COLOR") is not None
         super().__init__(ansi_color=True if has_no_color else None)
@@ -112,6 +114,7 @@ class OdctlApp(App[None]):
         self.preview: PlanChoice | None = None
         self.preview_error = ""
         self.is_read_only = True
+        self.lock_reason = lock_reason
         self._applier: Applier = applier or FleetApplier()
         self._basis_reader: BasisReader = basis_reader or FleetBasisReader()
         self.prober: Prober = prober or FleetProber()
@@ -281,7 +284,10 @@ class OdctlApp(App[None]):
         self.set_read_only(not self.is_read_only)
 
     def set_read_only(self, is_read_only: bool) -> None:
-        """Unlocking lasts ten minutes."""
+        """Unlocking lasts ten minutes. A session that is locked for good stays so, and says why."""
+        if self.lock_reason and not is_read_only:
+            self.notify(self.lock_reason, title="RO", severity="warning")
+            return
         if self._relock is not None:
             self._relock.stop()
             self._relock = None
@@ -408,7 +414,7 @@ def _show_first(screen: PlansScreen) -> None:
     screen.redraw()
 
 
-def run_app(inventory_path: str) -> None:
+def run_app(inventory_path: str, *, lock_reason: str = "") -> None:
     """Open the UI over an inventory, and leave with an exit code. A bad inventory is told before it opens."""
     try:
         inventory = load_inventory(inventory_path)
@@ -416,6 +422,6 @@ def run_app(inventory_path: str) -> None:
         sys.stderr.write(render_error(error.detail))
         sys.exit(exit_code_of(error))
     clock = SystemClock()
-    app = OdctlApp(FleetFeed(inventory, clock), clock=clock)
+    app = OdctlApp(FleetFeed(inventory, clock), clock=clock, lock_reason=lock_reason)
     app.run()
     sys.exit(app.return_code or 0)
