@@ -6,7 +6,7 @@ SECONDS ?= 3600
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-ssh test test-slow test-gguf check format screenshots bench soak bench-preview bench-links bench-faults bench-planner bench-learning bench-simulate bench-slow-link bench-silicon debian clean
+.PHONY: help demo demo-ssh test test-slow test-browser test-gguf check format screenshots bench soak bench-preview bench-links bench-faults bench-planner bench-learning bench-simulate bench-slow-link bench-silicon debian clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -22,6 +22,9 @@ test: $(VENV)/.dev debian ## every test but the slow ones, labs in one process a
 
 test-slow: $(VENV)/.dev debian ## the minutes-long ones
 	$(PYTEST) -m slow -s
+
+test-browser: $(VENV)/.browser ## the UI in a headless Chromium (as root it installs Debian's; 113 MB)
+	$(PYTEST) -m browser tests/odctl/web
 
 test-gguf: $(VENV)/.dev ## GGUF models of every quantisation and family against llama.cpp itself (after `make bench`)
 	OMP_NUM_THREADS=1 $(PYTEST) -m slow tests/agent/engine/test_gguf_peer.py
@@ -84,6 +87,11 @@ $(VENV)/.agent: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.agent pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[agent,dev]'
+	@touch $@
+
+$(VENV)/.browser: $(VENV)/.dev
+	@.ci/debian-packages browser
+	$(BIN)/python -m pip install --quiet --editable '.[browser]'
 	@touch $@
 
 clean: ## remove the virtual environment and caches

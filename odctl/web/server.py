@@ -289,7 +289,7 @@ def _full(seats: Seats) -> web.Response:
     return web.Response(
         status=503,
         headers={"Retry-After": "5"},
-        text=f"odctl: {seats.count} tabs are open, as many as --tabs allows; close one and load this page again\n",
+        text=f"odctl: tabs open: {seats.count}, as many as --tabs allows; close one and load this page again\n",
     )
 
 
