@@ -6,7 +6,7 @@ SECONDS ?= 3600
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-ssh test test-slow test-browser test-gguf check format screenshots bench soak bench-preview bench-links bench-faults bench-planner bench-learning bench-simulate bench-slow-link bench-silicon debian clean
+.PHONY: help demo demo-ssh test test-slow test-browser test-gguf check format screenshots pngs bench soak bench-preview bench-links bench-faults bench-planner bench-learning bench-simulate bench-slow-link bench-silicon debian clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -41,6 +41,9 @@ format: $(VENV)/.dev ## let ruff write what it can
 
 screenshots: $(VENV)/.dev ## SVGs of the real app on a real lab cluster, into screenshots/
 	$(BIN)/python -m tests.screenshots
+
+pngs: $(VENV)/.dev ## PNGs of screenshots/ (PICTURES=files, all by default), by chromium or rsvg-convert
+	$(BIN)/python -m tests.pngs $(PICTURES)
 
 bench: $(VENV)/.dev ## ratios to llama.cpp and transformers (ROWS=names, once: builds the peers); writes docs/benchmarks.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.engine --rows "$(ROWS)"

@@ -8,11 +8,15 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
 
 from tests.odctl.web.serving import Served, app_argv, plain, serving, until, write_inventory
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser, Page, WebSocket
 
 playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed: make test-browser")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -27,7 +31,7 @@ PICTURES = os.environ.get("ODCTL_TEST_PICTURES", "")
 class Watched:
     """A page, what its terminal was sent, what it asked for, and what went wrong in it."""
 
-    def __init__(self, page: playwright.Page) -> None:
+    def __init__(self, page: Page) -> None:
         self.page = page
         self.shown = ""
         self.asked: list[str] = []
@@ -40,7 +44,7 @@ class Watched:
             lambda line: self.complaints.append(line.text) if line.type in {"error", "warning"} else None,
         )
 
-    def _watch_socket(self, socket: playwright.WebSocket) -> None:
+    def _watch_socket(self, socket: WebSocket) -> None:
         self.asked.append(socket.url)
         socket.on("framereceived", self._take)
 
@@ -63,7 +67,7 @@ class Watched:
 
 
 @asynccontextmanager
-async def chromium() -> AsyncIterator[playwright.Browser]:
+async def chromium() -> AsyncIterator[Browser]:
     async with playwright.async_playwright() as driver:
         # Chromium's sandbox does not run as root, which containers are.
         browser = await driver.chromium.launch(
