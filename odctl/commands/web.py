@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from odctl.result import Result, run_command
+from odctl.result import Result, render, run_command
 
 DEFAULT_PORT = 7117
 
@@ -31,14 +31,15 @@ DEFAULT_PORT = 7117
     help="Another address that browsers reach it by, as of a proxy: https://lab.example.",
 )
 @click.option("--allow-remote", is_flag=True, help="Let --host be an address that other machines reach.")
+@click.option("--json", "as_json", is_flag=True, help="The address as JSON, and another document at the end.")
 @click.pass_obj
-def command(inventory_path: str, /, **options: Any) -> None:
+def command(inventory_path: str, /, as_json: bool, **options: Any) -> None:
     """Serve the UI to browsers on this machine, until Ctrl-C.
 
     Prints an address with a token in it; whoever has the token has the UI. From elsewhere, reach it through SSH:
     ssh -L 7117:127.0.0.1:7117 THIS-MACHINE.
     """
-    run_command(lambda: web(inventory_path, **options), as_json=False)
+    run_command(lambda: web(inventory_path, as_json=as_json, **options), as_json=as_json)
 
 
 def web(
@@ -51,6 +52,7 @@ def web(
     tabs: int,
     origins: tuple[str, ...],
     allow_remote: bool,
+    as_json: bool = False,
 ) -> Result:
     """Raises FleetError: E1xx for a bad inventory, token file or address, E902 and E903 when it cannot serve."""
     import asyncio
@@ -90,7 +92,9 @@ def web(
     def ready(bound_port: int) -> None:
         shown_host = f"[{host}]" if ":" in host else host
         shown_token = token if token_file is None else f"<the token in {token_file}>"
-        sys.stdout.write(f"http://{shown_host}:{bound_port}/?token={shown_token}\n")
+        url = f"http://{shown_host}:{bound_port}/?token={shown_token}"
+        address = Result(kind="web", data={"url": url, "port": bound_port, "is_read_only": not writes}, prose=url)
+        sys.stdout.write(render(address, as_json=as_json))
         sys.stdout.flush()
         tell("changes are allowed" if writes else "read-only; --write allows changes")
         tell("Ctrl-C ends it, and every tab")
@@ -100,4 +104,4 @@ def web(
         sys.stderr.flush()
 
     asyncio.run(serve(settings, host=host, port=port, ready=ready, tell=tell))
-    return Result(kind="web", data=None, prose="")
+    return Result(kind="web-end", data={"cluster": inventory.cluster}, prose="")

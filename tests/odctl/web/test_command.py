@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -82,6 +83,17 @@ async def test_tabs_end_even_when_the_server_is_killed(tmp_path: Path) -> None:
         (tab,) = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         await until(lambda: not tab.is_running() or tab.status() == psutil.STATUS_ZOMBIE, END_TIMEOUT_S)
+
+
+async def test_the_address_is_also_json(tmp_path: Path) -> None:
+    async with running(write_inventory(tmp_path), "--json", "--write") as (process, first):
+        assert process.stdout is not None
+        document = json.loads(first + (await process.stdout.readuntil(b"\n}\n")).decode())
+        assert (document["kind"], document["data"]["is_read_only"]) == ("web", False)
+        assert document["data"]["url"].startswith(f"http://127.0.0.1:{document['data']['port']}/?token=")
+        process.send_signal(signal.SIGINT)
+        stdout, _ = await process.communicate()
+        assert json.loads(stdout)["kind"] == "web-end"
 
 
 async def test_a_token_of_a_file_is_not_printed(tmp_path: Path) -> None:
