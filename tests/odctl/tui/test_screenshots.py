@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from odctl.tui.screenshot_views import SIMULATED_VIEWS, VIEWS
 from odctl.tui.screenshots import Scene, View, screen_names, screens_without_view, take_pictures
 from tests.odctl.tui import frozen_fleet as frozen
 from tests.odctl.tui.conftest import make_app
+from tests.pngs import local_svg, size_of
 
 STEADY = {"fleet", "devices", "host", "deployments", "help"}
 """Views that a fleet that stands still has, too."""
@@ -68,3 +70,22 @@ async def test_a_view_that_does_not_come_is_told_and_the_next_one_is_taken(tmp_p
     assert [each.name for each in taken.missing] == ["none at 80x24", "typo at 80x24"]
     assert taken.missing[0].reason.startswith("no HostScreen but FleetScreen (no host `nobody`")
     assert taken.missing[1].reason.startswith("no FleetScreen with 'never' but FleetScreen (no command")
+
+
+def test_a_picture_to_be_drawn_asks_no_other_site_and_keeps_its_spaces() -> None:
+    svg = frozen_svg()
+    assert "https://" in "".join(re.findall(r"url\(.*?\)", svg))
+    drawn = local_svg(svg)
+    assert 'url("https://' not in drawn
+    assert drawn.count('<text xml:space="preserve" ') == svg.count("<text ") > 20
+    width, height = size_of(svg)
+    assert (width, height) == size_of(drawn)
+    assert width > height > 100
+    with pytest.raises(ValueError, match="viewBox"):
+        size_of("<svg></svg>")
+
+
+def frozen_svg() -> str:
+    """A picture that is kept for comparison."""
+    name = "test_view[fleet-80x24].svg"
+    return (Path(__file__).parent / "__snapshots__" / "test_snapshots" / name).read_text(encoding="utf-8")
