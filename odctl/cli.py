@@ -9,6 +9,8 @@ import importlib
 
 import click
 
+from odctl.tui.options import UI_OPTIONS, UiOptions
+
 VERBS: dict[str, tuple[str, str]] = {
     "init": ("odctl.commands.init", "Write an inventory from host names or your ssh_config."),
     "bootstrap": ("odctl.commands.bootstrap", "Install or update the agent on hosts."),
@@ -67,19 +69,30 @@ class LazyGroup(click.Group):
     show_envvar=True,
     help="The inventory file.",
 )
-@click.option("--read-only", is_flag=True, help="Without a verb: the UI cannot be unlocked.")
+@click.option("--write", "is_unlocked", is_flag=True, help="Terminal UI: allow changes for the first ten minutes.")
+@click.option("--read-only", is_flag=True, help="Terminal UI: changes can never be allowed.")
+@click.option(
+    "--ascii", "is_ascii", is_flag=True, envvar="ODCTL_ASCII", help="Terminal UI: no glyph that is not ASCII."
+)
+@click.option("--theme", default="", envvar="ODCTL_THEME", metavar="NAME", help="Terminal UI: its colours.")
 @click.version_option(package_name="odctl")
 @click.pass_context
-def main(ctx: click.Context, inventory_path: str, read_only: bool) -> None:
+def main(
+    ctx: click.Context, /, *, inventory_path: str, is_unlocked: bool, read_only: bool, is_ascii: bool, theme: str
+) -> None:
     """Run language models that no single machine can hold, on the machines you already reach by SSH.
 
     Without a verb, the terminal UI opens.
     """
     ctx.obj = inventory_path
+    if is_unlocked and read_only:
+        raise click.UsageError("--write and --read-only contradict each other")
+    lock_reason = "it was opened with --read-only" if read_only else ""
+    # A verb that opens the UI finds them here.
+    ctx.meta[UI_OPTIONS] = options = UiOptions(
+        is_unlocked=is_unlocked, is_ascii=is_ascii, theme=theme, lock_reason=lock_reason
+    )
     if ctx.invoked_subcommand is None:
         from odctl.tui.app import run_app
 
-        lock_reason = (
-            "this session was opened with --read-only: nothing can be changed from it" if read_only else ""
-        )
-        run_app(inventory_path, lock_reason=lock_reason)
+        run_app(inventory_path, options)

@@ -72,7 +72,7 @@ VIEWS: tuple[View, ...] = (
     View(name="deployments", screen="DeploymentsScreen", command="deployments", shows=r"tok/s", themes=(LIGHT,)),
     View(name="faults", screen="FaultsScreen", command="faults"),
     View(name="models", screen="ModelsScreen", command="models", go=_models),
-    View(name="events", screen="EventsScreen", command="logs"),
+    View(name="logs", screen="EventsScreen", command="logs"),
     View(name="learning", screen="LearningScreen", command="learning", go=_learning),
     View(name="probes", screen="ProbesScreen", command="probes"),
     View(name="links", screen="ProbesScreen", command="probes", keys=("v",)),

@@ -6,19 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from odctl.fleet import WriteGuard
 from odctl.tui.screens.file_name import FileNameScreen
 from odctl.tui.screens.plan_editor import PlanEditorScreen
 from tests.odctl.tui.reading import SIZES, screen_text, settle
 from tests.odctl.tui.test_plan_editor import make_app
 
-REASON = "this session was opened with --read-only"
+REASON = "it was opened with --read-only"
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("keys", [("ctrl+x",), (":", *"unlock", "enter")], ids=["key", "command"])
 async def test_nothing_unlocks_it_and_it_says_why(size: tuple[int, int], keys: tuple[str, ...]) -> None:
     app = make_app()
-    app.lock_reason = REASON
+    app.guard = WriteGuard(never=REASON)
     async with app.run_test(size=size, notifications=True) as pilot:
         await settle(pilot)
         await pilot.press(*keys)
@@ -32,7 +33,7 @@ async def test_nothing_unlocks_it_and_it_says_why(size: tuple[int, int], keys: t
 async def test_its_editor_writes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     app = make_app()
-    app.lock_reason = REASON
+    app.guard = WriteGuard(never=REASON)
     async with app.run_test(size=(80, 24), notifications=True) as pilot:
         await settle(pilot)
         await pilot.press("2")
