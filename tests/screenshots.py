@@ -24,7 +24,7 @@ from odctl.inventory import load_inventory
 from odctl.lab import Lab
 from odctl.tui.app import OdctlApp
 from odctl.tui.feed import FleetFeed
-from odctl.tui.screenshot_views import VIEWS
+from odctl.tui.screenshot_views import VIEWS, WITHOUT_PICTURE
 from odctl.tui.screenshots import SIZES, MissingView, Scene, View, screens_without_view, take_pictures
 from tests.integration.cluster import Cluster
 
@@ -48,10 +48,10 @@ def main() -> int:
     views = _chosen(arguments.only)
     with Lab(name="screens", num_hosts=arguments.hosts) as lab:
         missing = picture_lab(lab, views, arguments.out, warm_up_s=arguments.warm_up)
-    uncovered = () if arguments.only else screens_without_view(VIEWS)
+    uncovered = set() if arguments.only else set(screens_without_view(VIEWS)) - WITHOUT_PICTURE.keys()
     for each in missing:
         sys.stderr.write(f"✗ {each.name}: {each.reason}\n")
-    for name in uncovered:
+    for name in sorted(uncovered):
         sys.stderr.write(f"✗ no picture of {name}: give it a line in odctl/tui/screenshot_views.py\n")
     return 1 if missing or uncovered else 0
 

@@ -13,7 +13,7 @@ from odctl.tui.screens.learning import LearningScreen
 from odctl.tui.screens.models import ModelsScreen
 from odctl.tui.screenshots import Scene, View, until
 
-LIGHT = "textual-light"
+LIGHT, COLOUR_BLIND = "paper", "colour-blind"
 ANSWER_TIMEOUT_S = 60.0
 APPLY_TIMEOUT_S = 180.0
 
@@ -66,7 +66,7 @@ async def _apply(pilot: Pilot[None], app: OdctlApp, scene: Scene) -> None:
 
 
 VIEWS: tuple[View, ...] = (
-    View(name="fleet", screen="FleetScreen", command="fleet", themes=(LIGHT,)),
+    View(name="fleet", screen="FleetScreen", command="fleet", themes=(LIGHT, COLOUR_BLIND)),
     View(name="devices", screen="FleetScreen", command="devices", shows=r"▸ Devices"),
     View(name="host", screen="HostScreen", command="host {host}"),
     View(name="deployments", screen="DeploymentsScreen", command="deployments", shows=r"tok/s", themes=(LIGHT,)),
@@ -78,12 +78,16 @@ VIEWS: tuple[View, ...] = (
     View(name="links", screen="ProbesScreen", command="probes", keys=("v",)),
     View(name="chat", screen="ChatScreen", command="chat {deployment}", go=_ask, shows=r"tok/s"),
     View(name="help", screen="HelpScreen", command="help"),
+    View(name="jump", screen="JumpScreen", keys=("ctrl+o",)),
     View(name="plan", screen="PlansScreen", command="plan {plan}", shows=r"▸ Plans ▸ \w+", themes=(LIGHT,)),
     View(name="plan-editor", screen="PlanEditorScreen", command="plan {plan}", go=_edit),
     View(name="file-name", screen="FileNameScreen", command="plan {plan}", go=_name_file),
     View(name="apply-question", screen="ConfirmScreen", go=_ask_to_apply),
     View(name="apply", screen="ApplyScreen", go=_apply, shows=r"● serving"),
 )
+
+WITHOUT_PICTURE: dict[str, str] = {}
+"""Screens that a lab cannot come to, and why."""
 
 SIMULATED_VIEWS: tuple[View, ...] = (
     View(name="fleet-1024", screen="FleetScreen", command="fleet", shows=r"1,?024 hosts", themes=(LIGHT,)),

@@ -57,6 +57,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """A pattern that the screen's text has when it is what it should be."""
     themes: tuple[str, ...] = ()
     """In which it is taken besides the usual one."""
+    leave: tuple[str, ...] = ()
+    """Pressed afterwards, where the screen would remember what the keys before have changed."""
 
 
 class MissingView(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,7 +108,9 @@ async def take_pictures(
                     await _take(pilot, app, path, theme=theme, title=_title(view, label))
                     pictures.append(path)
                     say(str(path))
-                await _home(pilot, app)
+                if view.leave:
+                    await pilot.press(*view.leave)
+            await _home(pilot, app)
     return Taken(pictures=tuple(pictures), missing=tuple(missing))
 
 
