@@ -27,13 +27,14 @@ def read_token(path: Path) -> str:
     Raises FleetError E120 when others can read it, or it holds nothing that can be a token.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Not blocking: a pipe without a writer would be waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return _write_token(path)
     except OSError as error:
         raise FleetError(BAD_ACCESS, f"cannot read {path}: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise FleetError(
                 BAD_ACCESS, f"{path} is no file", hint="name a file; odctl makes one that is not there"
@@ -45,7 +46,9 @@ def read_token(path: Path) -> str:
                 f"{path} (mode {mode:04o}, owner {status.st_uid}) is not yours alone to read",
                 hint=f"the token opens the UI to whoever has it: chown it to you and chmod 600 {path}",
             )
-        text = file.read(MAX_BYTES).decode(errors="replace").strip()
+        text = os.read(descriptor, MAX_BYTES).decode(errors="replace").strip()
+    finally:
+        os.close(descriptor)
     if len(text) < MIN_CHARS or not _TOKEN.fullmatch(text):
         raise FleetError(
             BAD_ACCESS,
