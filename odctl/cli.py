@@ -87,10 +87,10 @@ def main(
     ctx.obj = inventory_path
     if is_unlocked and read_only:
         raise click.UsageError("--write and --read-only contradict each other")
-    lock_reason = "it was opened with --read-only" if read_only else ""
+    reason = "it was opened with --read-only, as `odctl web` does without --write"
     # A verb that opens the UI finds them here.
     ctx.meta[UI_OPTIONS] = options = UiOptions(
-        is_unlocked=is_unlocked, is_ascii=is_ascii, theme=theme, lock_reason=lock_reason
+        is_unlocked=is_unlocked, is_ascii=is_ascii, theme=theme, lock_reason=reason if read_only else ""
     )
     if ctx.invoked_subcommand is None:
         from odctl.tui.app import run_app

@@ -23,6 +23,7 @@ from odctl.inventory import load_inventory
 from odctl.result import exit_code_of, render_error
 from odctl.tui.app_looks import check_theme, user_keymap
 from odctl.tui.app_moving import AppMoving
+from odctl.tui.app_web import leave_with_parent
 from odctl.tui.applying import Applier, FleetApplier
 from odctl.tui.editing import BasisReader, FleetBasisReader
 from odctl.tui.feed import Feed, FleetFeed
@@ -112,6 +113,7 @@ class OdctlApp(AppMoving):
         self.use_looks()
         if self.options.is_unlocked:
             self.set_read_only(False)
+        leave_with_parent(self)
         self.feed.start(self._take, lambda failure: self.call_from_thread(self._fail, failure))
 
     async def on_unmount(self) -> None:

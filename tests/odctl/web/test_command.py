@@ -77,7 +77,7 @@ async def test_ctrl_c_ends_it_with_all_its_tabs(tmp_path: Path, number: signal.S
 
 
 async def test_tabs_end_even_when_the_server_is_killed(tmp_path: Path) -> None:
-    """Nobody tells them then: they find that nobody looks."""
+    """Nobody tells them then: they look for their parent."""
     async with running(write_inventory(tmp_path)) as (process, address), tab_of(address) as websocket:
         await read_until(websocket, "▸ Fleet")
         (tab,) = psutil.Process(process.pid).children(recursive=True)

@@ -104,7 +104,8 @@ async def test_the_page_opens_and_keys_change_the_view(tmp_path: Path) -> None:
         assert all(
             url.startswith((served.base, f"ws://127.0.0.1:{served.port}/", "data:")) for url in watched.asked
         )
-        assert watched.complaints == []
+        # textual.js tells its closed socket that the terminal has lost the focus to the button.
+        assert [text for text in watched.complaints if "already in CLOSING or CLOSED" not in text] == []
         assert served.told == []
 
 
