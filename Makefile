@@ -6,7 +6,7 @@ SECONDS ?= 3600
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-ssh test test-slow test-browser test-gguf check format screenshots pngs bench soak bench-preview bench-links bench-faults bench-planner bench-learning bench-simulate bench-slow-link bench-silicon debian clean
+.PHONY: help demo demo-ssh test test-slow test-browser browser test-gguf check format screenshots pngs bench soak bench-preview bench-links bench-faults bench-planner bench-learning bench-simulate bench-slow-link bench-silicon debian clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -23,8 +23,10 @@ test: $(VENV)/.dev debian ## every test but the slow ones, labs in one process a
 test-slow: $(VENV)/.dev debian ## the minutes-long ones
 	$(PYTEST) -m slow -s
 
-test-browser: $(VENV)/.browser ## the UI in a headless Chromium (as root it installs Debian's; 113 MB)
+test-browser: browser ## the UI in a headless Chromium
 	$(PYTEST) -m browser tests/odctl/web
+
+browser: $(VENV)/.browser ## Debian's Chromium (as root, 113 MB) and playwright, for test-browser and pngs
 
 test-gguf: $(VENV)/.dev ## GGUF models of every quantisation and family against llama.cpp itself (after `make bench`)
 	OMP_NUM_THREADS=1 $(PYTEST) -m slow tests/agent/engine/test_gguf_peer.py

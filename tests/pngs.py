@@ -28,7 +28,7 @@ def main() -> int:
     arguments = parser.parse_args()
     draw = _drawer()
     if draw is None:
-        sys.stderr.write("neither chromium nor rsvg-convert is here: `make test-browser` brings the first\n")
+        sys.stderr.write("neither chromium nor rsvg-convert is here: `make browser` brings the first\n")
         return 1
     arguments.out.mkdir(parents=True, exist_ok=True)
     for svg in arguments.svgs or sorted((ROOT / "screenshots").glob("*.svg")):

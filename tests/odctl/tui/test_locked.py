@@ -7,12 +7,17 @@ from pathlib import Path
 import pytest
 
 from odctl.fleet import WriteGuard
+from odctl.tui.app import OdctlApp
 from odctl.tui.screens.file_name import FileNameScreen
 from odctl.tui.screens.plan_editor import PlanEditorScreen
 from tests.odctl.tui.reading import SIZES, screen_text, settle
 from tests.odctl.tui.test_plan_editor import make_app
 
 REASON = "it was opened with --read-only"
+
+
+def said(app: OdctlApp) -> list[str]:
+    return [notice.message for notice in app._notifications]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -26,7 +31,7 @@ async def test_nothing_unlocks_it_and_it_says_why(size: tuple[int, int], keys: t
         await settle(pilot)
         assert app.is_read_only
         text = screen_text(app)
-    assert REASON in " ".join(text.split())
+        assert said(app) == [f"this session stays read-only: {REASON}"]
     assert " RO " in text.splitlines()[0]
 
 
@@ -44,5 +49,5 @@ async def test_its_editor_writes_no_file(tmp_path: Path, monkeypatch: pytest.Mon
         await settle(pilot)
         assert isinstance(app.screen, PlanEditorScreen)
         assert not isinstance(app.screen, FileNameScreen)
-        assert REASON in " ".join(screen_text(app).split())
+        assert said(app)[-1] == f"this session stays read-only: {REASON}"
     assert not any(tmp_path.iterdir())  # noqa: ASYNC240 - the app has ended

@@ -18,11 +18,11 @@ from tests.odctl.web.serving import Served, app_argv, plain, serving, until, wri
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page, WebSocket
 
-playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed: make test-browser")
+playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed: make browser")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine: make test-browser"),
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine: make browser"),
 ]
 PICTURES = os.environ.get("ODCTL_TEST_PICTURES", "")
 """A directory for screenshots, for people to look at."""

@@ -174,6 +174,6 @@ async def test_what_our_page_does_not_send_ends_the_tab(tmp_path: Path, sent: st
 
 def _runs(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
