@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from odctl.result import Result, render, run_command
+from odctl.tui.options import UI_OPTIONS, UiOptions
 
 DEFAULT_PORT = 7117
 
@@ -32,14 +33,15 @@ DEFAULT_PORT = 7117
 )
 @click.option("--allow-remote", is_flag=True, help="Let --host be an address that other machines reach.")
 @click.option("--json", "as_json", is_flag=True, help="The address as JSON, and another document at the end.")
-@click.pass_obj
-def command(inventory_path: str, /, as_json: bool, **options: Any) -> None:
+@click.pass_context
+def command(context: click.Context, /, as_json: bool, **options: Any) -> None:
     """Serve the UI to browsers on this machine, until Ctrl-C.
 
     Prints an address with a token in it; whoever has the token has the UI. From elsewhere, reach it through SSH:
     ssh -L 7117:127.0.0.1:7117 THIS-MACHINE.
     """
-    run_command(lambda: web(inventory_path, as_json=as_json, **options), as_json=as_json)
+    looks: UiOptions = context.meta.get(UI_OPTIONS, UiOptions())
+    run_command(lambda: web(context.obj, looks=looks, as_json=as_json, **options), as_json=as_json)
 
 
 def web(
@@ -52,7 +54,8 @@ def web(
     tabs: int,
     origins: tuple[str, ...],
     allow_remote: bool,
-    as_json: bool = False,
+    looks: UiOptions,
+    as_json: bool,
 ) -> Result:
     """Raises FleetError: E1xx for a bad inventory, token file or address, E902 and E903 when it cannot serve."""
     import asyncio
@@ -81,10 +84,7 @@ def web(
     token = read_token(token_file) if token_file is not None else new_token()
     settings = Settings(
         access=make_access(token, listen=host, origins=origins),
-        # What a tab may not do is refused in its own process, whatever the browser sends.
-        argv=tab_argv(
-            sys.executable, str(Path(inventory_path).absolute()), ("--write",) if writes else ("--read-only",)
-        ),
+        argv=tab_argv(sys.executable, str(Path(inventory_path).absolute()), _tab_flags(looks, writes=writes)),
         cluster=inventory.cluster,
         max_tabs=tabs,
     )
@@ -105,3 +105,13 @@ def web(
 
     asyncio.run(serve(settings, host=host, port=port, ready=ready, tell=tell))
     return Result(kind="web-end", data={"cluster": inventory.cluster}, prose="")
+
+
+def _tab_flags(looks: UiOptions, *, writes: bool) -> list[str]:
+    """What a tab may not do is refused in its own process, whatever the browser sends. Looks are the server's."""
+    flags = ["--write"] if writes else ["--read-only"]
+    if looks.is_ascii:
+        flags.append("--ascii")
+    if looks.theme:
+        flags += ["--theme", looks.theme]
+    return flags

@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -29,10 +29,12 @@ def odctl(inventory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @asynccontextmanager
-async def running(inventory: Path, *arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def running(
+    inventory: Path, *arguments: str, before: Sequence[str] = ()
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """The server and the address that it printed."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "odctl", "-i", str(inventory), "web", "--port", "0", *arguments,
+        sys.executable, "-m", "odctl", "-i", str(inventory), *before, "web", "--port", "0", *arguments,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
@@ -94,6 +96,15 @@ async def test_the_address_is_also_json(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         stdout, _ = await process.communicate()
         assert json.loads(stdout)["kind"] == "web-end"
+
+
+async def test_tabs_look_as_the_server_was_told(tmp_path: Path) -> None:
+    argv = ["--ascii", "--theme", "paper"]
+    async with running(write_inventory(tmp_path), before=argv) as (process, address), tab_of(address) as websocket:
+        shown = await read_until(websocket, "> Fleet")
+        assert shown.isascii()
+        (tab,) = psutil.Process(process.pid).children()
+        assert tab.cmdline()[-4:] == ["--read-only", "--ascii", "--theme", "paper"]
 
 
 async def test_a_token_of_a_file_is_not_printed(tmp_path: Path) -> None:
