@@ -105,6 +105,17 @@ async def test_a_read_only_tab_cannot_be_unlocked(inventory: Path, keys: str) ->
         assert " RW " not in shown
 
 
+async def test_a_tab_that_may_write_opens_unlocked_and_can_be_locked(inventory: Path) -> None:
+    async with (
+        serving(app_argv(inventory, "--write")) as served,
+        visitor(served) as session,
+        open_tab(served, session) as websocket,
+    ):
+        await read_until(websocket, " RW ")
+        await press(websocket, "\x18")
+        await read_until(websocket, " RO ")
+
+
 async def test_a_browser_that_leaves_takes_its_process_with_it(inventory: Path) -> None:
     async with serving(app_argv(inventory)) as served, visitor(served) as session:
         async with open_tab(served, session) as websocket:
