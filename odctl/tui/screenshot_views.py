@@ -59,7 +59,12 @@ async def _ask_to_apply(pilot: Pilot[None], app: OdctlApp, scene: Scene) -> None
 async def _apply(pilot: Pilot[None], app: OdctlApp, scene: Scene) -> None:
     """To its end: the picture has every phase, and what was predicted beside what was measured."""
     await _ask_to_apply(pilot, app, scene)
-    await pilot.press("tab", "enter")
+    if name := app.screen.query("#typed-name"):
+        # It touches much of the fleet: the name is the yes.
+        name.first().focus()
+        await pilot.press(*scene.deployment, "enter")
+    else:
+        await pilot.press("tab", "enter")
     await until(lambda: type(app.screen).__name__ == "ApplyScreen")
     await until(lambda: app.screen.progress.is_over, APPLY_TIMEOUT_S)  # type: ignore[attr-defined]
     app.set_read_only(True)
