@@ -129,7 +129,8 @@ class OdctlApp(AppMoving):
 
     def redraw(self) -> None:
         """Draw the current screen anew; the others draw when they come back."""
-        if isinstance(self.screen, FrameScreen):
+        # While the app leaves, the last snapshots come when its screens are gone.
+        if self.screen_stack and isinstance(self.screen, FrameScreen):
             self.screen.redraw()
 
     def _fail(self, failure: BaseException) -> None:
