@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from odctl.result import Result, render, run_command
-from odctl.tui.options import UI_OPTIONS, UiOptions
 
 DEFAULT_PORT = 7117
 
@@ -40,8 +40,7 @@ def command(context: click.Context, /, as_json: bool, **options: Any) -> None:
     Prints an address with a token in it; whoever has the token has the UI. From elsewhere, reach it through SSH:
     ssh -L 7117:127.0.0.1:7117 THIS-MACHINE.
     """
-    looks: UiOptions = context.meta.get(UI_OPTIONS, UiOptions())
-    run_command(lambda: web(context.obj, looks=looks, as_json=as_json, **options), as_json=as_json)
+    run_command(lambda: web(context.obj, looks=_look_flags(context), as_json=as_json, **options), as_json=as_json)
 
 
 def web(
@@ -54,10 +53,13 @@ def web(
     tabs: int,
     origins: tuple[str, ...],
     allow_remote: bool,
-    looks: UiOptions,
+    looks: Sequence[str],
     as_json: bool,
 ) -> Result:
-    """Raises FleetError: E1xx for a bad inventory, token file or address, E902 and E903 when it cannot serve."""
+    """`looks`: flags of `odctl` for each tab.
+
+    Raises FleetError: E1xx for a bad inventory, token file or address, E902 and E903 when it cannot serve.
+    """
     import asyncio
 
     from agent.errors import FleetError
@@ -84,7 +86,12 @@ def web(
     token = read_token(token_file) if token_file is not None else new_token()
     settings = Settings(
         access=make_access(token, listen=host, origins=origins),
-        argv=tab_argv(sys.executable, str(Path(inventory_path).absolute()), _tab_flags(looks, writes=writes)),
+        # What a tab may not do is refused in its own process, whatever the browser sends.
+        argv=tab_argv(
+            sys.executable,
+            str(Path(inventory_path).absolute()),
+            ("--write" if writes else "--read-only", *looks),
+        ),
         cluster=inventory.cluster,
         max_tabs=tabs,
     )
@@ -107,11 +114,8 @@ def web(
     return Result(kind="web-end", data={"cluster": inventory.cluster}, prose="")
 
 
-def _tab_flags(looks: UiOptions, *, writes: bool) -> list[str]:
-    """What a tab may not do is refused in its own process, whatever the browser sends. Looks are the server's."""
-    flags = ["--write"] if writes else ["--read-only"]
-    if looks.is_ascii:
-        flags.append("--ascii")
-    if looks.theme:
-        flags += ["--theme", looks.theme]
-    return flags
+def _look_flags(context: click.Context) -> list[str]:
+    """What `odctl --ascii --theme NAME web` says of looks holds for every tab."""
+    given = context.find_root().params
+    flags = ["--ascii"] if given.get("is_ascii") else []
+    return [*flags, "--theme", given["theme"]] if given.get("theme") else flags
