@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Literal
 
+from textual import events, on
 from textual.app import App
 from textual.binding import Binding
 from textual.filter import LineFilter
@@ -77,6 +78,17 @@ class AppLooks(App[None]):
         markup: bool = False,  # noqa: ARG002 - a host's words may have brackets: none of it is ever markup
     ) -> None:
         super().notify(message, title=title, severity=severity, timeout=timeout, markup=False)
+
+    def action_help_quit(self) -> None:
+        self.notify("q (or :quit) leaves; what is deployed stays")
+
+    @on(events.DeliveryComplete)
+    def _tell_where(self, event: events.DeliveryComplete) -> None:
+        """As Textual does, but for its markup, which `notify` shows as it is."""
+        if event.name != "screenshot":
+            return
+        event.prevent_default()
+        self.notify(f"saved to {event.path}" if event.path is not None else "saved", title="Screenshot")
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         found = super().get_line_filters()

@@ -197,3 +197,23 @@ def test_a_wrong_theme_is_told_before_the_screen_opens(tmp_path: Path) -> None:
     assert "no theme `colour-blnd`" in done.stderr
     assert "did you mean `colour-blind`?" in done.stderr
     assert done.stdout == ""
+
+
+async def test_notices_of_the_toolkit_have_no_markup_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DOWNLOAD_DIR", str(tmp_path))
+    app = app_with()
+    async with app.run_test(size=(140, 40), notifications=True) as pilot:
+        await settle(pilot)
+        await pilot.press("ctrl+c")
+        await settle(pilot)
+        assert "q (or :quit) leaves" in screen_text(app)
+        app.deliver_screenshot(filename="one.svg", path=str(tmp_path))
+        deadline = [*range(100)]
+        while deadline and not any(notice.title == "Screenshot" for notice in app._notifications):
+            deadline.pop()
+            await pilot.pause(0.05)
+        [said] = [notice.message for notice in app._notifications if notice.title == "Screenshot"]
+        assert said == f"saved to {tmp_path / 'one.svg'}"
+        assert (tmp_path / "one.svg").read_text().startswith("<svg")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from odctl.tui.model.commands import COMMANDS
 from odctl.tui.options import UiOptions
 from odctl.tui.screens.apply import ApplyScreen
 from odctl.tui.screens.confirm import ConfirmScreen
+from odctl.tui.screens.plan_editor import PlanEditorScreen
+from odctl.tui.screens.probes import ProbesScreen
 from tests.odctl.fleet import values
 from tests.odctl.fleet.served_agent import ServedAgent, serving
 from tests.odctl.tui import frozen_fleet as frozen
@@ -30,6 +33,7 @@ from tests.odctl.tui.conftest import make_app
 from tests.odctl.tui.reading import SIZES, screen_text, settle
 from tests.odctl.tui.test_app import ScriptedApplier, events
 from tests.odctl.tui.test_feed import inventory_of
+from tests.odctl.tui.test_plan_editor import make_app as make_editor_app
 
 APPLYING = [command for command in COMMANDS if command.changes]
 
@@ -224,6 +228,89 @@ async def test_every_dialog_begins_on_cancel_and_a_large_action_wants_a_name() -
         await pilot.press("enter")
         await settle(pilot)
         assert answers == [True]
+
+
+class WaitingApplier(ScriptedApplier):
+    """An apply that is not over until the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__(events())
+        self.is_over = asyncio.Event()
+
+    async def apply(self, feed: Feed, preview: ApplyPreview, on_event: OnEvent) -> ApplyEvent:
+        await on_event(self.events[0])
+        await self.is_over.wait()
+        return await super().apply(feed, preview, on_event)
+
+
+async def test_an_abort_asks_with_cancel_focused_and_is_refused_once_locked() -> None:
+    applier = WaitingApplier()
+    app = make_app(frozen.FrozenFeed(frozen.snapshot()), applier=applier)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("2", "ctrl+x", "a")
+        await settle(pilot)
+        await pilot.press("tab", *"chat", "enter")
+        await pilot.pause()
+        await pilot.pause()
+        screen = app.screen
+        assert isinstance(screen, ApplyScreen)
+        await pilot.press("x")
+        await pilot.pause()
+        dialog = app.screen
+        assert isinstance(dialog, ConfirmScreen)
+        assert dialog.focused is dialog.query_one("#cancel")
+        await pilot.press("enter")
+        await pilot.pause()
+        assert app.screen is screen
+        app.set_read_only(True)
+        await pilot.press("x")
+        await pilot.pause()
+        assert app.screen is screen
+        assert was_refused(app)
+        assert applier.aborted == []
+        applier.is_over.set()
+        await settle(pilot)
+        assert len(applier.applied) == 1, "to lock does not stop what is under way"
+
+
+async def test_a_probe_asks_with_cancel_focused() -> None:
+    app = make_app(frozen.FrozenFeed(frozen.snapshot()))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("9", "ctrl+x")
+        await settle(pilot)
+        await pilot.press("p")
+        await settle(pilot)
+        dialog = app.screen
+        assert isinstance(dialog, ConfirmScreen)
+        assert dialog.focused is dialog.query_one("#cancel")
+        await pilot.press("enter")
+        await settle(pilot)
+        assert isinstance(app.screen, ProbesScreen)
+        assert not app.screen.is_probing
+
+
+@pytest.mark.parametrize("key", ["escape", "q"])
+async def test_leaving_edits_asks_with_cancel_focused(key: str) -> None:
+    app = make_editor_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press("2")
+        await settle(pilot)
+        await pilot.press("e")
+        await settle(pilot)
+        editor = app.screen
+        assert isinstance(editor, PlanEditorScreen)
+        await pilot.press("plus")
+        await settle(pilot)
+        await pilot.press(key)
+        await settle(pilot)
+        dialog = app.screen
+        assert isinstance(dialog, ConfirmScreen)
+        assert dialog.focused is dialog.query_one("#cancel")
+        await pilot.press("enter")
+        await settle(pilot)
+        assert editor.is_unsaved
+        assert app.screen is editor
 
 
 def _again(dialog: ConfirmScreen) -> ConfirmScreen:
