@@ -43,11 +43,12 @@ def main() -> int:
     parser.add_argument("--hosts", type=int, default=5)
     parser.add_argument("--only", default="", help="Names of views, with commas.")
     parser.add_argument("--warm-up", type=float, default=30.0, help="Seconds of history before the first picture.")
+    parser.add_argument("--steps", default="150", help="Of the demo model's training.")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     views = _chosen(arguments.only)
     with Lab(name="screens", num_hosts=arguments.hosts) as lab:
-        missing = picture_lab(lab, views, arguments.out, warm_up_s=arguments.warm_up)
+        missing = picture_lab(lab, views, arguments.out, warm_up_s=arguments.warm_up, steps=arguments.steps)
     uncovered = set() if arguments.only else set(screens_without_view(VIEWS)) - WITHOUT_PICTURE.keys()
     for each in missing:
         sys.stderr.write(f"✗ {each.name}: {each.reason}\n")
@@ -56,12 +57,12 @@ def main() -> int:
     return 1 if missing or uncovered else 0
 
 
-def picture_lab(lab: Lab, views: tuple[View, ...], out: Path, *, warm_up_s: float) -> list[MissingView]:
+def picture_lab(lab: Lab, views: tuple[View, ...], out: Path, *, warm_up_s: float, steps: str) -> list[MissingView]:
     """Deploy, disturb, and take every view at every size; the other plan is applied at each size, to and fro."""
     model, first, second = (lab.directory / name for name in ("speaker", "plan.toml", "pipeline.toml"))
     listen = f"127.0.0.1:{_port()}"
     odctl(lab, "bootstrap")
-    odctl(lab, "models", "make-demo", str(model))
+    odctl(lab, "models", "make-demo", str(model), "--steps", steps)
     odctl(lab, "probe", "--quick")
     common = ("--context", "512", "--listen", listen)
     odctl(lab, "plan", str(model), "--strategy", "hybrid", "--tensor", "1,2", *common, "-o", str(first))

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from textual.message import Message
+from textual.notifications import Notify
 from textual.pilot import Pilot
 from textual.screen import Screen
 
@@ -90,13 +92,19 @@ async def take_pictures(
     missing: list[MissingView] = []
     scene = scene or Scene()
     for width, height in sizes:
-        app = make_app()
+        app, said = make_app(), list[str]()
         app.animation_level = "none"
-        async with app.run_test(size=(width, height), notifications=True) as pilot:
+
+        def listen(message: Message, said: list[str] = said) -> None:
+            if isinstance(message, Notify):
+                said.append(f"{message.notification.title} {message.notification.message}".strip())
+
+        async with app.run_test(size=(width, height), notifications=True, message_hook=listen) as pilot:
             await until(lambda: _is_live(app), LIVE_TIMEOUT_S)  # noqa: B023 - awaited in this turn of the loop
             await asyncio.sleep(warm_up_s)
             for view in views:
-                reason = await _reach(view, pilot, app, scene)
+                said.clear()
+                reason = await _reach(view, pilot, app, scene, said)
                 if reason:
                     missing.append(MissingView(name=f"{view.name} at {width}x{height}", reason=reason))
                     say(f"✗ {view.name} at {width}x{height}: {reason}")
@@ -143,8 +151,8 @@ async def until(condition: Callable[[], bool], timeout_s: float | None = None) -
             await asyncio.sleep(0.05)
 
 
-async def _reach(view: View, pilot: Pilot[None], app: OdctlApp, scene: Scene) -> str:
-    """Go there. Why it did not work, or nothing."""
+async def _reach(view: View, pilot: Pilot[None], app: OdctlApp, scene: Scene, said: Sequence[str]) -> str:
+    """Go there. Why it did not work, with what the app `said` meanwhile, or nothing."""
     await _home(pilot, app)
     if view.command:
         app.run_command(view.command.format_map(msgspec.structs.asdict(scene)))
@@ -160,9 +168,8 @@ async def _reach(view: View, pilot: Pilot[None], app: OdctlApp, scene: Scene) ->
         pass  # told below, by what stands there instead
     if _is_shown(view, app):
         return ""
-    said = "; ".join(f"{notice.title} {notice.message}".strip() for notice in app._notifications)
     wanted = f"{view.screen} with {view.shows!r}" if view.shows else view.screen
-    return f"no {wanted} but {type(app.screen).__name__}" + (f" ({said})" if said else "")
+    return f"no {wanted} but {type(app.screen).__name__}" + (f" ({'; '.join(dict.fromkeys(said))})" if said else "")
 
 
 def _is_shown(view: View, app: OdctlApp) -> bool:
