@@ -6,7 +6,7 @@ SECONDS ?= 3600
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-ssh test test-slow test-gguf check format screenshots bench soak bench-preview bench-links bench-faults bench-planner bench-learning bench-simulate bench-slow-link bench-silicon bench-tui debian clean
+.PHONY: help demo demo-ssh test test-slow test-browser browser test-gguf check format screenshots pngs bench soak bench-preview bench-links bench-faults bench-planner bench-learning bench-simulate bench-slow-link bench-silicon bench-tui debian clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -23,6 +23,11 @@ test: $(VENV)/.dev debian ## every test but the slow ones, labs in one process a
 test-slow: $(VENV)/.dev debian ## the minutes-long ones
 	$(PYTEST) -m slow -s
 
+test-browser: browser ## the UI in a headless Chromium
+	$(PYTEST) -m browser tests/odctl/web
+
+browser: $(VENV)/.browser ## Debian's Chromium (as root, 113 MB) and playwright, for test-browser and pngs
+
 test-gguf: $(VENV)/.dev ## GGUF models of every quantisation and family against llama.cpp itself (after `make bench`)
 	OMP_NUM_THREADS=1 $(PYTEST) -m slow tests/agent/engine/test_gguf_peer.py
 
@@ -38,6 +43,9 @@ format: $(VENV)/.dev ## let ruff write what it can
 
 screenshots: $(VENV)/.dev ## SVGs of the real app on a real lab cluster, into screenshots/
 	$(BIN)/python -m tests.screenshots
+
+pngs: $(VENV)/.dev ## PNGs of screenshots/ (PICTURES=files, all by default), by chromium or rsvg-convert
+	$(BIN)/python -m tests.pngs $(PICTURES)
 
 bench: $(VENV)/.dev ## ratios to llama.cpp and transformers (ROWS=names, once: builds the peers); writes docs/benchmarks.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.engine --rows "$(ROWS)"
@@ -87,6 +95,11 @@ $(VENV)/.agent: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.agent pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[agent,dev]'
+	@touch $@
+
+$(VENV)/.browser: $(VENV)/.dev
+	@.ci/debian-packages browser
+	$(BIN)/python -m pip install --quiet --editable '.[browser]'
 	@touch $@
 
 clean: ## remove the virtual environment and caches

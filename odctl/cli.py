@@ -41,6 +41,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "drain": ("odctl.commands.drain", "Have every deployment serve without a host."),
     "record": ("odctl.commands.record", "Keep what the screens show, in a file."),
     "replay": ("odctl.tui.replay", "Open the terminal UI over a recording."),
+    "web": ("odctl.commands.web", "Serve the terminal UI to browsers on this machine."),
     "destroy": ("odctl.commands.destroy", "Stop a deployment and free its memory."),
     "lab": ("odctl.commands.lab", "Make or destroy a throw-away cluster on this machine."),
     "demo": ("odctl.commands.demo", "The main job on a throw-away cluster: plan, apply, a streamed answer."),
@@ -78,20 +79,28 @@ class LazyGroup(click.Group):
     help="The inventory file.",
 )
 @click.option("--write", "is_unlocked", is_flag=True, help="Terminal UI: allow changes for the first ten minutes.")
+@click.option("--read-only", is_flag=True, help="Terminal UI: changes can never be allowed.")
 @click.option(
     "--ascii", "is_ascii", is_flag=True, envvar="ODCTL_ASCII", help="Terminal UI: no glyph that is not ASCII."
 )
 @click.option("--theme", default="", envvar="ODCTL_THEME", metavar="NAME", help="Terminal UI: its colours.")
 @click.version_option(package_name="odctl")
 @click.pass_context
-def main(ctx: click.Context, inventory_path: str, is_unlocked: bool, is_ascii: bool, theme: str) -> None:
+def main(
+    ctx: click.Context, /, *, inventory_path: str, is_unlocked: bool, read_only: bool, is_ascii: bool, theme: str
+) -> None:
     """Run language models that no single machine can hold, on the machines you already reach by SSH.
 
     Without a verb, the terminal UI opens.
     """
     ctx.obj = inventory_path
+    if is_unlocked and read_only:
+        raise click.UsageError("--write and --read-only contradict each other")
+    reason = "it was opened with --read-only, as `odctl web` does without --write"
     # A verb that opens the UI finds them here.
-    ctx.meta[UI_OPTIONS] = options = UiOptions(is_unlocked=is_unlocked, is_ascii=is_ascii, theme=theme)
+    ctx.meta[UI_OPTIONS] = options = UiOptions(
+        is_unlocked=is_unlocked, is_ascii=is_ascii, theme=theme, lock_reason=reason if read_only else ""
+    )
     if ctx.invoked_subcommand is None:
         from odctl.tui.app import run_app
 

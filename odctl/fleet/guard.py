@@ -58,6 +58,11 @@ class WriteGuard:
         self._locks_at_s = float("-inf")
 
     @property
+    def never(self) -> str:
+        """Why this session can never be unlocked; empty where it can."""
+        return self._never
+
+    @property
     def is_locked(self) -> bool:
         return self.unlocked_for_s <= 0
 

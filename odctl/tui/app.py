@@ -16,7 +16,7 @@ from textual.screen import Screen
 from agent.errors import FleetError
 from agent.planner.file import plan_hash
 from agent.planner.plan import Plan
-from odctl.fleet import FleetSnapshot
+from odctl.fleet import FleetSnapshot, WriteGuard
 from odctl.fleet.clock import Clock, SystemClock
 from odctl.inventory import load_inventory
 from odctl.recording import Recording
@@ -24,6 +24,7 @@ from odctl.result import exit_code_of, render_error
 from odctl.tui.app_looks import check_theme, user_keymap
 from odctl.tui.app_plans import AppPlans
 from odctl.tui.app_time import TimeApp
+from odctl.tui.app_web import leave_with_parent
 from odctl.tui.applying import Applier, FleetApplier
 from odctl.tui.editing import BasisReader, FleetBasisReader
 from odctl.tui.feed import Feed, FleetFeed
@@ -122,6 +123,7 @@ class OdctlApp(AppPlans, TimeApp):
         self.use_looks()
         if self.options.is_unlocked:
             self.set_read_only(False)
+        leave_with_parent(self)
         if self.time.recording is not None:
             self.show_moment()
         self.feed.start(self._take, lambda failure: self.call_from_thread(self._fail, failure))
@@ -140,7 +142,8 @@ class OdctlApp(AppPlans, TimeApp):
 
     def redraw(self) -> None:
         """Draw the current screen anew; the others draw when they come back."""
-        if isinstance(self.screen, FrameScreen):
+        # While the app leaves, the last snapshots come when its screens are gone.
+        if self.screen_stack and isinstance(self.screen, FrameScreen):
             self.screen.redraw()
 
     def _fail(self, failure: BaseException) -> None:
@@ -455,8 +458,9 @@ def run_app(inventory_path: str, options: UiOptions | None = None) -> None:
         sys.stderr.write(render_error(error.detail))
         sys.exit(exit_code_of(error))
     clock = SystemClock()
+    guard = WriteGuard(never=options.lock_reason if options else "")
     app = OdctlApp(
-        FleetFeed(inventory, clock),
+        FleetFeed(inventory, clock, guard=guard),
         clock=clock,
         options=options,
         keymap=user_keymap(),

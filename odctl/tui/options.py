@@ -9,8 +9,12 @@ UI_OPTIONS = "odctl.ui_options"
 
 
 class UiOptions(NamedTuple):
-    """`is_unlocked`: changes are allowed for the first ten minutes. `theme`: its name; empty for the default."""
+    """`is_unlocked`: changes are allowed for the first ten minutes. `theme`: its name; empty for the default.
+
+    `lock_reason`: why the session can never be unlocked; empty where it can.
+    """
 
     is_unlocked: bool = False
     is_ascii: bool = False
     theme: str = ""
+    lock_reason: str = ""

@@ -227,6 +227,10 @@ class PlanEditorScreen(FrameScreen):
     # --- writing and leaving ----------------------------------------------------------------------------
 
     def action_write(self) -> None:
+        if reason := self.odctl.guard.never:
+            # In a browser a file would be written to the machine that serves it.
+            self.notify(f"this session stays read-only: {reason}", title="not written", severity="warning")
+            return
         if self._is_computing:
             self.notify("what was asked before is still computed: a moment", severity="warning")
             return
