@@ -13,6 +13,7 @@ from agent.facts.probe import ProbeRecord
 from agent.facts.sample import HostSample
 from agent.wire.agent import DeploymentRecord, DeploymentStatus, Handshake
 from odctl.fleet.history import DeploymentRow, History, HostRow
+from odctl.timeline.journal import HostJournal
 
 HostState = Literal["connecting", "live", "stale", "lost", "unreachable"]
 STALE_AFTER_S = 3.5
@@ -38,6 +39,8 @@ class HostView(msgspec.Struct, frozen=True, kw_only=True):
     records: tuple[DeploymentRecord, ...] = ()
     probes: ProbeRecord | None = None
     """What `odctl probe` last found there; None where the agent has not told yet."""
+    journal: HostJournal = HostJournal()
+    """Its agent's events that tell of trouble."""
 
 
 class DeploymentView(msgspec.Struct, frozen=True, kw_only=True):

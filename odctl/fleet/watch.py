@@ -18,6 +18,7 @@ from agent.wire.agent import DeploymentRecord, DeploymentStatus, FaultReport, Ha
 from odctl.fleet.clock import Clock
 from odctl.fleet.connection import Fleet
 from odctl.fleet.history import HISTORY_S, DeploymentRow, History, HostRow, host_row
+from odctl.fleet.journals import JournalTail
 from odctl.fleet.snapshot import (
     STALE_AFTER_S,
     DeploymentView,
@@ -54,12 +55,14 @@ class _HostWatch:
         self.records: tuple[DeploymentRecord, ...] = ()
         self.faults: tuple[Fault, ...] = ()
         self.probes: ProbeRecord | None = None
+        self.journal = JournalTail(name)
 
     def take(self, sample: HostSample, now_s: float) -> None:
         """Keep a sample, unless a reconnect replayed it."""
         last = self.history.last
         self.error = None
         self.is_connected.set()
+        self.journal.take_time(sent_s=sample.taken_at_s, received_s=now_s)
         if last is None or sample.taken_at_s > last.at_s:
             self.history = self.history.append(host_row(sample))
             self.sample = sample
@@ -68,6 +71,7 @@ class _HostWatch:
     def lose(self, error: FleetError) -> None:
         self.error = error
         self.is_connected.clear()
+        self.journal.forget_place()
 
     def view(self, now_s: float) -> HostView:
         age_s = max(0.0, now_s - self.received_at_s) if self.sample else 0.0
@@ -84,6 +88,7 @@ class _HostWatch:
             history=self.history,
             records=self.records,
             probes=self.probes,
+            journal=self.journal.view,
         )
 
     def _state(self, age_s: float) -> tuple[HostState, str, str]:
@@ -198,6 +203,7 @@ class FleetWatch:
                 host.poll_error = error
             for deployment in self._adopt_records():
                 await self._ask_controller(deployment)
+            await host.journal.read(self._fleet, now_s=self._clock.now_s())
             await self._clock.sleep(self._poll_s)
 
     async def _poll_probes(self, host: _HostWatch) -> None:

@@ -193,6 +193,10 @@ class OdctlApp(App[None]):
         self.action_mode("plans")
         self.call_after_refresh(self._with_screen, PlansScreen, lambda screen: screen.choose_deployment(deployment))
 
+    def open_deployment(self, name: str) -> None:
+        self.action_mode("deployments")
+        self.call_after_refresh(self._with_screen, DeploymentsScreen, lambda screen: screen.table.move_to(name))
+
     def open_chat(self, deployment: str) -> None:
         self.action_mode("chat")
         self.call_after_refresh(self._with_screen, ChatScreen, lambda screen: screen.choose(deployment))
