@@ -65,10 +65,11 @@ def _take_over(by_deployment: dict[str, list[Draft]], told: Sequence[Told]) -> N
             members.setdefault(key, {})[each.host] = each.at_s
     for (deployment, generation), times in members.items():
         for draft in by_deployment.get(deployment, ()):
-            if generation in draft.healed_by and any(_is_near(draft, at_s) for at_s in times.values()):
-                last = max(times, key=lambda host: times[host])
-                what = f"{', '.join(sorted(times))} took over generation {generation}"
-                draft.add(last, times[last], "acted", what, draft.condition)
+            near = {host: at_s for host, at_s in times.items() if _is_near(draft, at_s)}
+            if generation in draft.healed_by and near:
+                last = max(near, key=lambda host: near[host])
+                what = f"{', '.join(sorted(near))} took over generation {generation}"
+                draft.add(last, near[last], "acted", what, draft.condition)
 
 
 def _is_near(draft: Draft, at_s: float) -> bool:

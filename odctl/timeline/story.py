@@ -98,6 +98,13 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
         return self.ended_s is None
 
     @property
+    def took_s(self) -> float | None:
+        """Seconds from its begin to its end; None while it is open, and where a clock was set back meanwhile."""
+        if self.began_s is None or self.ended_s is None or self.ended_s < self.began_s:
+            return None
+        return self.ended_s - self.began_s
+
+    @property
     def condition(self) -> Condition:
         """How it stands now."""
         if self.unknown_since_s is not None and self.is_open:

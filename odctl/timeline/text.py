@@ -49,8 +49,9 @@ def when_text(at_s: float | None) -> str:
 
 def state_text(story: Story) -> str:
     """`healed after 2.13 s`, `open`, `unknown since 2026-03-01 14:02:31Z`."""
-    if story.ended_s is not None and story.began_s is not None:
-        return f"{'healed' if story.is_fault else 'over'} after {story.ended_s - story.began_s:.2f} s"
+    if not story.is_open:
+        took = "; its clock was set back meanwhile" if story.took_s is None else f" after {story.took_s:.2f} s"
+        return f"{'healed' if story.is_fault else 'over'}{took}"
     if story.unknown_since_s is not None:
         return f"unknown since {when_text(story.unknown_since_s)}: {story.observed_by} does not answer"
     return f"open, {WORDS[story.condition]}"

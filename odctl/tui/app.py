@@ -197,6 +197,12 @@ class OdctlApp(App[None]):
         self.action_mode("deployments")
         self.call_after_refresh(self._with_screen, DeploymentsScreen, lambda screen: screen.table.move_to(name))
 
+    def open_preview(self, choice: PlanChoice) -> None:
+        """Show a plan that was found elsewhere as the previewed one."""
+        self.preview, self.preview_error = choice, ""
+        self.action_mode("plans")
+        self.call_after_refresh(self._with_screen, PlansScreen, _show_first)
+
     def open_chat(self, deployment: str) -> None:
         self.action_mode("chat")
         self.call_after_refresh(self._with_screen, ChatScreen, lambda screen: screen.choose(deployment))

@@ -160,8 +160,8 @@ def state_span(story: Story) -> Span:
     """`█ healed 1.50 s`, `✗ open`."""
     condition = story.condition
     took = ""
-    if story.ended_s is not None and story.began_s is not None:
-        took = f" {seconds_text(story.ended_s - story.began_s)}"
+    if story.took_s is not None:
+        took = f" {seconds_text(story.took_s)}"
     return Span(f"{GLYPHS[condition]} {state_word(story)}{took}", TONES[condition])
 
 
@@ -176,12 +176,11 @@ def timeline_summary(timeline: Timeline, axis: Axis, *, now_s: float) -> tuple[L
     """How much stands open, which stretch is drawn, and what could not be read."""
     faults = [story for story in timeline.stories if story.is_fault]
     still = [story for story in faults if story.is_open]
-    took = sorted(
-        story.ended_s - story.began_s for story in faults if story.ended_s is not None and story.began_s is not None
-    )
+    healed = [story for story in faults if not story.is_open]
+    took = sorted(story.took_s for story in healed if story.took_s is not None)
     spans = [
         Span(f" {len(still)} open", "fault" if still else "ok"),
-        Span(f"   {len(took)} healed"),
+        Span(f"   {len(healed)} healed"),
         *([Span(f" in {seconds_text(took[len(took) // 2])} (median)")] if took else []),
         Span(f"   {plural(len(timeline.lanes), 'lane')}"),
         Span(f"   {span_text(axis, now_s=now_s)}", "dim" if axis.end_s is None else "warn"),
