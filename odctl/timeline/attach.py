@@ -36,12 +36,12 @@ def attach(drafts: Iterable[Draft], told: Sequence[Told]) -> list[Draft]:
                     if _is_near(draft, each.at_s):
                         release = f", release {body.release}" if body.release else ""
                         what = f"the agent of {host} started (pid {body.pid}{release})"
-                        draft.add(host, each.at_s, "acted", what, draft.condition)
+                        draft.attach(host, each.at_s, "acted", what)
             case AgentStopped():
                 for draft in by_host.get(host, ()):
                     if _is_near(draft, each.at_s):
                         what = f"the agent of {host} was stopped in order"
-                        draft.add(host, each.at_s, "detected", what, draft.condition)
+                        draft.attach(host, each.at_s, "detected", what)
             case _:
                 continue
     _take_over(by_deployment, told)
@@ -53,7 +53,7 @@ def _break(draft: Draft, host: str, at_s: float, body: BackendBroken) -> None:
     draft.requests_failed = (draft.requests_failed or 0) + body.failed_streams
     streams = "1 stream" if body.failed_streams == 1 else f"{body.failed_streams} streams"
     what = f"the gateway on {host} lost {body.rank_id or 'its ranks'}: {body.error.message}; {streams} ended"
-    draft.add(host, at_s, "detected", what, draft.condition)
+    draft.attach(host, at_s, "detected", what)
 
 
 def _take_over(by_deployment: dict[str, list[Draft]], told: Sequence[Told]) -> None:
@@ -69,7 +69,7 @@ def _take_over(by_deployment: dict[str, list[Draft]], told: Sequence[Told]) -> N
             if generation in draft.healed_by and near:
                 last = max(near, key=lambda host: near[host])
                 what = f"{', '.join(sorted(near))} took over generation {generation}"
-                draft.add(last, near[last], "acted", what, draft.condition)
+                draft.attach(last, near[last], "acted", what)
 
 
 def _is_near(draft: Draft, at_s: float) -> bool:

@@ -52,17 +52,26 @@ class Draft:
         self.requests_failed: int | None = None
         self.healed_by: set[int] = set()
         """Generations that came to serve while it was told."""
-        self.steps: list[Step] = []
+        self._told: list[Step] = []
+        """By the story's own journal, in its order."""
+        self._attached: list[Step] = []
+        """By the others, and by events of its own that do not say whose they are: placed by their time."""
 
     @property
     def condition(self) -> Condition:
-        return self.steps[-1].condition if self.steps else self.severity
+        return self._told[-1].condition if self._told else self.severity
 
-    def add(self, host: str, at_s: float, phase: Phase, what: str, condition: Condition) -> None:
-        """One step more, as journal `host` tells it."""
-        self.steps.append(
-            Step(phase=phase, at_s=at_s, host=host, what=what, condition=condition, is_exact=host == self.host)
-        )
+    def tell(self, at_s: float, phase: Phase, what: str, condition: Condition, *, host: str = "") -> None:
+        """One step more of the story's own journal, or of another that saw the same. From there on it stands so."""
+        host = host or self.host
+        step = Step(phase=phase, at_s=at_s, host=host, what=what, condition=condition, is_exact=host == self.host)
+        self._told.append(step)
+
+    def attach(self, host: str, at_s: float, phase: Phase, what: str) -> None:
+        """A step that `host` tells; how the thing stands it does not change."""
+        is_exact = host == self.host
+        step = Step(phase=phase, at_s=at_s, host=host, what=what, condition=self.severity, is_exact=is_exact)
+        self._attached.append(step)
 
     def story(self) -> Story:
         return Story(
@@ -87,18 +96,14 @@ class Draft:
         )
 
     def _settled_steps(self) -> tuple[Step, ...]:
-        """Own steps as they were told, others between them by their time; those change nothing of how it stands.
+        """Own steps as they were told, the others between them by their time.
 
         Nothing is being diagnosed any more where no step of its own followed: it stands open.
         """
-        own = [step for step in self.steps if step.is_exact]
-        out = [
-            msgspec.structs.replace(step, condition=self.severity)
-            if step.condition == "diagnosing" and place == len(own) - 1
-            else step
-            for place, step in enumerate(own)
-        ]
-        for step in sorted((step for step in self.steps if not step.is_exact), key=lambda step: step.at_s):
+        out = list(self._told)
+        if out[-1].condition == "diagnosing":
+            out[-1] = msgspec.structs.replace(out[-1], condition=self.severity)
+        for step in sorted(self._attached, key=lambda step: step.at_s):
             place = next((at for at in range(len(out), 0, -1) if out[at - 1].at_s <= step.at_s), 0)
             before = out[place - 1].condition if place else self.severity
             out.insert(place, msgspec.structs.replace(step, condition=before))
@@ -124,12 +129,12 @@ def fault_draft(body: FaultObserved, *, host: str, shift_s: float, told_at_s: fl
     draft.rank_id = body.rank_id
     draft.evidence = body.evidence
     draft.way_out = body.way_out
-    draft.add(host, began_s, "detected", f"{body.observed_by} saw {_seen(body)}", body.severity)
+    draft.tell(began_s, "detected", f"{body.observed_by} saw {_seen(body)}", body.severity)
     diagnosed: Condition = "warning" if body.severity == "warning" else "diagnosing"
-    draft.add(host, max(began_s, told_at_s), "diagnosed", f"{body.kind}: {body.message}", diagnosed)
+    draft.tell(max(began_s, told_at_s), "diagnosed", f"{body.kind}: {body.message}", diagnosed)
     if body.healed_at_s is not None:
         draft.ended_s = body.healed_at_s + shift_s
-        draft.add(host, draft.ended_s, "closed", "over", "healed")
+        draft.tell(draft.ended_s, "closed", "over", "healed")
     return draft
 
 
@@ -148,7 +153,7 @@ def deployment_draft(event: Event, *, host: str, at_s: float, kind: str, message
         generation=event.generation,
         began_s=at_s,
     )
-    draft.add(host, at_s, "detected", f"{event.deployment} is {kind.replace('_', ' ')}", "warning")
+    draft.tell(at_s, "detected", f"{event.deployment} is {kind.replace('_', ' ')}", "warning")
     return draft
 
 

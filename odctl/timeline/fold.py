@@ -150,7 +150,7 @@ def _observe(each: Told, body: FaultObserved, drafts: dict[str, Draft], known: _
     before = drafts.get(body.fault_id)
     if before is not None:
         # Two members may see a controller's silence under one id: one trouble, seen twice.
-        before.add(each.host, each.at_s, "detected", f"{each.host} saw it, too", before.condition)
+        before.attach(each.host, each.at_s, "detected", f"{each.host} saw it, too")
         return
     draft = fault_draft(body, host=each.host, shift_s=each.at_s - each.event.at_s, told_at_s=each.at_s)
     drafts[body.fault_id] = draft
@@ -162,7 +162,7 @@ def _heal(each: Told, body: FaultHealed, drafts: dict[str, Draft], known: _Deplo
     draft = drafts.get(body.fault_id)
     if draft is None or draft.ended_s is not None:
         return  # its begin is older than what is known, or another member's word came first
-    draft.add(each.host, each.at_s, "closed", "over", "healed")
+    draft.tell(each.at_s, "closed", "over", "healed", host=each.host)
     draft.ended_s = each.at_s
     if draft in known.faults:
         known.faults.remove(draft)
@@ -214,7 +214,7 @@ def _roll_back(each: Told, body: ApplyRolledBack, drafts: dict[str, Draft]) -> N
     phase = f" in its phase `{body.phase}`" if body.phase else ""
     message = f"the apply of generation {each.event.generation} failed{phase}: {body.reason}"
     draft = deployment_draft(each.event, host=each.host, at_s=each.at_s, kind="apply_rolled_back", message=message)
-    draft.add(each.host, each.at_s, "closed", "it was rolled back; what served before serves on", "healed")
+    draft.tell(each.at_s, "closed", "it was rolled back; what served before serves on", "healed")
     draft.ended_s = each.at_s
     drafts[draft.story_id] = draft
 
@@ -234,8 +234,7 @@ def _step(
     for draft in drafts:
         draft.decided_by = decided_by or draft.decided_by
         is_over = draft.ended_s is not None
-        draft.add(
-            each.host,
+        draft.tell(
             each.at_s,
             "closed" if is_over else phase,
             what,
@@ -262,7 +261,7 @@ def _add_record(fault: Fault, drafts: dict[str, Draft], journal: HostJournal) ->
         drafts[fault.fault_id] = draft
     elif fault.healed_at_s is not None and draft.ended_s is None:
         draft.ended_s = journal.ours_s(fault.healed_at_s)
-        draft.add(fault.observed_by, draft.ended_s, "closed", "over", "healed")
+        draft.tell(draft.ended_s, "closed", "over", "healed")
 
 
 def _as_known(story: Story, silent: Mapping[str, Silence]) -> Story:
