@@ -9,9 +9,9 @@ from odctl.timeline import Lane, Silence, Step, Story, Timeline, fold
 from odctl.timeline.story import Condition, Phase
 from odctl.timeline.strip import conditions
 from odctl.timeline.text import GLYPHS, WORDS, offset_text, requests_text, state_text, when_text
-from odctl.tui.model.table import GAP, Banner, Column, Value, layout
+from odctl.tui.model.table import Banner, Column, Value
 from odctl.tui.model.text import BLANK, Line, Span, Tone, line, line_width, wrap
-from odctl.tui.model.time_axis import Axis, span_text, ticks_text
+from odctl.tui.model.time_axis import Axis, span_text
 from odctl.tui.model.units import age_text, plural, seconds_text
 
 TONES: dict[Condition, Tone] = {
@@ -35,9 +35,9 @@ PHASE_TONES: dict[Phase, Tone] = {
 CLOCK_OFF_S = 1.0
 """A clock that is further off is told of."""
 MAX_EARLIER = 5
+STRIP = "strip"
+"""The column with the time above it."""
 _LANE_CELLS = (10, 22)
-_MARGIN = 1
-"""The table's own."""
 
 
 class TimelineOf:
@@ -76,14 +76,14 @@ def silent_hosts(snapshot: FleetSnapshot) -> dict[str, Silence]:
 
 
 class LaneRows:
-    """A row a lane, the newest trouble first. `width` is the table's, which the axis above the strips needs."""
+    """A row a lane, the newest trouble first."""
 
-    def __init__(self, timeline: Timeline, axis: Axis, *, now_s: float, width: int) -> None:
+    def __init__(self, timeline: Timeline, axis: Axis, *, now_s: float) -> None:
         self._lanes = timeline.lanes
         self._axis = axis
         self._now_s = now_s
         self.keys: Sequence[str] = tuple(lane.key.text for lane in timeline.lanes)
-        self.columns = _columns(timeline.lanes, axis, now_s=now_s, width=width)
+        self.columns = _columns(timeline.lanes)
 
     def values(self, column: str) -> Sequence[Value]:
         return [self._value(lane, column) for lane in self._lanes]
@@ -283,18 +283,12 @@ def _earlier(lane: Lane, story: Story, *, now_s: float) -> list[Line]:
     return [BLANK, line(Span(" before that, here", "title")), *(line(f"   {text}") for text in (*told, *more))]
 
 
-def _columns(lanes: Sequence[Lane], axis: Axis, *, now_s: float, width: int) -> tuple[Column, ...]:
+def _columns(lanes: Sequence[Lane]) -> tuple[Column, ...]:
     longest = max((len(lane.key.label) for lane in lanes), default=0)
-    columns = (
+    return (
         Column(id="lane", title="LANE", width=min(_LANE_CELLS[1], max(_LANE_CELLS[0], longest))),
         Column(id="age", title="AGE", width=4, priority=3, is_right=True),
-        Column(id="strip", title="", width=32, grow_to=1000),
+        Column(id=STRIP, title="", width=32, grow_to=1000),
         Column(id="kind", title="KIND", width=13, priority=2),
         Column(id="state", title="STATE", width=16),
-    )
-    size = next((size for column, size in layout(columns, width - _MARGIN) if column.id == "strip"), 0)
-    ticks = ticks_text(axis, max(GAP, size), now_s=now_s)
-    return tuple(
-        column if column.id != "strip" else Column(id="strip", title=ticks, width=32, grow_to=1000)
-        for column in columns
     )

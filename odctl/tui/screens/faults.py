@@ -73,12 +73,8 @@ class FaultsScreen(TableScreen):
     def rows(self, snapshot: FleetSnapshot) -> Rows:
         if self.shows_list:
             return FaultRows(snapshot)
-        return LaneRows(
-            self._timelines.read(snapshot),
-            self.axis,
-            now_s=snapshot.taken_at_s,
-            width=self.table.scrollable_content_region.width,
-        )
+        self.query_one(LaneTable).show_axis(self.axis, now_s=snapshot.taken_at_s)
+        return LaneRows(self._timelines.read(snapshot), self.axis, now_s=snapshot.taken_at_s)
 
     def summary(self, snapshot: FleetSnapshot, width: int) -> tuple[Line, ...]:  # noqa: ARG002 - short lines
         if self.shows_list:
