@@ -36,24 +36,29 @@ NO_ANSWER = "no_answer"
 SAME_MOMENT_S = 2.0
 """A deployment's state changes at once when its faults are closed."""
 
+ReadBefore = dict[str, tuple[HostJournal, tuple[list[Told], int]]]
+"""By host: a journal, and what was read in it."""
+
 
 def fold(
     journals: Mapping[str, HostJournal],
     *,
     faults: Sequence[Fault] = (),
     silent: Mapping[str, Silence] | None = None,
+    read_before: ReadBefore | None = None,
 ) -> Timeline:
     """Everything that the journals tell of trouble.
 
     `faults` are those that agents report now: one whose events are lost is told by its record alone. `silent` are
     hosts that do not answer us: what they would say since then is unknown, and their silence is a trouble itself.
+    `read_before` spares whoever folds again and again the reading of journals that have not changed; it is filled.
     """
     silent = silent or {}
     num_not_understood = 0
     drafts: dict[str, Draft] = {}
     elsewhere: list[Told] = []
     for host in sorted(journals):
-        told, lost = _understood(host, journals[host])
+        told, lost = _understood(host, journals[host], {} if read_before is None else read_before)
         num_not_understood += lost
         _tell(told, drafts)
         elsewhere += told
@@ -71,8 +76,16 @@ def fold(
     )
 
 
-def _understood(host: str, journal: HostJournal) -> tuple[list[Told], int]:
+def _understood(host: str, journal: HostJournal, read_before: ReadBefore) -> tuple[list[Told], int]:
     """Events of known kinds, and how many of those could not be read."""
+    known = read_before.get(host)
+    if known is not None and known[0] is journal:
+        return known[1]
+    read_before[host] = (journal, _read(host, journal))
+    return read_before[host][1]
+
+
+def _read(host: str, journal: HostJournal) -> tuple[list[Told], int]:
     told: list[Told] = []
     lost = 0
     for event in journal.events:

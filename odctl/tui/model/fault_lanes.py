@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from odctl.fleet.snapshot import FleetSnapshot
 from odctl.timeline import Lane, Silence, Step, Story, Timeline, fold
+from odctl.timeline.fold import ReadBefore
 from odctl.timeline.story import Condition, Phase
 from odctl.timeline.strip import conditions
 from odctl.timeline.text import GLYPHS, WORDS, offset_text, requests_text, state_text, when_text
@@ -45,6 +46,7 @@ class TimelineOf:
 
     def __init__(self) -> None:
         self._made_of: object = None
+        self._read_before: ReadBefore = {}
         self._timeline = Timeline()
 
     def read(self, snapshot: FleetSnapshot) -> Timeline:
@@ -58,6 +60,7 @@ class TimelineOf:
                 {host.name: host.journal for host in snapshot.hosts},
                 faults=snapshot.faults,
                 silent=silent_hosts(snapshot),
+                read_before=self._read_before,
             )
         return self._timeline
 
