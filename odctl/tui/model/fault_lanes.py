@@ -168,11 +168,13 @@ def state_span(story: Story) -> Span:
     return Span(f"{GLYPHS[condition]} {state_word(story)}{took}", TONES[condition])
 
 
-def legend_line() -> Line:
-    spans: list[Span] = [Span(" ")]
+def legend_line(width: int) -> Line:
+    """Every glyph with its word; closer together where the terminal is narrow."""
+    gap = Span("  " if width >= 90 else " ")
+    spans: list[Span] = []
     for condition, glyph in GLYPHS.items():
-        spans += [Span(f"{glyph} {WORDS[condition]}", TONES[condition]), Span("  ")]
-    return tuple(spans[:-1])
+        spans += [gap, Span(f"{glyph} {WORDS[condition]}", TONES[condition])]
+    return tuple(spans)
 
 
 def timeline_summary(timeline: Timeline, axis: Axis, *, now_s: float) -> tuple[Line, ...]:

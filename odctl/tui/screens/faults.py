@@ -65,9 +65,6 @@ class FaultsScreen(TableScreen):
             yield LinesView(id="detail")
             yield LinesView(id="open")
 
-    def on_mount(self) -> None:
-        self.query_one("#legend", LinesBar).show([legend_line()])
-
     # --- drawing ------------------------------------------------------------------------------------------
 
     def rows(self, snapshot: FleetSnapshot) -> Rows:
@@ -85,6 +82,7 @@ class FaultsScreen(TableScreen):
         snapshot = self.odctl.snapshot
         page, still = self.query_one("#detail", LinesView), self.query_one("#open", LinesView)
         self.set_class(self.shows_list, "-list")
+        self.query_one("#legend", LinesBar).show([legend_line(self.size.width)])
         if snapshot is None:
             return
         now_s = snapshot.taken_at_s
