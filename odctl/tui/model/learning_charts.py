@@ -95,7 +95,8 @@ def regret_chart(report: LearningReport, *, width: int, height: int) -> list[Lin
     title = line(Span("regret so far, by time", "title"))
     if len(points) < 2:
         return [title, line(Span("two measurements are needed for a line", "dim"))]
-    first_s, last_s = points[0][0], points[-1][0]
+    moments = [at_s for at_s, _ in points] + [alarm.at_s for alarm in report.alarms]
+    first_s, last_s = min(moments), max(moments)
     span_s = max(1.0, last_s - first_s)
     top = max(regret for _, regret in points) or 0.01
     canvas = Canvas(max(4, width - _AXIS_CELLS - 1), height)
@@ -107,8 +108,7 @@ def regret_chart(report: LearningReport, *, width: int, height: int) -> list[Lin
         canvas.stroke(start, end, "bar")
     marks = [" "] * (canvas.dots_across // 2)
     for alarm in report.alarms:
-        if first_s <= alarm.at_s <= last_s:
-            marks[min(len(marks) - 1, round((alarm.at_s - first_s) / span_s * right) // 2)] = "▲"
+        marks[min(len(marks) - 1, round((alarm.at_s - first_s) / span_s * right) // 2)] = "▲"
     drift = line(Span(" " * _AXIS_CELLS + "└", "dim"), Span("".join(marks), "warn"))
     ends = f"{_when(first_s)} … {_when(last_s)}" + ("   ▲ drift" if "▲" in marks else "")
     return [

@@ -48,7 +48,7 @@ class Journals:
         )
         return self
 
-    def fault(self, host: str, at_s: float, fault_id: str, kind: str, **changes: Any) -> Journals:
+    def fault(self, host: str, at_s: float, fault_id: str, kind: str, /, **changes: Any) -> Journals:
         """`FaultObserved`, as `FaultBook.record` writes it."""
         observed = fault_of(host, at_s + self.clocks.get(host, 0.0), fault_id, kind, **changes)
         return self.tell(
@@ -73,7 +73,7 @@ class Journals:
         }
 
 
-def fault_of(host: str, at_s: float, fault_id: str, kind: str, **changes: Any) -> Fault:
+def fault_of(host: str, at_s: float, fault_id: str, kind: str, /, **changes: Any) -> Fault:
     fault = Fault(
         fault_id=fault_id,
         kind=kind,  # type: ignore[arg-type] # tests tell kinds of later releases, too

@@ -120,7 +120,7 @@ def test_a_run_says_what_was_promised_and_measured_and_what_is_lost(width: int) 
     assert len(measurements_of(report, tensor)) == 4
     assert measurements_of(report, unasked) == ()
     page = run_page(report, tensor, None, why_no_entry="its journal is lost", width=width, now_s=frozen.NOW_S)
-    text = "\n".join(line_text(each) for each in page)
+    text = " ".join(line_text(each).strip() for each in page)
     for said in ("chat generation 2", "likelihood of 31%", "promised: 25.0 ms per token", "its journal is lost"):
         assert said in text, said
     assert text.count("▲ 1.") == 5, "the run as a whole, and each of its four measurements"

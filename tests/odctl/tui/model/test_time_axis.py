@@ -46,7 +46,7 @@ def test_labels_fill_the_width_and_stand_at_their_times(span_s: float, width: in
 
 def test_labels_are_in_utc_and_as_fine_as_the_zoom_needs() -> None:
     assert ticks_text(Axis(span_s=3600.0), 60, now_s=NOW_S).split() == ["▏21:15Z", "▏21:30Z", "▏21:45Z", "▏22:00Z"]
-    assert "▏22:13:15Z" in ticks_text(Axis(span_s=10.0), 60, now_s=NOW_S)
+    assert "▏22:13:14Z" in ticks_text(Axis(span_s=10.0), 60, now_s=NOW_S)
     assert span_text(Axis(), now_s=NOW_S) == "last 1h"
     assert span_text(Axis(span_s=30.0, end_s=NOW_S), now_s=NOW_S) == "30s until 2023-11-14 22:13:20Z"
     assert length_text(27.3) == "27.3s"
