@@ -42,7 +42,7 @@ def charts_page(
         return (line(Span(f" {heading}", "bold"), Span(f"   {why}", "dim")), *_drift_lines(report, now_s=now_s))
     error = median_error(chosen)
     off = "no time per token was measured" if error is None else f"predictions off by {error:.1%} (median)"
-    lines = [line(Span(f" {heading}", "bold"), Span(f"   {plural(len(chosen), 'measurement')}   {off}", "dim"))]
+    lines = [line(Span(f" {heading}", "bold")), line(Span(f" {plural(len(chosen), 'measurement')}   {off}", "dim"))]
     if width >= MIN_SIDE_BY_SIDE:
         half = (width - _GAP - 1) // 2
         blocks = (scatter(chosen, width=half, height=height), regret_chart(report, width=half, height=height))
@@ -63,7 +63,7 @@ def scatter(measurements: Sequence[Measurement], *, width: int, height: int) -> 
         for each in measurements
         if (promised := each.predicted.time_per_token_s) and (found := each.measured.time_per_token_s)
     ]
-    title = line(Span("measured (up) against predicted (across), per token", "title"))
+    title = line(Span("measured ↑ by predicted →, per token", "title"))
     if not points:
         return [title, line(Span("no time per token was measured", "dim"))]
     values = [value for promised, found, _ in points for value in (promised, found)]
@@ -82,8 +82,7 @@ def scatter(measurements: Sequence[Measurement], *, width: int, height: int) -> 
     for promised, found, ratio in points:
         canvas.blob(round(place(promised) * right), bottom - round(place(found) * bottom), _tone(ratio))
     lines = _framed(canvas, top=seconds_text(high), bottom=seconds_text(low))
-    scale = "logarithmic" if is_log else "linear"
-    ends = f"{seconds_text(low)} {'─' * 3} {scale} {'─' * 3} {seconds_text(high)}"
+    ends = f"{seconds_text(low)} ─ {'log' if is_log else 'linear'} ─ {seconds_text(high)}"
     return [title, *lines, line(Span(" " * _AXIS_CELLS + "└ " + ends, "dim")), _legend(points)]
 
 
@@ -92,7 +91,7 @@ def regret_chart(report: LearningReport, *, width: int, height: int) -> list[Lin
     weighs each by its requests.
     """
     points = [(each.at_s, each.regret) for each in report.measurements if each.regret is not None]
-    title = line(Span("regret so far, by time", "title"))
+    title = line(Span("regret so far, by time (▲ drift)", "title"))
     if len(points) < 2:
         return [title, line(Span("two measurements are needed for a line", "dim"))]
     moments = [at_s for at_s, _ in points] + [alarm.at_s for alarm in report.alarms]
@@ -110,7 +109,7 @@ def regret_chart(report: LearningReport, *, width: int, height: int) -> list[Lin
     for alarm in report.alarms:
         marks[min(len(marks) - 1, round((alarm.at_s - first_s) / span_s * right) // 2)] = "▲"
     drift = line(Span(" " * _AXIS_CELLS + "└", "dim"), Span("".join(marks), "warn"))
-    ends = f"{_when(first_s)} … {_when(last_s)}" + ("   ▲ drift" if "▲" in marks else "")
+    ends = f"{_when(first_s)} … {_when(last_s)}"
     return [
         title,
         *_framed(canvas, top=f"{top:.1%}", bottom="0%"),
@@ -134,8 +133,7 @@ def _legend(points: Sequence[tuple[float, float, float]]) -> Line:
     faster = sum(ratio < FASTER for _, _, ratio in points)
     as_said = len(points) - slower - faster
     return line(
-        " " * _AXIS_CELLS,
-        Span(f" ● {as_said} as predicted", "ok"),
+        Span(f" ● {as_said} right", "ok"),
         Span(f"  ▲ {slower} slower", "warn"),
         Span(f"  ▾ {faster} faster", "heal"),
     )
@@ -146,9 +144,7 @@ def _arm_lines(measurements: Sequence[Measurement], *, width: int) -> list[Line]
     by_arm: dict[str, list[Measurement]] = {}
     for each in measurements:
         by_arm.setdefault(each.arm, []).append(each)
-    lines = [
-        line(Span(" strategy        measured  off (median)  measured by predicted, oldest to newest", "title"))
-    ]
+    lines = [line(Span(" strategy        measured  off (median)  ratios, oldest to newest", "title"))]
     for arm, of_it in sorted(by_arm.items()):
         error = median_error(of_it)
         off = "—" if error is None else f"{error:.1%}"

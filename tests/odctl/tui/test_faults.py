@@ -55,7 +55,7 @@ async def test_the_chosen_story_is_told_step_by_step_and_can_be_read_to_its_end(
         screen = await opened(pilot)
         screen.table.move_to(RANK_LANE)
         await settle(pilot)
-        whole = page_text(screen, "detail")
+        whole = " ".join(page_text(screen, "detail").split())
         for said in (
             "rank_lost",
             "+2.00 acted",

@@ -79,14 +79,14 @@ async def test_the_charts_of_the_workload_stand_below_the_strategies(size: tuple
     async with app.run_test(size=size) as pilot:
         screen = await opened(pilot)
         detail = page_text(screen.query_one("#detail", LinesView))
-        for said in ("▾predicted", "measured (up) against predicted (across)", "regret so far, by time", "▲ drift"):
+        for said in ("▾predicted", "measured ↑ by predicted →", "regret so far, by time", "▲ drift"):
             assert said in detail, said
         await pilot.press("c")
         await settle(pilot)
         assert isinstance(app.screen, LearningChartsScreen)
         assert app.screen.bucket == "short prompts, one at a time, deep model"
         text = screen_text(app)
-        assert "10 measurements   predictions off by" in text
+        assert "10 measurements   predictions off by 3.3% (median)" in text
         assert "⠁" in text or "⡀" in text or "⠄" in text, "the diagonal is drawn"
         await pilot.press("b")
         await settle(pilot)
