@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 import pytest
 
+from odctl.timeline import HostJournal, Timeline, fold
 from odctl.tui.screens.deployments import DeploymentsScreen
 from odctl.tui.screens.faults import FaultsScreen, StoryScreen
 from odctl.tui.screens.host import HostScreen
@@ -85,7 +89,7 @@ async def test_enter_opens_the_story_over_the_whole_screen_and_escape_leads_back
         assert "evidence, as reported" in page_text(app.screen, "page")
         await pilot.press("escape")
         await settle(pilot)
-        assert app.screen is screen
+        assert app.screen_stack[-1] is screen
         assert screen.table.cursor_key == RANK_LANE
 
 
@@ -229,7 +233,9 @@ async def test_a_story_whose_tellers_are_gone_stays_as_it_was_told_last() -> Non
 @both_sizes
 async def test_what_could_not_be_read_and_clocks_that_are_off_are_said(size: tuple[int, int]) -> None:
     off = killed_rank(h2=-75.0)
-    found = faulty.with_host(faulty.snapshot(off), "h3", journal=_unread())
+    found = faulty.with_host(
+        faulty.snapshot(off), "h3", journal=HostJournal(error="the agent did not answer in time")
+    )
     app = make_app(frozen.FrozenFeed(found))
     async with app.run_test(size=size) as pilot:
         await opened(pilot)
@@ -296,9 +302,3 @@ async def test_a_tick_with_five_thousand_hosts_stays_within_its_budget() -> None
         spent_s = time.process_time() - start_s
         assert screen.chosen is not None
     assert spent_s < 0.4, f"{spent_s:.3f} s of CPU for one tick"
-
-
-def _unread() -> object:
-    from odctl.timeline import HostJournal
-
-    return HostJournal(error="the agent did not answer in time")

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.planner.learning.course import Measurement
+from agent.planner.learning.records import Figures
 from odctl.learning import LearningReport
 from odctl.tui.model.canvas import Canvas, beside
 from odctl.tui.model.learning_charts import buckets_of, charts_page, regret_chart, scatter
@@ -49,8 +50,8 @@ def test_measurements_above_the_diagonal_are_slower_than_predicted() -> None:
     def place(found_s: float) -> int:
         one = msgspec.structs.replace(
             measured.report().measurements[0],
-            predicted=measured.Figures(time_per_token_s=0.020),
-            measured=measured.Figures(time_per_token_s=found_s),
+            predicted=Figures(time_per_token_s=0.020),
+            measured=Figures(time_per_token_s=found_s),
         )
         anchors = [_of(one, 0.010, 0.010), _of(one, 0.050, 0.050), one]
         drawn = scatter(anchors, width=40, height=10)[1:-2]
@@ -66,8 +67,8 @@ def test_measurements_above_the_diagonal_are_slower_than_predicted() -> None:
 def _of(one: Measurement, promised: float, found: float) -> Measurement:
     return msgspec.structs.replace(
         one,
-        predicted=measured.Figures(time_per_token_s=promised),
-        measured=measured.Figures(time_per_token_s=found),
+        predicted=Figures(time_per_token_s=promised),
+        measured=Figures(time_per_token_s=found),
     )
 
 
