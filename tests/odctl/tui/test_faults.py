@@ -261,11 +261,13 @@ async def test_one_thing_with_several_troubles_is_one_lane_to_step_through() -> 
 
 
 async def test_the_timeline_is_folded_anew_only_when_something_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from odctl.tui.model import fault_lanes
-
     folded: list[object] = []
-    original = fault_lanes.fold
-    monkeypatch.setattr(fault_lanes, "fold", lambda *args, **more: folded.append(args) or original(*args, **more))
+
+    def counting(journals: Mapping[str, HostJournal], **more: Any) -> Timeline:
+        folded.append(journals)
+        return fold(journals, **more)
+
+    monkeypatch.setattr("odctl.tui.model.fault_lanes.fold", counting)
     found = faulty.snapshot()
     feed = frozen.FrozenFeed(found)
     app = make_app(feed)
