@@ -37,7 +37,8 @@ def legend() -> str:
 def offset_text(story: Story, at_s: float, *, is_exact: bool) -> str:
     """`+0.93`: seconds since the story's begin; `~+0.9` where another clock had to be read."""
     seconds = at_s - (story.began_s if story.began_s is not None else at_s)
-    return f"{seconds:+.2f}" if is_exact else f"~{seconds:+.1f}"
+    # Adding 0 makes a rounded minus zero a plain one.
+    return f"{round(seconds, 2) + 0.0:+.2f}" if is_exact else f"~{round(seconds, 1) + 0.0:+.1f}"
 
 
 def when_text(at_s: float | None) -> str:

@@ -13,6 +13,7 @@ from odctl.tui.model.learning_charts import CHART_LINES, buckets_of, charts_page
 from odctl.tui.screens.frame import FrameScreen
 from odctl.tui.widgets.lines import LinesView
 
+MAX_CHART_LINES = 18
 _OTHER_LINES = 12
 """Below the charts: title, axes, and a few strategies."""
 
@@ -46,7 +47,7 @@ class LearningChartsScreen(FrameScreen):
                     bucket=self.bucket,
                     width=page.content_width,
                     now_s=snapshot.taken_at_s,
-                    height=max(CHART_LINES, page.size.height - _OTHER_LINES),
+                    height=max(CHART_LINES, min(MAX_CHART_LINES, page.size.height - _OTHER_LINES)),
                 )
             )
 

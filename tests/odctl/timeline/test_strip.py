@@ -64,3 +64,4 @@ def test_a_story_as_text_says_who_saw_decided_and_did_what() -> None:
         assert said in text, text
     assert "way out" not in text, "it is over"
     assert offset_text(story, (story.began_s or 0) + 2.0, is_exact=True) == "+2.00"
+    assert offset_text(story, (story.began_s or 0) - 0.001, is_exact=True) == "+0.00"
