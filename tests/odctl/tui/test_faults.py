@@ -122,6 +122,10 @@ async def test_the_axis_is_fitted_to_a_story_so_that_each_phase_is_seen() -> Non
         await pilot.press("z")
         await settle(pilot)
         lane = next(line for line in screen_text(app).splitlines() if line.startswith(" h3 r1s1t0"))
+        row = list(screen.table.shown_keys).index(RANK_LANE) + 1
+        for segment in screen.table.render_line(row):
+            is_reversed = bool(segment.style and segment.style.reverse)
+            assert is_reversed == ("h3 r1s1t0" in segment.text), "blocks that are reversed look like nothing"
     assert screen.axis.start(frozen.NOW_S) < T0
     order = [lane.index(glyph) for glyph in "✗▓↻█"]
     assert order == sorted(order), lane
