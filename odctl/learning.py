@@ -7,6 +7,7 @@ import msgspec
 from agent.errors import ErrorDetail, FleetError
 from agent.planner.advise import DriftAlarm, drift_alarms
 from agent.planner.evidence import changes
+from agent.planner.learning.course import Measurement, course_of
 from agent.planner.learning.records import Lesson, Lessons, in_order
 from agent.planner.learning.state import Selection, replay
 from agent.planner.learning.summary import StrategyRow, regret_so_far, summarise
@@ -31,6 +32,8 @@ class LearningReport(msgspec.Struct, frozen=True, kw_only=True):
     strategies: tuple[StrategyRow, ...] = ()
     history: tuple[Selection, ...] = ()
     """Oldest first."""
+    measurements: tuple[Measurement, ...] = ()
+    """Each stretch of requests with what was predicted of it, oldest first."""
     regret: float | None = None
     """Mean over requests of what they took longer per token than with the best strategy measured for them."""
     alarms: tuple[DriftAlarm, ...] = ()
@@ -63,6 +66,7 @@ async def read_learning(fleet: Fleet, settings: Learning) -> LearningReport:
         weights=state.weights,
         strategies=rows,
         history=state.selections,
+        measurements=course_of(lessons),
         regret=regret_so_far(rows),
         alarms=drift_alarms(lessons),
         changes=tuple(

@@ -163,7 +163,14 @@ def _host_routes(control: Control, history: SampleHistory, journal: Journal) -> 
 
     async def events(request: Request) -> Response:
         limit = _number(request, "limit", default=MAX_EVENTS, most=MAX_EVENTS)
-        if "after" in request.query_params:
+        kinds = tuple(kind for kind in request.query_params.get("kinds", "").split(",") if kind)
+        if kinds and ("after" in request.query_params or _flag(request, "follow")):
+            raise FleetError(
+                "E102", "`kinds` is for the newest events alone", hint="leave out `after` and `follow`, or `kinds`"
+            )
+        if kinds:
+            found = journal.read_kinds(kinds, limit)
+        elif "after" in request.query_params:
             found = journal.read(_number(request, "after", default=0), limit)
         else:
             found = journal.read_last(limit)

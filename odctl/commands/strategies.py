@@ -10,26 +10,34 @@ import click
 from odctl.result import ExitCode, Result, run_command
 
 if TYPE_CHECKING:
+    from agent.planner.learning.course import Measurement
     from agent.planner.learning.state import Selection
     from agent.planner.learning.summary import StrategyRow
     from odctl.learning import LearningReport
 
 SHOWN_SELECTIONS = 40
+SHOWN_MEASUREMENTS = 40
 
 
 @click.command("strategies")
 @click.option("--history", "with_history", is_flag=True, help="Also what was chosen, and what came of it.")
+@click.option(
+    "--measurements", "with_measurements", is_flag=True, help="Also every measurement, and the regret then."
+)
 @click.option("--json", "as_json", is_flag=True)
 @click.pass_obj
-def command(inventory_path: str, with_history: bool, as_json: bool) -> None:
+def command(inventory_path: str, with_history: bool, with_measurements: bool, as_json: bool) -> None:
     """Show what applied plans were measured to do, per strategy and kind of workload.
 
     REGRET is how much slower a token is than with the best strategy measured on the same kind of workload.
     """
-    run_command(lambda: strategies(inventory_path, with_history=with_history), as_json=as_json)
+    run_command(
+        lambda: strategies(inventory_path, with_history=with_history, with_measurements=with_measurements),
+        as_json=as_json,
+    )
 
 
-def strategies(inventory_path: str, *, with_history: bool) -> Result:
+def strategies(inventory_path: str, *, with_history: bool, with_measurements: bool = False) -> Result:
     """Raises E2xx when no host answers."""
     import msgspec
 
@@ -42,12 +50,15 @@ def strategies(inventory_path: str, *, with_history: bool) -> Result:
     async def look(fleet: Fleet, inventory: Inventory) -> Result:
         report = await read_learning(fleet, inventory.learning)
         warn_unreachable({host: FleetError.from_detail(why, host=host) for host, why in report.missing.items()})
-        lines = [_weights_line(msgspec.structs.asdict(report.weights)), *_state_lines(report)]
+        lines = [_features_line(report), _weights_line(msgspec.structs.asdict(report.weights))]
+        lines += _state_lines(report)
         lines += _table(report.strategies)
         if with_history:
             lines += ["", *(_selection_line(selection) for selection in report.history[-SHOWN_SELECTIONS:])]
             if len(report.history) > SHOWN_SELECTIONS:
                 lines.append(f"and {len(report.history) - SHOWN_SELECTIONS} earlier ones (--json has them all)")
+        if with_measurements:
+            lines += ["", *_measurement_lines(report.measurements)]
         code = ExitCode.UNREACHABLE if report.missing else ExitCode.OK
         return Result(kind="strategies", data=msgspec.to_builtins(report), prose="\n".join(lines), exit_code=code)
 
@@ -70,6 +81,42 @@ def _state_lines(report: LearningReport) -> list[str]:
         lines.append(
             f"plan {change.plan_hash[:12]} changed {_when(change.since_s)}: runs before it say nothing of its links"
         )
+    return lines
+
+
+def _features_line(report: LearningReport) -> str:
+    """What the inventory switches on, and what the cost model rests on."""
+    settings = report.settings
+    learns, explores = ("on" if each else "off" for each in (settings.enabled, settings.explore))
+    protected = ", ".join(settings.protected) or "none"
+    runs = "1 run" if report.num_runs == 1 else f"{report.num_runs} runs"
+    return f"learning {learns}, exploring {explores}, protected: {protected}; cost model fitted to {runs}"
+
+
+def _measurement_lines(measurements: tuple[Measurement, ...]) -> list[str]:
+    """The newest, oldest first: what was predicted per token, what was measured, and the regret so far after it."""
+    from agent.planner.learning.course import median_error
+    from agent.planner.words import seconds_words
+
+    error = median_error(measurements)
+    if error is None:
+        return ["no time per token was measured yet"]
+    lines = [
+        f"predictions of {len(measurements)} measurements were off by {error:.1%} (median)",
+        f"  {'WHEN':<20}{'DEPLOYMENT':<16}{'GEN':>4}  {'STRATEGY':<16}{'PREDICTED':>10}{'MEASURED':>10}{'RATIO':>7}"
+        f"{'REQUESTS':>10}{'FAILED':>8}{'REGRET':>8}  WORKLOAD",
+    ]
+    for each in measurements[-SHOWN_MEASUREMENTS:]:
+        promised, found = each.predicted.time_per_token_s, each.measured.time_per_token_s
+        regret = "-" if each.regret is None else f"{each.regret:.1%}"
+        lines.append(
+            f"  {_when(each.at_s):<20}{each.deployment:<16}{each.generation:>4}  {each.arm:<16}"
+            f"{seconds_words(promised) if promised else '-':>10}{seconds_words(found) if found else '-':>10}"
+            f"{'-' if each.ratio is None else f'{each.ratio:.2f}':>7}{each.requests:>10}{each.failed:>8}{regret:>8}"
+            f"  {each.bucket}"
+        )
+    if len(measurements) > SHOWN_MEASUREMENTS:
+        lines.append(f"and {len(measurements) - SHOWN_MEASUREMENTS} earlier ones (--json has them)")
     return lines
 
 

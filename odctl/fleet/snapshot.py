@@ -15,6 +15,7 @@ from agent.wire.agent import DeploymentRecord, DeploymentStatus, Handshake
 from odctl.fleet.digest import HostDigest
 from odctl.fleet.flow import DeploymentFlow
 from odctl.fleet.history import DeploymentRow, History, HostRow
+from odctl.timeline.journal import HostJournal
 
 HostState = Literal["connecting", "live", "stale", "lost", "unreachable"]
 STALE_AFTER_S = 3.5
@@ -42,6 +43,8 @@ class HostView(msgspec.Struct, frozen=True, kw_only=True):
     """What `odctl probe` last found there; None where the agent has not told yet."""
     digest: HostDigest | None = None
     """The sample over all its devices; None where whoever made this view left it to the reader."""
+    journal: HostJournal = HostJournal()
+    """Its agent's events that tell of trouble."""
 
 
 class DeploymentView(msgspec.Struct, frozen=True, kw_only=True):

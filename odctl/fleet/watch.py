@@ -21,6 +21,7 @@ from odctl.fleet.connection import Fleet
 from odctl.fleet.digest import HostDigest, host_digest
 from odctl.fleet.flow import DeploymentFlow, flow_between
 from odctl.fleet.history import HISTORY_S, DeploymentRow, History, HostRow, deployment_row, host_row
+from odctl.fleet.journals import JournalTail
 from odctl.fleet.snapshot import (
     STALE_AFTER_S,
     DeploymentView,
@@ -63,12 +64,14 @@ class _HostWatch:
         self.faults: tuple[Fault, ...] = ()
         self.probes: ProbeRecord | None = None
         self._digest: HostDigest | None = None
+        self.journal = JournalTail(name)
 
     def take(self, sample: HostSample, now_s: float) -> None:
         """Keep a sample, unless a reconnect replayed it."""
         last = self.history.last
         self.error = None
         self.is_connected.set()
+        self.journal.take_time(sent_s=sample.taken_at_s, received_s=now_s)
         if last is None or sample.taken_at_s > last.at_s:
             self.history = self.history.append(host_row(sample))
             self.sample = sample
@@ -78,6 +81,7 @@ class _HostWatch:
     def lose(self, error: FleetError) -> None:
         self.error = error
         self.is_connected.clear()
+        self.journal.forget_place()
 
     def view(self, now_s: float) -> HostView:
         age_s = max(0.0, now_s - self.received_at_s) if self.sample else 0.0
@@ -98,6 +102,7 @@ class _HostWatch:
             records=self.records,
             probes=self.probes,
             digest=self._digest,
+            journal=self.journal.view,
         )
 
     def _state(self, age_s: float) -> tuple[HostState, str, str]:
@@ -229,6 +234,7 @@ class FleetWatch:
                 host.poll_error = error
             for deployment in self._adopt_records():
                 await self._ask_controller(deployment)
+            await host.journal.read(self._fleet, now_s=self._clock.now_s())
             host.is_polled = True
             await self._clock.sleep(self._poll_s)
 

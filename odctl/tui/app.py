@@ -224,6 +224,16 @@ class OdctlApp(AppPlans, TimeApp):
         self.go_to("plans")
         self.call_after_refresh(self._with_screen, PlansScreen, lambda screen: screen.choose_deployment(deployment))
 
+    def open_deployment(self, name: str) -> None:
+        self.action_mode("deployments")
+        self.call_after_refresh(self._with_screen, DeploymentsScreen, lambda screen: screen.table.move_to(name))
+
+    def open_preview(self, choice: PlanChoice) -> None:
+        """Show a plan that was found elsewhere as the previewed one."""
+        self.preview, self.preview_error = choice, ""
+        self.action_mode("plans")
+        self.call_after_refresh(self._with_screen, PlansScreen, _show_first)
+
     def open_chat(self, deployment: str) -> None:
         self.go_to("chat")
         self.call_after_refresh(self._with_screen, ChatScreen, lambda screen: screen.choose(deployment))

@@ -92,6 +92,13 @@ def test_events_tell_of_the_start_and_can_be_followed(daemon: Daemon) -> None:
         assert frames(first, Event)[0] == started
 
 
+def test_the_newest_events_of_some_kinds_are_told_alone(daemon: Daemon) -> None:
+    with daemon.client() as client:
+        (started,) = frames(client.get("/v1/events?kinds=AgentStarted,FaultObserved&limit=5").content, Event)
+        assert started.kind == "AgentStarted"
+        assert frames(client.get("/v1/events?kinds=FaultObserved").content, Event) == []
+
+
 def test_an_agent_that_holds_nothing_says_so(daemon: Daemon) -> None:
     assert daemon.get("/v1/models", tuple[ModelHolding, ...]) == ()
     assert daemon.get("/v1/deployments", tuple[DeploymentRecord, ...]) == ()
@@ -107,6 +114,7 @@ def test_an_agent_that_holds_nothing_says_so(daemon: Daemon) -> None:
         ("POST", "/v1/apply", b"\x00", 400, "E102"),
         ("POST", "/v1/instruct", msgspec.msgpack.encode({"type": "dance"}), 400, "E102"),
         ("GET", "/v1/samples?history_s=-3", None, 400, "E102"),
+        ("GET", "/v1/events?kinds=AgentStarted&after=0", None, 400, "E102"),
         ("GET", "/v1/deployments/chat", None, 404, "E701"),
         ("GET", "/v1/logs?name=../../etc/passwd", None, 400, "E105"),
         ("POST", "/v1/abort", msgspec.msgpack.encode(AbortRequest(deployment="x", holder="me")), 404, "E701"),

@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from agent.errors import ErrorDetail
+from agent.wire.agent import Event
 from agent.wire.framing import encode_frame
 from odctl.fleet import HostAccess
 from odctl.ssh.local import LocalTransport
@@ -34,6 +35,10 @@ class ServedAgent:
         self.errors: dict[str, ErrorDetail] = {}
         self.samples: list[msgspec.Struct] = []
         self.sample_queries: list[str] = []
+        self.events: list[Event] = []
+        self.event_queries: list[str] = []
+        self.knows_kinds = True
+        """False: an agent of an earlier release, to which `kinds` says nothing."""
         self.is_cut_inside_frame = False
         self._more = asyncio.Event()
         self._hang_up = asyncio.Event()
@@ -41,6 +46,7 @@ class ServedAgent:
             routes=[
                 Route("/v1/samples", self._stream_samples),
                 Route("/v1/logs", self._logs),
+                Route("/v1/events", self._tell_events),
                 Route("/v1/{rest:path}", self._answer, methods=["GET", "POST"]),
             ]
         )
@@ -75,6 +81,22 @@ class ServedAgent:
 
     async def _logs(self, _request: Request) -> Response:
         return PlainTextResponse("first line\nsecond line\n")
+
+    async def _tell_events(self, request: Request) -> Response:
+        """As the agent does: the newest (of some kinds), or those after an id."""
+        self.event_queries.append(request.url.query)
+        if "/v1/events" in self.errors:
+            body = msgspec.msgpack.encode(self.errors["/v1/events"])
+            return Response(body, status_code=409, media_type="application/msgpack")
+        query = request.query_params
+        kinds = query.get("kinds", "") if self.knows_kinds else ""
+        limit = int(query["limit"])
+        if "after" in query:
+            found = [event for event in self.events if event.event_id > int(query["after"])][:limit]
+        else:
+            found = [event for event in self.events if not kinds or event.kind in kinds.split(",")][-limit:]
+        frames = b"".join(encode_frame(event) for event in found)
+        return Response(frames, media_type="application/msgpack")
 
     async def _stream_samples(self, request: Request) -> Response:
         self.sample_queries.append(request.url.query)

@@ -10,6 +10,7 @@ import msgspec
 from agent.errors import ErrorDetail
 from agent.facts.probe import LinkProbe
 from agent.planner.advise import DriftAlarm
+from agent.planner.learning.course import course_of
 from agent.planner.learning.records import Figures, Lesson, PlanChosen, PlanMeasured
 from agent.planner.learning.state import replay
 from agent.planner.learning.summary import regret_so_far, summarise
@@ -75,21 +76,28 @@ def _lesson(at_s: float, generation: int, what: PlanChosen | PlanMeasured) -> Le
     return Lesson(at_s=at_s, deployment="chat", generation=generation, plan_hash=name, what=what)
 
 
-def report(**changes: object) -> LearningReport:
+def lessons() -> list[Lesson]:
     """A pipeline that kept its promise, a tensor-parallel pair that did not, and one that nobody has asked yet."""
     now_s = frozen.NOW_S
-    lessons = [_chosen(now_s - 7200, "pipeline 2", 1, 0.030)]
-    lessons += [_measured(now_s - 7000 + 60 * i, "pipeline 2", 1, 0.030, 0.029 + 0.002 * (i % 3)) for i in range(6)]
-    lessons.append(_chosen(now_s - 3600, "tensor 2", 2, 0.025, 0.31))
-    lessons += [_measured(now_s - 3500 + 60 * i, "tensor 2", 2, 0.025, 0.041 + 0.003 * (i % 2)) for i in range(4)]
-    lessons.append(_chosen(now_s - 60, "pipeline 3", 3, 0.033))
-    state = replay(lessons)
+    found = [_chosen(now_s - 7200, "pipeline 2", 1, 0.030)]
+    found += [_measured(now_s - 7000 + 60 * i, "pipeline 2", 1, 0.030, 0.029 + 0.002 * (i % 3)) for i in range(6)]
+    found.append(_chosen(now_s - 3600, "tensor 2", 2, 0.025, 0.31))
+    found += [_measured(now_s - 3500 + 60 * i, "tensor 2", 2, 0.025, 0.041 + 0.003 * (i % 2)) for i in range(4)]
+    found.append(_chosen(now_s - 60, "pipeline 3", 3, 0.033))
+    return found
+
+
+def report(**changes: object) -> LearningReport:
+    """What these lessons add up to."""
+    now_s = frozen.NOW_S
+    state = replay(lessons())
     rows = summarise(state)
     found = LearningReport(
         settings=Learning(explore=True, protected=("prod",)),
         weights=state.weights,
         strategies=rows,
         history=state.selections,
+        measurements=course_of(lessons()),
         regret=regret_so_far(rows),
         alarms=(DriftAlarm(at_s=now_s - 3000, deployment="chat", arm="tensor 2", ratio=1.72),),
         changes=(Change(plan_hash="02" * 32, since_s=now_s - 3100),),
