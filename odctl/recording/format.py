@@ -36,7 +36,7 @@ _DICTIONARY_BYTES = 32 * 1024
 """As far as deflate looks back."""
 
 NOT_A_RECORDING = "E122"
-BROKEN_FRAME = "E123"
+BROKEN_FRAME = "E124"
 NO_FLEET = "E123"
 """A recording was asked for what only a live fleet has."""
 

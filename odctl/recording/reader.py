@@ -73,7 +73,7 @@ class Recording:
         return self.num_bytes - self._frames[-1].end
 
     def snapshot_at(self, at_s: float) -> FleetSnapshot:
-        """The last one at or before that time, or else the first. Raises FleetError E123 for broken bytes."""
+        """The last one at or before that time, or else the first. Raises FleetError E124 for broken bytes."""
         with self._lock:
             return self._snapshot(index_at(self.times, at_s))
 

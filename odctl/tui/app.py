@@ -23,7 +23,6 @@ from odctl.recording import Recording
 from odctl.result import exit_code_of, render_error
 from odctl.tui.app_looks import check_theme, user_keymap
 from odctl.tui.app_plans import AppPlans
-from odctl.tui.app_time import TimeApp
 from odctl.tui.app_web import leave_with_parent
 from odctl.tui.applying import Applier, FleetApplier
 from odctl.tui.editing import BasisReader, FleetBasisReader
@@ -53,7 +52,6 @@ from odctl.tui.screens.plan_editor import PlanEditorScreen
 from odctl.tui.screens.plans import PlansScreen
 from odctl.tui.screens.probes import ProbesScreen
 from odctl.tui.screens.table import TableScreen
-from odctl.tui.screens.time_keys import TIME_KEYS
 
 
 class SnapshotTaken(Message):
@@ -67,7 +65,7 @@ class SnapshotTaken(Message):
         return isinstance(message, SnapshotTaken)
 
 
-class OdctlApp(AppPlans, TimeApp):
+class OdctlApp(AppPlans):
     TITLE = "odctl"
     CSS_PATH = "odctl.tcss"
     ENABLE_COMMAND_PALETTE = True
@@ -86,7 +84,6 @@ class OdctlApp(AppPlans, TimeApp):
     }
     DEFAULT_MODE = "fleet"
     BINDINGS: ClassVar[list[BindingType]] = [
-        *TIME_KEYS,
         *(
             Binding(str(number), f"mode('{mode}')", title, id=f"mode.{mode}", show=False)
             for number, (mode, title) in enumerate(TABS, start=1)
@@ -224,10 +221,6 @@ class OdctlApp(AppPlans, TimeApp):
         self.go_to("plans")
         self.call_after_refresh(self._with_screen, PlansScreen, lambda screen: screen.choose_deployment(deployment))
 
-    def open_deployment(self, name: str) -> None:
-        self.action_mode("deployments")
-        self.call_after_refresh(self._with_screen, DeploymentsScreen, lambda screen: screen.table.move_to(name))
-
     def open_preview(self, choice: PlanChoice) -> None:
         """Show a plan that was found elsewhere as the previewed one."""
         self.preview, self.preview_error = choice, ""
@@ -307,16 +300,6 @@ class OdctlApp(AppPlans, TimeApp):
         """A plan that was written is the one that is previewed, so that it can be applied."""
         self.preview_error = ""
         self.preview = PlanChoice(origin=path, plan=plan, plan_hash=plan_hash(plan))
-
-    # --- changes ------------------------------------------------------------------------------------------
-
-    def may_change(self) -> bool:
-        """Not where another moment than the present is shown, and else as the lock says."""
-        return not self.refuses_changes() and super().may_change()
-
-    def set_read_only(self, is_read_only: bool) -> None:
-        if is_read_only or not self.refuses_changes():
-            super().set_read_only(is_read_only)
 
     # --- commands -----------------------------------------------------------------------------------------
 

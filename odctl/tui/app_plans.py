@@ -13,7 +13,7 @@ from agent.planner.plan import Plan
 from agent.wire.agent import ApplyPhase
 from agent.wire.history import Cause
 from odctl.apply import ApplyPreview
-from odctl.tui.app_moving import AppMoving
+from odctl.tui.app_time import TimeApp
 from odctl.tui.apply_run import ApplyRun, Happening
 from odctl.tui.applying import Applier
 from odctl.tui.feed import Feed
@@ -37,7 +37,7 @@ class Applied(Message):
         self.happening = happening
 
 
-class AppPlans(AppMoving):
+class AppPlans(TimeApp):
     """The app's part of plans, wherever one stands on the screen."""
 
     preview: PlanChoice | None

@@ -161,7 +161,7 @@ def test_a_broken_moment_is_named_and_the_next_key_is_good(
     assert recording.snapshot_at(recording.times[2]) == snapshots[2]
     with pytest.raises(FleetError, match="cannot be read") as caught:
         recording.snapshot_at(recording.times[3])
-    assert caught.value.code == "E123"
+    assert caught.value.code == "E124"
     assert f"byte {frame.offset}" in caught.value.message
     assert recording.snapshot_at(recording.times[KEY_EVERY]) == snapshots[KEY_EVERY]
 
