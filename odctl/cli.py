@@ -9,6 +9,8 @@ import importlib
 
 import click
 
+from odctl.tui.options import UI_OPTIONS, UiOptions
+
 VERBS: dict[str, tuple[str, str]] = {
     "init": ("odctl.commands.init", "Write an inventory from host names or your ssh_config."),
     "bootstrap": ("odctl.commands.bootstrap", "Install or update the agent on hosts."),
@@ -71,15 +73,22 @@ class LazyGroup(click.Group):
     show_envvar=True,
     help="The inventory file.",
 )
+@click.option("--write", "is_unlocked", is_flag=True, help="Terminal UI: allow changes for the first ten minutes.")
+@click.option(
+    "--ascii", "is_ascii", is_flag=True, envvar="ODCTL_ASCII", help="Terminal UI: no glyph that is not ASCII."
+)
+@click.option("--theme", default="", envvar="ODCTL_THEME", metavar="NAME", help="Terminal UI: its colours.")
 @click.version_option(package_name="odctl")
 @click.pass_context
-def main(ctx: click.Context, inventory_path: str) -> None:
+def main(ctx: click.Context, inventory_path: str, is_unlocked: bool, is_ascii: bool, theme: str) -> None:
     """Run language models that no single machine can hold, on the machines you already reach by SSH.
 
     Without a verb, the terminal UI opens.
     """
     ctx.obj = inventory_path
+    # A verb that opens the UI finds them here.
+    ctx.meta[UI_OPTIONS] = options = UiOptions(is_unlocked=is_unlocked, is_ascii=is_ascii, theme=theme)
     if ctx.invoked_subcommand is None:
         from odctl.tui.app import run_app
 
-        run_app(inventory_path)
+        run_app(inventory_path, options)

@@ -16,6 +16,7 @@ import msgspec
 from agent.errors import ErrorDetail, FleetError
 from agent.wire.framing import StreamClosed
 from odctl.fleet.frames import FrameSplitter
+from odctl.fleet.guard import WriteGuard
 from odctl.inventory import NO_SUCH_HOST, Inventory
 from odctl.ssh.failures import NO_SOCKET, connection_lost
 from odctl.ssh.transport import Transport
@@ -45,7 +46,10 @@ class HostAccess(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Fleet:
-    """All hosts of an inventory, or some of them."""
+    """All hosts of an inventory, or some of them.
+
+    With a `guard`, what may change a host is refused with E121 while that is locked, whoever asks.
+    """
 
     def __init__(
         self,
@@ -54,8 +58,10 @@ class Fleet:
         cluster: str,
         open_client: OpenClient,
         is_network_trusted: bool = False,
+        guard: WriteGuard | None = None,
     ) -> None:
         self.cluster = cluster
+        self._guard = guard
         self.is_network_trusted = is_network_trusted
         self._hosts = {host.name: host for host in hosts}
         self._open_client = open_client
@@ -70,7 +76,8 @@ class Fleet:
         return tuple(sorted(self._hosts))
 
     def transport(self, host: str) -> Transport:
-        return self._host(host).transport
+        found = self._host(host).transport
+        return self._guard.guarded(found) if self._guard is not None else found
 
     async def prefix(self, host: str) -> str:
         """The agent's prefix on that host, absolute. A leading `~` is asked for once, on the host itself."""
@@ -116,6 +123,7 @@ class Fleet:
     ) -> AsyncGenerator[T, None]:
         """Frames of a streaming route until its clean end. Close the iterator (`aclosing`) to hang up early."""
         splitter = FrameSplitter()
+        self._check(host, method, route)
         with _naming(host):
             async with (
                 self._client_for(host, method) as client,
@@ -136,14 +144,25 @@ class Fleet:
         """An HTTP client for any unix socket of that host, such as a gateway's. The fleet closes it."""
         key = (host, socket_path)
         if key not in self._clients:
-            self._clients[key] = self._open_client(self._host(host).transport, socket_path)
+            self._clients[key] = self._open(host, socket_path)
         return self._clients[key]
 
     @asynccontextmanager
     async def own_client_of(self, host: str, socket_path: str) -> AsyncIterator[httpx.AsyncClient]:
         """One that ends with the block. A kept one may hold connections to what listened there before."""
-        async with self._open_client(self._host(host).transport, socket_path) as client:
+        async with self._open(host, socket_path) as client:
             yield client
+
+    def _open(self, host: str, socket_path: str) -> httpx.AsyncClient:
+        client = self._open_client(self._host(host).transport, socket_path)
+        if self._guard is not None:
+            client.event_hooks["request"].append(self._guard.request_hook(host))
+        return client
+
+    def _check(self, host: str, method: str, route: str) -> None:
+        """Before anything is connected: a refusal must not depend on whether the host answers."""
+        if self._guard is not None:
+            self._guard.check_request(method, route, host=host)
 
     async def close(self) -> None:
         """Close clients, then transports, each within a limit."""
@@ -179,6 +198,7 @@ class Fleet:
         kind: type[T],
         timeout_s: float,
     ) -> T:
+        self._check(host, method, route)
         with _naming(host):
             async with asyncio.timeout(timeout_s):
                 response = await self._send(host, method, route, body)
@@ -214,8 +234,12 @@ class Fleet:
 
 
 @asynccontextmanager
-async def open_fleet(inventory: Inventory, *, hosts: Iterable[str] | None = None) -> AsyncIterator[Fleet]:
+async def open_fleet(
+    inventory: Inventory, *, hosts: Iterable[str] | None = None, guard: WriteGuard | None = None
+) -> AsyncIterator[Fleet]:
     """A fleet over the inventory's hosts (or those named). Nothing is connected before it is asked for.
+
+    Without a `guard` changes are allowed: a verb has asked before.
 
     Raises FleetError E108 for a name that the inventory lacks.
     """
@@ -232,6 +256,7 @@ async def open_fleet(inventory: Inventory, *, hosts: Iterable[str] | None = None
         cluster=inventory.cluster,
         open_client=agent_client,
         is_network_trusted=inventory.trusted_network,
+        guard=guard,
     )
     try:
         yield fleet

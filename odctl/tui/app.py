@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import work
@@ -14,7 +12,6 @@ from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import Screen
-from textual.timer import Timer
 
 from agent.errors import FleetError
 from agent.planner.file import plan_hash
@@ -25,14 +22,18 @@ from odctl.fleet.clock import Clock, SystemClock
 from odctl.inventory import load_inventory
 from odctl.recording import Recording
 from odctl.result import exit_code_of, render_error
+from odctl.tui.app_looks import check_theme, user_keymap
 from odctl.tui.app_time import TimeApp
 from odctl.tui.applying import Applier, FleetApplier
 from odctl.tui.editing import BasisReader, FleetBasisReader
 from odctl.tui.feed import Feed, FleetFeed
-from odctl.tui.model.commands import COMMANDS, Call, CommandError, parse_command
+from odctl.tui.model.commands import COMMANDS, Call, CommandError, command_named, parse_command
 from odctl.tui.model.frame import MODES as TABS
+from odctl.tui.model.keymap import Keymap
 from odctl.tui.model.plan_editor import open_editor
-from odctl.tui.model.plans import PlanChoice, preview_of
+from odctl.tui.model.plans import PlanChoice, plan_choices, preview_of
+from odctl.tui.options import UiOptions
+from odctl.tui.plan_files import is_plan_file, read_plan_text
 from odctl.tui.probing import FleetProber, Prober
 from odctl.tui.screens.apply import ApplyScreen
 from odctl.tui.screens.chat import ChatScreen
@@ -42,7 +43,6 @@ from odctl.tui.screens.events import EventsScreen
 from odctl.tui.screens.faults import FaultsScreen
 from odctl.tui.screens.fleet import FleetScreen
 from odctl.tui.screens.frame import FrameScreen
-from odctl.tui.screens.help import HelpScreen
 from odctl.tui.screens.host import HostScreen
 from odctl.tui.screens.learning import LearningScreen
 from odctl.tui.screens.models import ModelsScreen
@@ -50,10 +50,6 @@ from odctl.tui.screens.plan_editor import PlanEditorScreen
 from odctl.tui.screens.plans import PlansScreen
 from odctl.tui.screens.probes import ProbesScreen
 from odctl.tui.screens.table import TableScreen
-
-UNLOCKED_S = 600.0
-THEME = "textual-dark"
-NO_COLOR_THEME = "ansi-dark"
 
 
 class SnapshotTaken(Message):
@@ -78,10 +74,10 @@ class OdctlApp(TimeApp):
         "plans": PlansScreen,
         "deployments": DeploymentsScreen,
         "faults": FaultsScreen,
+        "learning": LearningScreen,
+        "logs": EventsScreen,
         "chat": ChatScreen,
         "models": ModelsScreen,
-        "events": EventsScreen,
-        "learning": LearningScreen,
         "probes": ProbesScreen,
     }
     DEFAULT_MODE = "fleet"
@@ -90,9 +86,6 @@ class OdctlApp(TimeApp):
             Binding(str(number), f"mode('{mode}')", title, id=f"mode.{mode}", show=False)
             for number, (mode, title) in enumerate(TABS, start=1)
         ),
-        Binding("minus", "last_mode", "Last view", key_display="-", id="app.last_view", show=False),
-        Binding("question_mark", "help", "Help", key_display="?", id="app.help"),
-        Binding("ctrl+x", "toggle_lock", "Unlock", id="app.unlock", show=False),
         Binding("q", "quit", "Quit", id="app.quit"),
     ]
 
@@ -104,27 +97,24 @@ class OdctlApp(TimeApp):
         applier: Applier | None = None,
         basis_reader: BasisReader | None = None,
         prober: Prober | None = None,
+        options: UiOptions | None = None,
+        keymap: Keymap | None = None,
         recording: Recording | None = None,
     ) -> None:
-        # Only native ANSI colours can be dropped: Textual greys others, and then default text turns black on black.
-        has_no_color = os.environ.get("NO_COLOR") is not None
-        super().__init__(ansi_color=True if has_no_color else None)
-        self.feed = feed
+        super().__init__(feed, options=options or UiOptions(), keymap=keymap or Keymap())
         self.clock = clock
-        self.snapshot: FleetSnapshot | None = None
         self.set_up_time(recording)
         self.preview: PlanChoice | None = None
         self.preview_error = ""
-        self.is_read_only = True
         self._applier: Applier = applier or FleetApplier()
         self._basis_reader: BasisReader = basis_reader or FleetBasisReader()
         self.prober: Prober = prober or FleetProber()
-        self._relock: Timer | None = None
-        self._last_mode = ""
         self._failure: BaseException | None = None
-        self.theme = NO_COLOR_THEME if has_no_color else THEME
 
     def on_mount(self) -> None:
+        self.use_looks()
+        if self.options.is_unlocked:
+            self.set_read_only(False)
         if self.time.recording is not None:
             self.show_moment()
         self.feed.start(self._take, lambda failure: self.call_from_thread(self._fail, failure))
@@ -160,12 +150,14 @@ class OdctlApp(TimeApp):
             while len(self.screen_stack) > 1:
                 self.pop_screen()
             return
-        self._last_mode = self.current_mode
         self.switch_mode(mode)
 
-    def action_last_mode(self) -> None:
-        if self._last_mode:
-            self.action_mode(self._last_mode)
+    def _to_first_screen(self) -> None:
+        """The first screen of the mode, as far as nothing would be lost on the way."""
+        while len(self.screen_stack) > 1:
+            if isinstance(self.screen, PlanEditorScreen) and self.screen.is_unsaved:
+                return
+            self.pop_screen()
 
     async def action_quit(self) -> None:
         """Leave, but ask first where edits would be lost."""
@@ -179,9 +171,6 @@ class OdctlApp(TimeApp):
             self.exit()
             return
         self.push_screen(unsaved[0].question("Quit"), lambda is_sure: self.exit() if is_sure else None)
-
-    def action_help(self) -> None:
-        self.push_screen(HelpScreen(dict(self.screen.active_bindings)))
 
     def open_host(self, name: str) -> None:
         """The host's page, above whatever asked for it."""
@@ -197,11 +186,11 @@ class OdctlApp(TimeApp):
 
     def open_plan_of(self, deployment: str) -> None:
         self.preview_error = ""
-        self.action_mode("plans")
+        self._go("plans")
         self.call_after_refresh(self._with_screen, PlansScreen, lambda screen: screen.choose_deployment(deployment))
 
     def open_chat(self, deployment: str) -> None:
-        self.action_mode("chat")
+        self._go("chat")
         self.call_after_refresh(self._with_screen, ChatScreen, lambda screen: screen.choose(deployment))
 
     def _with_screen(self, kind: type[Screen[Any]], do: Callable[[Any], None]) -> None:
@@ -210,12 +199,34 @@ class OdctlApp(TimeApp):
 
     # --- plans --------------------------------------------------------------------------------------------
 
+    def open_plan(self, name: str, *, applies: bool = False) -> None:
+        """A plan by name (that of a deployment, or the previewed one), or else the file of that name.
+
+        To apply, the previewed one comes first: it is what the running one is to become.
+        """
+        choices = plan_choices(self.snapshot, self.preview)
+        running = next((choice for choice in choices if choice.status and choice.status.name == name), None)
+        is_previewed = self.preview is not None and name in (self.preview.plan.name, self.preview.origin)
+        if self.preview is not None and is_previewed and (applies or running is None):
+            # Read again: its file may say something else by now.
+            self.preview_file(self.preview.origin, applies=applies)
+        elif running is not None:
+            self.open_plan_of(name)
+            if applies:
+                self.ask_to_apply(running)
+        elif is_plan_file(name):
+            self.preview_file(name, applies=applies)
+        else:
+            known = ", ".join(choice.plan.name for choice in choices) or "none"
+            said = f"no plan `{name}`, and no file of that name here; known plans: {known}"
+            self.notify(said, severity="warning")
+
     @work(exclusive=True, group="preview")
     async def preview_file(self, path: str, *, applies: bool = False) -> None:
         """Read a plan file and show it; what is wrong with it stands on the screen instead."""
         self.preview, self.preview_error = None, ""
         try:
-            text = await asyncio.to_thread(_read_text, path)
+            text = await asyncio.to_thread(read_plan_text, path)
             self.preview = preview_of(text, path=path)
         except (OSError, UnicodeDecodeError) as error:
             self.preview_error = f"cannot read {path}: {error}"
@@ -224,6 +235,7 @@ class OdctlApp(TimeApp):
         if self.current_mode != "plans":
             self.action_mode("plans")
         self.call_after_refresh(self._with_screen, PlansScreen, _show_first)
+        self.hold_views()
         if applies and self.preview is not None:
             self.ask_to_apply(self.preview)
 
@@ -253,10 +265,7 @@ class OdctlApp(TimeApp):
 
     def ask_to_apply(self, choice: PlanChoice) -> None:
         """Hold the plan against the fleet, ask, and apply."""
-        if self.refuses_changes():
-            return
-        if self.is_read_only:
-            self.notify("this session is read-only: ^x (or :unlock) allows changes for ten minutes", title="RO")
+        if not self.may_change():
             return
         self.notify(f"holding {choice.plan.name} against the fleet …", timeout=2)
         self._prepare_apply(choice)
@@ -275,7 +284,12 @@ class OdctlApp(TimeApp):
         self.clear_notifications()
         title = f"Apply {preview.plan.name} to {hosts}?"
         self.push_screen(
-            ConfirmScreen(title=title, lines=preview.lines, verb="Apply"),
+            ConfirmScreen(
+                title=title,
+                lines=preview.lines,
+                verb="Apply",
+                typed=self.name_to_type(preview.plan.name, num_hosts=len(preview.plan.hosts)),
+            ),
             lambda is_sure: self._apply(preview) if is_sure else None,
         )
 
@@ -283,24 +297,6 @@ class OdctlApp(TimeApp):
         if self.current_mode != "plans":
             self.action_mode("plans")
         self.push_screen(ApplyScreen(preview, self._applier))
-
-    # --- read-only ----------------------------------------------------------------------------------------
-
-    def action_toggle_lock(self) -> None:
-        self.set_read_only(not self.is_read_only)
-
-    def set_read_only(self, is_read_only: bool) -> None:
-        """Unlocking lasts ten minutes."""
-        if not is_read_only and self.refuses_changes():
-            return
-        if self._relock is not None:
-            self._relock.stop()
-            self._relock = None
-        self.is_read_only = is_read_only
-        if not is_read_only:
-            self._relock = self.set_timer(UNLOCKED_S, lambda: self.set_read_only(True))
-            self.notify("changes are allowed for ten minutes; ^x locks again", title="RW")
-        self.redraw()
 
     # --- commands -----------------------------------------------------------------------------------------
 
@@ -310,33 +306,39 @@ class OdctlApp(TimeApp):
             self.perform(parse_command(text))
         except CommandError as error:
             self.notify(str(error), severity="warning")
+        self.hold_views()
 
     def perform(self, call: Call) -> None:
         argument = call.argument
+        command = command_named(call.command)
+        if command is not None and command.changes and not self.may_change():
+            return
         match call.command:
             case "fleet" | "devices":
                 self._open_fleet(argument, shows_devices=call.command == "devices")
             case "host":
                 self.open_host(argument)
             case "plan":
-                self.preview_file(argument)
+                self.open_plan(argument)
             case "apply" if argument:
-                self.preview_file(argument, applies=True)
+                self.open_plan(argument, applies=True)
             case "apply":
                 self._apply_shown()
             case "chat" if argument:
                 self.open_chat(argument)
-            case "events" if argument:
-                self.action_mode("events")
+            case "logs" if argument:
+                self._go("logs")
                 self.call_after_refresh(self._with_screen, EventsScreen, lambda screen: screen.choose(argument))
-            case "plans" | "deployments" | "chat" | "faults" | "models" | "events" | "learning" | "probes":
-                self.action_mode(call.command)
+            case "plans" | "chat" | "logs":
+                self._go(call.command)
+            case "deployments" | "faults" | "models" | "learning" | "probes":
+                self._open_table(call.command, argument)
             case "sort":
                 self._sort(argument)
             case "unlock" | "lock":
                 self.set_read_only(call.command == "lock")
             case "theme":
-                self._set_theme(argument)
+                self.set_theme(argument)
             case "help":
                 self.action_help()
             case "edit":
@@ -353,10 +355,12 @@ class OdctlApp(TimeApp):
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:  # noqa: ARG002 - Textual's
         """The palette offers the same commands; those that need more words open the prompt with them."""
         for command in COMMANDS:
+            if command.changes and self.is_read_only:
+                continue
             title = f":{command.name} {command.argument}".rstrip()
             yield SystemCommand(title, command.help, self._from_palette(command.name, bool(command.argument)))
         yield SystemCommand("Screenshot", "an SVG of this screen", self._save_screenshot)
-        yield SystemCommand("Theme", "choose colours", self.action_change_theme)
+        yield SystemCommand("Theme", "choose colours", lambda: self.set_theme(""))
 
     def _save_screenshot(self) -> None:
         self.deliver_screenshot()
@@ -370,8 +374,18 @@ class OdctlApp(TimeApp):
 
         return do
 
+    def _go(self, mode: str) -> None:
+        """The first screen of a mode, whatever stands above it."""
+        if mode != self.current_mode:
+            self.action_mode(mode)
+        self._to_first_screen()
+
+    def _open_table(self, mode: str, filter_text: str) -> None:
+        self._go(mode)
+        self.call_after_refresh(self._with_screen, TableScreen, lambda screen: screen.set_filter(filter_text))
+
     def _open_fleet(self, filter_text: str, *, shows_devices: bool) -> None:
-        self.action_mode("fleet")
+        self._go("fleet")
 
         def show(screen: FleetScreen) -> None:
             screen.show_devices(shows_devices)
@@ -403,32 +417,21 @@ class OdctlApp(TimeApp):
         else:
             self.notify("there is no table here to sort", severity="warning")
 
-    def _set_theme(self, name: str) -> None:
-        if not name:
-            self.action_change_theme()
-        elif name in self.available_themes:
-            self.theme = name
-        else:
-            self.notify(f"no theme `{name}`: {', '.join(sorted(self.available_themes))}", severity="warning")
-
-
-def _read_text(path: str) -> str:
-    return Path(path).expanduser().read_text(encoding="utf-8")
-
 
 def _show_first(screen: PlansScreen) -> None:
     screen.chosen = 0
     screen.redraw()
 
 
-def run_app(inventory_path: str) -> None:
+def run_app(inventory_path: str, options: UiOptions | None = None) -> None:
     """Open the UI over an inventory, and leave with an exit code. A bad inventory is told before it opens."""
     try:
         inventory = load_inventory(inventory_path)
+        check_theme(options.theme if options is not None else "")
     except FleetError as error:
         sys.stderr.write(render_error(error.detail))
         sys.exit(exit_code_of(error))
     clock = SystemClock()
-    app = OdctlApp(FleetFeed(inventory, clock), clock=clock)
+    app = OdctlApp(FleetFeed(inventory, clock), clock=clock, options=options, keymap=user_keymap())
     app.run()
     sys.exit(app.return_code or 0)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from textual import work
-from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.timer import Timer
 from textual.widgets import Input, TextArea
@@ -21,7 +20,7 @@ from agent.errors import FleetError
 from odctl.fleet import FleetSnapshot
 from odctl.fleet.clock import Clock
 from odctl.recording import Recording
-from odctl.tui.feed import Feed
+from odctl.tui.app_moving import AppMoving
 from odctl.tui.model.playback import TimeError
 from odctl.tui.screens.frame import FrameScreen
 from odctl.tui.time_travel import TimeTravel
@@ -30,7 +29,7 @@ PLAY_TICK_S = 0.2
 IS_A_RECORDING = "this is a recording: there is no fleet behind it that could be changed"
 
 
-class TimeApp(App[None]):
+class TimeApp(AppMoving):
     """The part of the app that decides which moment `snapshot` is."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -59,9 +58,7 @@ class TimeApp(App[None]):
         Binding("g", "time_ask", "Go to a time", id="time.go", show=False, priority=True),
         Binding("L", "time_end", "Live, or the recording's end", id="time.end", show=False, priority=True),
     ]
-    feed: Feed
     clock: Clock
-    snapshot: FleetSnapshot | None
     time: TimeTravel
     steady_clock: Callable[[], float]
     _player: Timer | None = None
@@ -73,11 +70,12 @@ class TimeApp(App[None]):
         self.time = TimeTravel(recording=recording)
         self.steady_clock = steady_clock
 
-    def redraw(self) -> None:
-        raise NotImplementedError
-
     def set_read_only(self, is_read_only: bool) -> None:
-        raise NotImplementedError
+        if is_read_only or not self.refuses_changes():
+            super().set_read_only(is_read_only)
+
+    def may_change(self) -> bool:
+        return not self.refuses_changes() and super().may_change()
 
     def refuses_changes(self) -> bool:
         """True, and it is said why, where another moment than the present is shown."""

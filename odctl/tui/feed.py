@@ -6,12 +6,12 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
 from agent.errors import FleetError
-from odctl.fleet import Fleet, FleetSnapshot, open_fleet, watch_fleet
+from odctl.fleet import Fleet, FleetSnapshot, WriteGuard, open_fleet, watch_fleet
 from odctl.fleet.clock import Clock
 from odctl.inventory import Inventory, Learning
 
@@ -53,10 +53,18 @@ class Feed(Protocol):
     async def stop(self) -> None: ...
 
 
-class FleetFeed:
-    """A Feed over the hosts of an inventory."""
+@runtime_checkable
+class GuardedFeed(Protocol):
+    """A feed through which a fleet could be changed. One that cannot change anything needs no guard."""
 
-    def __init__(self, inventory: Inventory, clock: Clock) -> None:
+    guard: WriteGuard
+
+
+class FleetFeed:
+    """A Feed over the hosts of an inventory. Its guard is locked until somebody unlocks it."""
+
+    def __init__(self, inventory: Inventory, clock: Clock, *, guard: WriteGuard | None = None) -> None:
+        self.guard = guard or WriteGuard()
         self.cluster = inventory.cluster
         self.learning = inventory.learning
         self._inventory = inventory
@@ -83,7 +91,8 @@ class FleetFeed:
         loop, fleet = await self._ready()
 
         async def run() -> T:
-            return await work(fleet)
+            with self.guard.working():
+                return await work(fleet)
 
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), loop))
 
@@ -136,7 +145,7 @@ class FleetFeed:
     async def _run(self, on_snapshot: Callable[[FleetSnapshot], None]) -> None:
         self._loop, self._watch = asyncio.get_running_loop(), asyncio.current_task()
         try:
-            async with open_fleet(self._inventory) as fleet:
+            async with open_fleet(self._inventory, guard=self.guard) as fleet:
                 self._fleet = fleet
                 self._is_ready.set()
                 async with aclosing(watch_fleet(fleet, self._clock)) as snapshots:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odctl.result import ExitCode, Result, run_command
+from odctl.tui.options import UI_OPTIONS, UiOptions
 
 if TYPE_CHECKING:
     from odctl.recording import Recording
     from odctl.tui.app import OdctlApp
+    from odctl.tui.model.keymap import Keymap
 
 
 @click.command("replay")
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
 @click.option("--play", "plays", is_flag=True, help="Begin moving; space pauses.")
 @click.option("--info", "only_info", is_flag=True, help="Say what FILE holds, and open no UI.")
 @click.option("--json", "as_json", is_flag=True, help="What FILE holds, as JSON.")
-def command(path: Path, at: str, plays: bool, only_info: bool, as_json: bool) -> None:
+@click.pass_context
+def command(  # noqa: PLR0917 - click calls it by name
+    ctx: click.Context, /, path: Path, at: str, plays: bool, only_info: bool, as_json: bool
+) -> None:
     """Open the terminal UI over what `odctl record` kept.
 
     Space plays, comma and full stop step, g goes to a time. Nothing can be changed.
@@ -30,7 +35,8 @@ def command(path: Path, at: str, plays: bool, only_info: bool, as_json: bool) ->
     if only_info or as_json:
         run_command(lambda: info(path), as_json=as_json)
     else:
-        run_command(lambda: replay(path, at=at, plays=plays), as_json=False)
+        options = ctx.meta.get(UI_OPTIONS, UiOptions())
+        run_command(lambda: replay(path, at=at, plays=plays, options=options), as_json=False)
 
 
 def info(path: Path) -> Result:
@@ -70,14 +76,16 @@ def info(path: Path) -> Result:
     return Result(kind="recording-info", data=data, prose="\n".join(lines))
 
 
-def replay(path: Path, *, at: str, plays: bool) -> Result:
-    """Open the UI until it is left. Raises FleetError E101 or E121, E109 for a time that is none."""
+def replay(path: Path, *, at: str, plays: bool, options: UiOptions) -> Result:
+    """Open the UI until it is left. Raises FleetError E101 or E121, E109 for a time or a theme that is none."""
     from agent.errors import FleetError
     from odctl.recording import open_recording
+    from odctl.tui.app_looks import check_theme, user_keymap
     from odctl.tui.model.playback import TIME_FORMS, TimeError
 
+    check_theme(options.theme)
     recording = open_recording(path)
-    app = replay_app(recording)
+    app = replay_app(recording, options=options, keymap=user_keymap())
     if at:
         try:
             app.time.go_to(at)
@@ -93,13 +101,16 @@ def replay(path: Path, *, at: str, plays: bool) -> Result:
     return Result(kind="replay", data={}, prose="", exit_code=code)
 
 
-def replay_app(recording: Recording) -> OdctlApp:
+def replay_app(recording: Recording, *, options: UiOptions | None = None, keymap: Keymap | None = None) -> OdctlApp:
     """The app over a recording, not yet running. Leaving it closes the recording."""
     from odctl.tui.app import OdctlApp
     from odctl.tui.replay_feed import ReplayClock, ReplayFeed
 
     clock = ReplayClock()
-    app = OdctlApp(ReplayFeed(recording), clock=clock, recording=recording)
+    # There is nothing to unlock, whatever was asked for.
+    options = (options or UiOptions())._replace(is_unlocked=False)
+    feed = ReplayFeed(recording)
+    app = OdctlApp(feed, clock=clock, recording=recording, options=options, keymap=keymap)
     clock.time = app.time
     return app
 

@@ -63,7 +63,7 @@ def _steps(plan: Path | None, question: str) -> list[Step]:
         ("deployments", _keys("3")),
         ("faults", _keys("4")),
         ("models", _models),
-        ("events", _keys("7")),
+        ("logs", _keys("6")),
         ("learning", _learning),
         ("probes", _keys("9")),
         ("links", _keys("v")),
@@ -104,20 +104,20 @@ async def _editor(pilot: Pilot[None], app: OdctlApp) -> None:
 
 
 async def _models(pilot: Pilot[None], app: OdctlApp) -> None:
-    await pilot.press("6")
+    await pilot.press("8")
     await _until(lambda: isinstance(app.screen, ModelsScreen) and app.screen.has_answers, LIVE_TIMEOUT_S)
     await pilot.pause(SETTLE_S)
 
 
 async def _learning(pilot: Pilot[None], app: OdctlApp) -> None:
-    await pilot.press("8")
+    await pilot.press("5")
     await _until(lambda: isinstance(app.screen, LearningScreen) and app.screen.report is not None, LIVE_TIMEOUT_S)
     await pilot.pause(SETTLE_S)
 
 
 def _chat(question: str) -> Callable[[Pilot[None], OdctlApp], Awaitable[None]]:
     async def go(pilot: Pilot[None], app: OdctlApp) -> None:
-        await pilot.press("5")
+        await pilot.press("7")
         await pilot.pause(SETTLE_S)
         screen = app.screen
         assert isinstance(screen, ChatScreen)

@@ -147,7 +147,7 @@ async def test_marked_hosts_are_measured_from_the_ui(cluster: Cluster) -> None:
 
         await wait(lambda: measured_at_s() >= began_s)
         assert "1 host and 0 directions measured" in screen_text(app)
-        await pilot.press("8")
+        await pilot.press("5")
         await wait(lambda: "nothing was measured yet" in screen_text(app))
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
+
+Takes = Literal["", "hosts", "deployments", "plans", "filter", "columns", "themes"]
+"""What an argument names, for completion; empty: nothing that is known beforehand."""
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
@@ -15,6 +18,9 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
     is_optional: bool = False
     """Whether the argument may be left out."""
+    takes: Takes = ""
+    changes: bool = False
+    """Whether it may change the fleet: refused while the session is read-only, and not in its palette."""
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,23 +32,41 @@ class CommandError(ValueError):
     """A line that is no command; its message says what would be."""
 
 
+def _view(name: str, what: str, *aliases: str) -> Command:
+    return Command(name=name, argument="FILTER", help=what, aliases=aliases, is_optional=True, takes="filter")
+
+
 COMMANDS: tuple[Command, ...] = (
-    Command(name="fleet", argument="FILTER", help="hosts, filtered", aliases=("hosts",), is_optional=True),
-    Command(name="devices", argument="FILTER", help="a row for every GPU and CPU", is_optional=True),
-    Command(name="host", argument="NAME", help="one host in detail"),
-    Command(name="plan", argument="FILE", help="preview a plan file"),
+    _view("fleet", "hosts, filtered", "hosts"),
+    _view("devices", "a row for every GPU and CPU"),
+    Command(name="host", argument="NAME", help="one host in detail", takes="hosts"),
+    Command(name="plan", argument="NAME|FILE", help="a plan that runs, or preview a file", takes="plans"),
     Command(name="plans", argument="", help="plans of what runs, or the previewed one"),
-    Command(name="apply", argument="FILE", help="apply a plan, after asking", is_optional=True),
+    Command(
+        name="apply",
+        argument="NAME|FILE",
+        help="apply a plan, after asking",
+        is_optional=True,
+        takes="plans",
+        changes=True,
+    ),
     Command(name="edit", argument="", help="edit the plan that is shown"),
     Command(name="set", argument="KEY=VALUE", help="a serving setting, in the plan editor"),
-    Command(name="deployments", argument="", help="what is served, and how well", aliases=("deploy", "status")),
-    Command(name="chat", argument="DEPLOYMENT", help="ask a deployment", is_optional=True),
-    Command(name="faults", argument="", help="open and healed faults"),
-    Command(name="models", argument="", help="models that the hosts hold"),
-    Command(name="events", argument="HOST", help="journal of an agent", is_optional=True, aliases=("logs",)),
-    Command(name="learning", argument="", help="what measured runs taught", aliases=("strategies",)),
-    Command(name="probes", argument="", help="measured devices and links", aliases=("links", "probe")),
-    Command(name="sort", argument="COLUMN", help="sort the table; again turns it round"),
+    _view("deployments", "what is served, and how well", "deploy", "status"),
+    _view("faults", "open and healed faults"),
+    _view("learning", "what measured runs taught", "strategies"),
+    Command(
+        name="logs",
+        argument="HOST",
+        help="journal of an agent",
+        is_optional=True,
+        aliases=("events",),
+        takes="hosts",
+    ),
+    Command(name="chat", argument="DEPLOYMENT", help="ask a deployment", is_optional=True, takes="deployments"),
+    _view("models", "models that the hosts hold"),
+    _view("probes", "measured devices and links", "links", "probe"),
+    Command(name="sort", argument="COLUMN", help="sort the table; again turns it round", takes="columns"),
     Command(name="pause", argument="", help="stop the clock: , and . step through the last minutes"),
     Command(name="live", argument="", help="back to the present (of a recording: to its end)"),
     Command(name="time", argument="TIME", help="go to 14:02:31, -90s or 50% of what is kept"),
@@ -51,7 +75,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(name="unlock", argument="", help="allow changes for ten minutes"),
     Command(name="lock", argument="", help="back to read-only"),
-    Command(name="theme", argument="NAME", help="colours", is_optional=True),
+    Command(name="theme", argument="NAME", help="colours", is_optional=True, takes="themes"),
     Command(name="help", argument="", help="keys and commands"),
     Command(name="quit", argument="", help="leave; deployments stay", aliases=("q",)),
 )
@@ -69,18 +93,16 @@ def parse_command(text: str) -> Call:
     return Call(command=command.name, argument=argument)
 
 
-def completions(names: Sequence[str] = ()) -> list[str]:
-    """Lines worth suggesting: every command, and those that take a host with each host's name."""
-    lines = [command.name + (" " if command.argument else "") for command in COMMANDS]
-    return lines + [f"host {name}" for name in names] + [f"events {name}" for name in names]
+def command_named(name: str) -> Command | None:
+    """The command of that name or alias; None for what is none."""
+    return next((command for command in COMMANDS if name == command.name or name in command.aliases), None)
 
 
 def _find(word: str) -> Command:
     if not word:
         raise CommandError("type a command, or ? for help")
-    for command in COMMANDS:
-        if word == command.name or word in command.aliases:
-            return command
+    if (named := command_named(word)) is not None:
+        return named
     found = [command for command in COMMANDS if command.name.startswith(word)]
     if len(found) == 1:
         return found[0]

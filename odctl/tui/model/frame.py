@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -18,10 +19,10 @@ MODES: tuple[tuple[str, str], ...] = (
     ("plans", "Plans"),
     ("deployments", "Deploy"),
     ("faults", "Faults"),
+    ("learning", "Learn"),
+    ("logs", "Logs"),
     ("chat", "Chat"),
     ("models", "Models"),
-    ("events", "Events"),
-    ("learning", "Learn"),
     ("probes", "Probes"),
 )
 """Mode names in the order of their keys, with their titles."""
@@ -36,33 +37,60 @@ def title_line(
     width: int,
     is_read_only: bool,
     now_s: float,
+    unlocked_for_s: float = 0.0,
     moment: Line = (),
     recording: Line = (),
 ) -> Line:
-    """` odctl ▸ lab ▸ Fleet … ▲1 ✗2 ● live RO`: where we are, what is wrong, and how fresh that is.
+    """` odctl ▸ lab ▸ Fleet … ▲1 ✗2 ● live RO`: where we are, what is wrong, how fresh that is, and whether changes
+    are allowed (`RW 9m`: for how long).
 
     `moment` takes the place of the freshness where another moment is shown than the present; `recording` says that
     one is being written.
     """
     cluster = snapshot.cluster if snapshot else "…"
     steps = " ▸ ".join(["odctl", cluster, *trail])
-    fresh = moment or _freshness(snapshot, now_s)
-    right = [*_trouble(snapshot), *recording, *fresh, Span("  RO " if is_read_only else "  RW ", "bold")]
+    lock = Span("  RO ", "bold") if is_read_only else Span(f"  RW{_minutes_left(unlocked_for_s)} ", "warn")
+    right = [*_trouble(snapshot), *recording, *(moment or _freshness(snapshot, now_s)), lock]
     return spread(line(Span(f" {steps}", "title")), tuple(right), width)
 
 
 def tabs_line(current: str, *, width: int) -> Line:
     """` [1 Fleet]  2 Plans …`; closer together where the terminal is narrow."""
+    return tuple(span for _, span in _tabs(current, width))
+
+
+def tab_at(current: str, x: int, *, width: int) -> str:
+    """The mode whose tab stands at cell `x` of that line; empty between them."""
+    end = 0
+    for mode, span in _tabs(current, width):
+        end += len(span.text)
+        if x < end:
+            return mode
+    return ""
+
+
+def tab_place(current: str, mode: str, *, width: int) -> int:
+    """The cell where the number of a mode's tab stands."""
+    start = 0
+    for found, span in _tabs(current, width):
+        if found == mode:
+            return start + 1
+        start += len(span.text)
+    raise AssertionError(f"no tab for {mode}")
+
+
+def _tabs(current: str, width: int) -> list[tuple[str, Span]]:
+    """Spans of the line with the mode that each belongs to; empty for a gap."""
     gap = "  " if width >= 110 else " " if width >= 95 else ""
     after = " " if width >= 95 else ""
-    spans: list[Span] = [Span(" " if gap else "")]
+    spans: list[tuple[str, Span]] = [("", Span(" " if gap else ""))]
     for number, (mode, title) in enumerate(MODES, start=1):
         if mode == current:
-            spans.append(Span(f"[{number} {title}]", "key"))
+            spans.append((mode, Span(f"[{number} {title}]", "key")))
         else:
-            spans.append(Span(f" {number} {title}{after}", "dim"))
-        spans.append(Span(gap if number < len(MODES) else ""))
-    return tuple(spans)
+            spans.append((mode, Span(f" {number} {title}{after}", "dim")))
+        spans.append(("", Span(gap if number < len(MODES) else "")))
+    return spans
 
 
 def fleet_lines(snapshot: FleetSnapshot, *, width: int) -> tuple[Line, ...]:
@@ -88,6 +116,10 @@ def _packed(parts: Sequence[Line], width: int) -> tuple[Line, ...]:
         current += (Span(" " * gap), *part)
     lines.append(current)
     return tuple(lines)
+
+
+def _minutes_left(seconds: float) -> str:
+    return f" {math.ceil(seconds / 60)}m" if seconds > 0 else ""
 
 
 def _trouble(snapshot: FleetSnapshot | None) -> list[Span]:

@@ -88,6 +88,8 @@ class ApplyScreen(FrameScreen):
         if self.progress.is_over:
             self.notify("it is over: nothing to abort")
             return
+        if not self.odctl.may_change():
+            return
         name = self.progress.plan.name
         lines = ["The controller stops before its next phase and rolls back.", "What ran before runs on."]
         self.app.push_screen(

@@ -43,6 +43,9 @@ class ChatScreen(FrameScreen):
     def trail(self) -> tuple[str, ...]:
         return ("Chat", self.deployment) if self.deployment else ("Chat",)
 
+    def address(self) -> str:
+        return f"chat {self.deployment}".rstrip()
+
     def compose_body(self) -> ComposeResult:
         yield LinesBar(id="summary")
         page = LinesView(id="page")

@@ -22,7 +22,7 @@ KEPT_EVENTS = 2000
 
 
 class EventsScreen(FrameScreen):
-    mode = "events"
+    mode = "logs"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("less_than_sign", "step(-1)", "Host before", key_display="<", id="events.before"),
         Binding("greater_than_sign", "step(1)", "Next host", key_display=">", id="events.next"),
@@ -36,7 +36,10 @@ class EventsScreen(FrameScreen):
         self._state: Line = line("")
 
     def trail(self) -> tuple[str, ...]:
-        return ("Events", self.host) if self.host else ("Events",)
+        return ("Logs", self.host) if self.host else ("Logs",)
+
+    def address(self) -> str:
+        return f"logs {self.host}".rstrip()
 
     def compose_body(self) -> ComposeResult:
         yield LinesBar(id="summary")
@@ -78,7 +81,7 @@ class EventsScreen(FrameScreen):
             said = "the agent ended its stream"
         except FleetError as error:
             said = str(error)
-        self._state = line(Span(f" ✗ {host}: {said}", "fault"), Span("   < > another host, 7 again", "dim"))
+        self._state = line(Span(f" ✗ {host}: {said}", "fault"), Span("   < > another host, 6 again", "dim"))
         self.redraw()
 
     def action_step(self, step: int) -> None:

@@ -31,6 +31,9 @@ class FleetScreen(TableScreen):
     def trail(self) -> tuple[str, ...]:
         return ("Fleet", "Devices") if self.shows_devices else ("Fleet",)
 
+    def address(self) -> str:
+        return super().address().replace("fleet", "devices", 1) if self.shows_devices else super().address()
+
     def rows(self, snapshot: FleetSnapshot) -> Rows:
         return DeviceRows(snapshot) if self.shows_devices else HostRows(snapshot)
 

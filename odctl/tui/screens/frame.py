@@ -6,6 +6,7 @@ screen does not draw.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -15,11 +16,14 @@ from textual.screen import Screen
 from textual.widgets import Footer, Input
 
 from odctl.fleet import FleetSnapshot
-from odctl.tui.model.commands import completions
-from odctl.tui.model.frame import tabs_line, title_line
+from odctl.tui.model.completion import Vocabulary, command_candidates
+from odctl.tui.model.frame import title_line
+from odctl.tui.model.vocabulary import vocabulary_of
+from odctl.tui.plan_files import find_plan_files
 from odctl.tui.widgets.lines import LinesBar
 from odctl.tui.widgets.prompt import Prompt
 from odctl.tui.widgets.scrub_bar import ScrubBar
+from odctl.tui.widgets.tabs import TabsBar
 
 if TYPE_CHECKING:
     from odctl.tui.app import OdctlApp
@@ -42,9 +46,17 @@ class FrameScreen(Screen[None]):
     def trail(self) -> Sequence[str]:
         return (self.mode.title(),)
 
+    def address(self) -> str:
+        """The command that leads to what is shown, for the history of views; empty: it has no place there."""
+        return self.mode if self.app.screen_stack[0] is self else ""
+
+    def table_columns(self) -> tuple[str, ...]:
+        """Columns that a filter or a sort may name here."""
+        return ()
+
     def compose(self) -> ComposeResult:
         yield LinesBar(id="title")
-        yield LinesBar(id="tabs")
+        yield TabsBar(id="tabs")
         yield from self.compose_body()
         yield ScrubBar(id="time")
         yield Prompt()
@@ -70,14 +82,18 @@ class FrameScreen(Screen[None]):
                     width=width,
                     is_read_only=self.odctl.is_read_only,
                     now_s=self.odctl.clock.now_s(),
+                    unlocked_for_s=self.odctl.guard.unlocked_for_s,
                     moment=self.odctl.time.title_spans(now_s=self.odctl.clock.now_s()),
                     recording=self.odctl.time.recording_spans(),
                 )
             ]
         )
-        self.query_one("#tabs", LinesBar).show([tabs_line(self.mode, width=width)])
+        self.query_one(TabsBar).show_tabs(self.mode, width=width)
         self.query_one("#time", ScrubBar).show_time(self.odctl.time.scrub_lines(width))
         self.draw(snapshot)
+        if not self.has_prompt:
+            # A filter that is being typed is no view yet.
+            self.odctl.views.visit(self.address())
 
     def on_scrub_bar_sought(self, event: ScrubBar.Sought) -> None:
         self.odctl.seek_cell(event.cell, event.width)
@@ -106,9 +122,21 @@ class FrameScreen(Screen[None]):
 
     def open_prompt(self, text: str) -> None:
         """The command line, with its beginning typed already."""
-        snapshot = self.odctl.snapshot
-        names = [host.name for host in snapshot.hosts] if snapshot else []
-        self.query_one(Prompt).open(":", text=text, suggestions=completions(names))
+        complete = functools.partial(command_candidates, words=self.vocabulary(), files=find_plan_files)
+        self.query_one(Prompt).open(":", text=text, complete=complete)
+
+    def vocabulary(self) -> Vocabulary:
+        """Names that can be typed now."""
+        return vocabulary_of(
+            self.odctl.snapshot,
+            self.odctl.preview,
+            columns=self.table_columns(),
+            themes=tuple(sorted(self.odctl.available_themes)),
+        )
+
+    def on_tabs_bar_chosen(self, event: TabsBar.Chosen) -> None:
+        event.stop()
+        self.odctl.action_mode(event.mode)
 
     def action_back(self) -> None:
         """Close the prompt, or else one step back."""

@@ -1,76 +1,93 @@
-"""Keys and commands, read from the bindings that are live where help was asked for."""
+"""Keys and commands, read from the bindings that are live where help was asked for: the focused widget's first."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import ActiveBinding, Binding, BindingType
-from textual.screen import ModalScreen
+from textual.dom import DOMNode
+from textual.screen import ModalScreen, Screen
+from textual.widget import Widget
 
-from odctl.tui.model.commands import COMMANDS
-from odctl.tui.model.text import BLANK, Line, Span, fit, line
+from odctl.tui.model.help_page import HelpGroup, HelpKey, help_lines
 from odctl.tui.widgets.lines import LinesView
 
-_GLYPHS = (
-    ("● live, serving, linked", "ok"),
-    ("▲ warning, stale", "warn"),
-    ("✗ fault, lost, unreachable", "fault"),
-    ("↻ healing, under way", "heal"),
-    ("○ no data yet   — no value: the host page says why", "dim"),
-)
+KeyDisplay = Callable[[Binding], str]
 
 
 class HelpScreen(ModalScreen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,question_mark,q", "dismiss", "Close", id="help.close"),
+        Binding("escape,question_mark,f1,q", "dismiss", "Close", id="help.close"),
     ]
 
-    def __init__(self, bindings: dict[str, ActiveBinding]) -> None:
+    def __init__(
+        self, groups: Sequence[HelpGroup], *, keymap_path: str = "", keymap_problems: Sequence[str] = ()
+    ) -> None:
         super().__init__()
-        self._live = bindings
+        self._groups = groups
+        self._keymap_path = keymap_path
+        self._keymap_problems = keymap_problems
 
     def compose(self) -> ComposeResult:
         yield LinesView(id="help")
 
     def on_mount(self) -> None:
-        self._show()
         self.query_one(LinesView).focus()
+        self.call_after_refresh(self._show)
 
     def on_resize(self) -> None:
-        self._show()
+        self.call_after_refresh(self._show)
 
     def _show(self) -> None:
-        self.query_one(LinesView).show(help_lines(self._live, self.app.get_key_display))
+        page = self.query_one(LinesView)
+        page.show(
+            help_lines(
+                self._groups,
+                width=page.content_width,
+                keymap_path=self._keymap_path,
+                keymap_problems=self._keymap_problems,
+            )
+        )
 
 
-def help_lines(bindings: dict[str, ActiveBinding], display: object) -> list[Line]:
-    """A line for each live binding of ours, which are those with an id, nearest to the focus first."""
-    assert callable(display)
-    by_action: dict[tuple[str, str], list[str]] = {}
-    for active in bindings.values():
+def help_groups(screen: Screen[object], display: KeyDisplay) -> tuple[HelpGroup, ...]:
+    """Live bindings by where they belong: the focus and what is around it, the screen, the app."""
+    by_node: dict[DOMNode, list[ActiveBinding]] = {}
+    for active in screen.active_bindings.values():
+        by_node.setdefault(active.node, []).append(active)
+    groups = []
+    for node, found in by_node.items():
+        keys = _keys(found, display, is_focus=node is screen.focused)
+        if keys:
+            groups.append(HelpGroup(title=_title(node, screen), said=_said(node), keys=keys))
+    return tuple(groups)
+
+
+def _keys(found: Sequence[ActiveBinding], display: KeyDisplay, *, is_focus: bool) -> tuple[HelpKey, ...]:
+    """A line for each action: ours have an id; of the toolkit's own only those of the focused widget are told."""
+    shown: dict[tuple[str, str], HelpKey] = {}
+    for active in found:
         binding = active.binding
-        if not binding.id or not binding.description or binding.id.startswith("command_palette"):
+        is_ours = bool(binding.id) and not (binding.id or "").startswith("command_palette")
+        if not binding.description or not (is_ours or is_focus):
             continue
-        keys = by_action.setdefault((binding.action, binding.description), [])
-        keys.append(str(display(binding)))
-    lines = [line(Span(" KEYS", "title"))]
-    for (_, description), keys in by_action.items():
-        lines.append(line("  ", Span(fit(" ".join(dict.fromkeys(keys)), 14), "key"), f" {description}"))
-    lines.append(line("  ", Span(fit("^p", 14), "key"), " Palette"))
-    lines += [BLANK, line(Span(" COMMANDS", "title"), Span("  after `:`, a beginning is enough", "dim"))]
-    for command in COMMANDS:
-        argument = f"[{command.argument}]" if command.is_optional else command.argument
-        usage = f":{command.name} {argument}".rstrip()
-        lines.append(line("  ", Span(fit(usage, 22), "key"), f" {command.help}"))
-    lines += [
-        BLANK,
-        line(Span(" FILTER", "title"), Span("  after `/`: all terms must hold", "dim")),
-        line("  ", Span(fit("word  !word", 22), "key"), " regular expression; ! turns it round"),
-        line("  ", Span(fit("cpu>50  ram<=80", 22), "key"), " a column against a figure"),
-        line("  ", Span(fit("-l rack=a", 22), "key"), " a label of the inventory"),
-        BLANK,
-        line(Span(" GLYPHS", "title")),
-    ]
-    lines += [line(f"  {text}") for text, _ in _GLYPHS]
-    return lines
+        action = (binding.action, binding.description)
+        before = shown[action].keys if action in shown else ()
+        keys = tuple(dict.fromkeys((*before, display(binding))))
+        shown[action] = HelpKey(keys=keys, description=binding.description, id=binding.id or "")
+    return tuple(shown.values())
+
+
+def _title(node: DOMNode, screen: Screen[object]) -> str:
+    if node is screen:
+        return "THIS VIEW"
+    if isinstance(node, Widget):
+        return "HERE, where the focus is" if node is screen.focused else "AROUND IT"
+    return "EVERYWHERE"
+
+
+def _said(node: DOMNode) -> str:
+    said = getattr(node, "HELP", None)
+    return said if isinstance(said, str) else ""

@@ -29,6 +29,9 @@ class HostScreen(FrameScreen):
     def trail(self) -> tuple[str, ...]:
         return ("Fleet", self.host)
 
+    def address(self) -> str:
+        return f"host {self.host}"
+
     def compose_body(self) -> ComposeResult:
         yield LinesView(id="page")
 

@@ -18,8 +18,8 @@ from odctl.tui.widgets.lines import LinesView
 class PlansScreen(FrameScreen):
     mode = "plans"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left_square_bracket", "step(-1)", "Plan before", key_display="[", id="plans.before"),
-        Binding("right_square_bracket", "step(1)", "Next plan", key_display="]", id="plans.next"),
+        Binding("less_than_sign", "step(-1)", "Plan before", key_display="<", id="plans.before"),
+        Binding("greater_than_sign", "step(1)", "Next plan", key_display=">", id="plans.next"),
         Binding("a", "apply", "Apply…", id="plans.apply"),
         Binding("e", "edit", "Edit", id="plans.edit"),
     ]
@@ -34,6 +34,11 @@ class PlansScreen(FrameScreen):
             return ("Plans",)
         count = f" ({self._index(choices) + 1} of {len(choices)})" if len(choices) > 1 else ""
         return ("Plans", f"{choices[self._index(choices)].plan.name}{count}")
+
+    def address(self) -> str:
+        if (choice := self.choice) is None:
+            return "plans"
+        return f"plan {choice.status.name if choice.status is not None else choice.origin}"
 
     def compose_body(self) -> ComposeResult:
         yield LinesView(id="page")

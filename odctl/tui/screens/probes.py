@@ -35,7 +35,6 @@ class ProbesScreen(TableScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("v", "next_view", "Devices/links", id="probes.view"),
         Binding("c", "next_carrier", "Carrier", id="probes.carrier", show=False),
-        Binding("space", "mark", "Mark", id="probes.mark"),
         Binding("p", "probe(False)", "Probe…", id="probes.probe"),
         Binding("P", "probe(True)", "Probe quickly, with small sizes…", id="probes.quick", show=False),
     ]
@@ -51,9 +50,20 @@ class ProbesScreen(TableScreen):
         super().__init__()
         self.view: View = "devices"
         self.carrier = ""
-        self.marked: frozenset[str] = frozenset()
         self.is_probing = False
         self._said: Line = ()
+
+    def on_mount(self) -> None:
+        # Every row of a host, and its row and column of the matrix, are marked together.
+        self.table.mark_of = _host_of
+
+    @property
+    def marked(self) -> frozenset[str]:
+        """Hosts that are marked."""
+        return self.table.marks
+
+    def mark_lines(self) -> list[Line]:
+        return []  # the summary says it
 
     def trail(self) -> tuple[str, ...]:
         return ("Probes", {"devices": "Devices", "latency": "Latency", "rate": "Bandwidth"}[self.view])
@@ -74,7 +84,7 @@ class ProbesScreen(TableScreen):
         return link_page(snapshot, links_of(snapshot, self.carrier), key)
 
     def on_fleet_table_chosen(self, event: FleetTable.Chosen) -> None:
-        self.odctl.open_host(event.key.partition("/")[0])
+        self.odctl.open_host(_host_of(event.key))
 
     def action_next_view(self) -> None:
         self.view = VIEWS[(VIEWS.index(self.view) + 1) % len(VIEWS)]
@@ -91,24 +101,14 @@ class ProbesScreen(TableScreen):
         self.carrier = links.carriers[(links.carriers.index(links.carrier) + 1) % len(links.carriers)]
         self.redraw()
 
-    def action_mark(self) -> None:
-        """Mark the host under the cursor, or take its mark away, and go on to the next row."""
-        if self.table.cursor_key is None:
-            return
-        self.marked ^= {self.table.cursor_key.partition("/")[0]}
-        self.redraw()
-        self.table.action_move(1)
-
     def action_probe(self, is_quick: bool) -> None:
         """Ask, then measure the marked hosts, or the one under the cursor."""
-        if self.odctl.is_read_only:
-            self.notify("this session is read-only: ^x (or :unlock) allows changes for ten minutes", title="RO")
+        if not self.odctl.may_change():
             return
         if self.is_probing:
             self.notify("a probe is under way: one at a time, or both measure each other")
             return
-        key = self.table.cursor_key
-        hosts = sorted(self.marked) or ([key.partition("/")[0]] if key is not None else [])
+        hosts = sorted(self.table.chosen)
         if not hosts:
             return
         pairs = len(hosts) * (len(hosts) - 1) // 2
@@ -121,7 +121,7 @@ class ProbesScreen(TableScreen):
         ]
         title = f"Probe {plural(len(hosts), 'host')}{' quickly' if is_quick else ''}?"
         self.app.push_screen(
-            ConfirmScreen(title=title, lines=lines, verb="Probe"),
+            ConfirmScreen(title=title, lines=lines, verb="Probe"),  # it makes hosts busy, and changes nothing
             lambda is_sure: self._begin(hosts, is_quick=is_quick) if is_sure else None,
         )
 
@@ -163,3 +163,7 @@ class ProbesScreen(TableScreen):
         self._said = line(Span(f" {text}", "warn" if is_trouble else "heal"))
         if self.is_current:
             self.redraw()
+
+
+def _host_of(key: str) -> str:
+    return key.partition("/")[0]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
 from odctl.fleet import FleetSnapshot
-from odctl.tui.model.index import FilterError, Sort, Term, next_sort, parse_filter, row_order
+from odctl.tui.model.completion import filter_candidates
+from odctl.tui.model.index import FilterError, Sort, Term, label_keys, next_sort, parse_filter, row_order
 from odctl.tui.model.table import Rows
 from odctl.tui.model.text import Line, Span, line
 from odctl.tui.screens.frame import FrameScreen
@@ -62,15 +64,18 @@ class TableScreen(FrameScreen):
             return
         rows = self.rows(snapshot)
         order = row_order(rows, terms=self._terms(rows), sort=self.sort)
-        summary.show([*self.summary(snapshot, self.size.width), *self._filter_lines(len(order), len(rows.keys))])
+        above = [*self.summary(snapshot, self.size.width), *self._filter_lines(len(order), len(rows.keys))]
         is_filtered = bool(rows.keys) and not order
         empty = "no row passes the filter; esc clears it" if is_filtered else self.empty_text(snapshot)
         self.table.show(rows, order, sort=self.sort, empty=empty)
+        summary.show([*above, *self.mark_lines()])
         self.draw_detail()
 
     def _terms(self, rows: Rows) -> tuple[Term, ...]:
         try:
-            terms = parse_filter(self.filter_text, [column.id for column in rows.columns])
+            # Looking through every row's labels is worth it only where one may be meant.
+            labels = label_keys(rows) if "=" in self.filter_text else ()
+            terms = parse_filter(self.filter_text, [column.id for column in rows.columns], labels)
         except FilterError as error:
             self._filter_error = str(error)
             return ()
@@ -83,6 +88,25 @@ class TableScreen(FrameScreen):
         if self.filter_text:
             return [line(Span(f" / {self.filter_text}", "key"), Span(f"  {shown:,} of {total:,}", "dim"))]
         return []
+
+    def mark_lines(self) -> list[Line]:
+        """What is marked, and whether all of it is seen."""
+        table = self.table
+        if not table.marks:
+            return []
+        hidden = table.num_hidden_marks
+        said = f" ◆ {len(table.marks):,} marked" + (f", {hidden:,} of them not shown" if hidden else "")
+        return [line(Span(said, "key"), Span("   ^\\ clears", "dim"))]
+
+    def on_fleet_table_marks_changed(self) -> None:
+        self.redraw()
+
+    def address(self) -> str:
+        base = super().address()
+        return f"{base} {self.filter_text}".rstrip() if base else ""
+
+    def table_columns(self) -> tuple[str, ...]:
+        return tuple(column.id for column in self.rows(self.odctl.snapshot).columns) if self.odctl.snapshot else ()
 
     def draw_detail(self) -> None:
         snapshot, key = self.odctl.snapshot, self.table.cursor_key
@@ -114,7 +138,9 @@ class TableScreen(FrameScreen):
         self.redraw()
 
     def action_filter(self) -> None:
-        self.query_one(Prompt).open("/", text=self.filter_text)
+        words = self.vocabulary()
+        complete = functools.partial(filter_candidates, words=words)
+        self.query_one(Prompt).open("/", text=self.filter_text, complete=complete)
 
     def action_sort(self, step: int) -> None:
         columns = self.table.visible_columns

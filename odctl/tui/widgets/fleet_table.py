@@ -1,11 +1,12 @@
 """A table for ten thousand rows: it paints the visible lines only, and of those only what changed.
 
-The cursor belongs to a key, not to a row number: it stays on its host through sorts, filters and refreshes.
+The cursor belongs to a key, not to a row number: it stays on its host through sorts, filters and refreshes. So do
+marks, which may be several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from textual import events
@@ -27,7 +28,11 @@ _HEADER_LINES = 1
 _MARGIN = 1
 
 
+MARK = "◆"
+
+
 class FleetTable(ScrollView, can_focus=True):
+    HELP = "A row each. A click moves the cursor, another one opens; ctrl and a click marks."
     DEFAULT_CSS = """
     FleetTable { height: 1fr; width: 1fr; overflow-x: hidden; overflow-y: auto; scrollbar-gutter: stable; }
     """
@@ -39,6 +44,12 @@ class FleetTable(ScrollView, can_focus=True):
         Binding("home,g", "top", "First", id="table.top", show=False),
         Binding("end,G", "bottom", "Last", id="table.bottom", show=False),
         Binding("enter", "choose", "Open", id="table.open"),
+        Binding("space", "mark", "Mark", id="table.mark", show=False),
+        # Two names for one key: which comes depends on the terminal's protocol.
+        Binding(
+            "ctrl+@,ctrl+space", "mark_range", "Mark up to here", key_display="^space", id="table.range", show=False
+        ),
+        Binding("ctrl+backslash", "clear_marks", "Clear marks", key_display="^\\", id="table.unmark", show=False),
     ]
 
     class Chosen(Message):
@@ -68,6 +79,18 @@ class FleetTable(ScrollView, can_focus=True):
         def can_replace(self, message: Message) -> bool:
             return isinstance(message, FleetTable.CursorMoved)
 
+    class MarksChanged(Message):
+        """Other keys are marked than before."""
+
+        def __init__(self, table: FleetTable, marks: frozenset[str]) -> None:
+            super().__init__()
+            self.table = table
+            self.marks = marks
+
+        @property
+        def control(self) -> FleetTable:
+            return self.table
+
     def __init__(self, *, id: str | None = None, empty: str = "nothing to show") -> None:  # noqa: A002 - Textual's
         super().__init__(id=id)
         self._rows: Rows | None = None
@@ -79,6 +102,25 @@ class FleetTable(ScrollView, can_focus=True):
         self._strips: LRUCache[tuple[Line, bool, int], Strip] = LRUCache(STRIP_CACHE)
         self._columns: tuple[tuple[Column, int], ...] = ()
         self.cursor_key: str | None = None
+        self.marks: frozenset[str] = frozenset()
+        self.mark_of: Callable[[str], str] = str
+        """What a row is marked by: where a host has several rows, its name, so that they are marked together."""
+        self._anchor: str | None = None
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """What an action is for: the marks that still have a row, shown or not, or else the cursor's key.
+
+        In the order of the rows, as `mark_of` names them.
+        """
+        keys = self._rows.keys if self._rows else ()
+        marked = tuple(dict.fromkeys(found for key in keys if (found := self.mark_of(key)) in self.marks))
+        return marked or ((self.mark_of(self.cursor_key),) if self.cursor_key is not None else ())
+
+    @property
+    def num_hidden_marks(self) -> int:
+        """Marks that no shown row has: their rows are filtered out, or gone."""
+        return len(self.marks - {self.mark_of(key) for key in self.shown_keys}) if self.marks else 0
 
     @property
     def visible_columns(self) -> tuple[str, ...]:
@@ -179,8 +221,11 @@ class FleetTable(ScrollView, can_focus=True):
         if self._rows is None or position >= len(self._order):
             text = self._empty if y == _HEADER_LINES and not self._order else ""
             return (Span(f" {text}", "dim"),), False
-        spans = row_line(self._rows, self._order[position], self._columns, self._width - _MARGIN)
-        return (Span(" " * _MARGIN), *spans), position == self._cursor
+        row = self._order[position]
+        spans = row_line(self._rows, row, self._columns, self._width - _MARGIN)
+        is_marked = bool(self.marks) and self.mark_of(self._rows.keys[row]) in self.marks
+        margin = Span(MARK, "key") if is_marked else Span(" " * _MARGIN)
+        return (margin, *spans), position == self._cursor
 
     def _header(self) -> Line:
         titles = []
@@ -228,6 +273,36 @@ class FleetTable(ScrollView, can_focus=True):
     def action_bottom(self) -> None:
         self._set_cursor(len(self._order) - 1)
 
+    def action_mark(self) -> None:
+        """Mark the row under the cursor, or take its mark away, and go on to the next one."""
+        if self.cursor_key is None:
+            return
+        key = self.mark_of(self.cursor_key)
+        self._anchor = self.cursor_key
+        self._set_marks(self.marks ^ {key})
+        self.action_move(1)
+
+    def action_mark_range(self) -> None:
+        """Mark all rows between the one that was marked last and the cursor."""
+        keys = self.shown_keys
+        if self.cursor_key is None:
+            return
+        start = keys.index(self._anchor) if self._anchor in keys else self._cursor
+        first, last = sorted((start, self._cursor))
+        self._anchor = self.cursor_key
+        self._set_marks(self.marks | {self.mark_of(key) for key in keys[first : last + 1]})
+
+    def action_clear_marks(self) -> None:
+        self._anchor = None
+        self._set_marks(frozenset())
+
+    def _set_marks(self, marks: frozenset[str]) -> None:
+        if marks == self.marks:
+            return
+        self.marks = marks
+        self.post_message(self.MarksChanged(self, marks))
+        self._refresh_dirty()
+
     def action_choose(self) -> None:
         if self.cursor_key is not None:
             self.post_message(self.Chosen(self, self.cursor_key))
@@ -235,6 +310,10 @@ class FleetTable(ScrollView, can_focus=True):
     def on_click(self, event: events.Click) -> None:
         position = self.scroll_offset.y + event.y - _HEADER_LINES
         if event.y < _HEADER_LINES or position >= len(self._order):
+            return
+        if event.ctrl:
+            self._set_cursor(position)
+            self.action_mark()
             return
         if position == self._cursor:
             self.action_choose()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
+from textual.binding import Binding, BindingType
 from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
@@ -39,9 +41,18 @@ class LinesBar(Widget):
 
 
 class LinesView(ScrollView, can_focus=True):
-    """Lines of any number, scrolled with the keys that Textual gives a scrolling container."""
+    """Lines of any number, scrolled by keys and wheel."""
 
+    HELP = "A page. What does not fit is reached by scrolling."
     DEFAULT_CSS = "LinesView { height: 1fr; width: 1fr; overflow-x: hidden; scrollbar-gutter: stable; }"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "scroll_up", "Scroll up", id="page.up", show=False),
+        Binding("down,j", "scroll_down", "Scroll down", id="page.down", show=False),
+        Binding("pageup", "page_up", "Page up", id="page.page_up", show=False),
+        Binding("pagedown", "page_down", "Page down", id="page.page_down", show=False),
+        Binding("home,g", "scroll_home", "To the top", id="page.top", show=False),
+        Binding("end,G", "scroll_end", "To the end", id="page.bottom", show=False),
+    ]
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002 - Textual's name
         super().__init__(id=id, classes=classes)

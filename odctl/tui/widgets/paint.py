@@ -1,10 +1,12 @@
 """From lines to strips: what each tone looks like.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart. Under `NO_COLOR` Textual drops the colours;
-bold, dim and reverse stay, and no state is told by colour alone.
+Colours are Okabe and Ito's, which colour-blind readers tell apart, until a theme says otherwise (`use_colours`).
+Under `NO_COLOR` Textual drops the colours; bold, dim and reverse stay, and no state is told by colour alone.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from rich.segment import Segment
 from rich.style import Style
@@ -26,7 +28,15 @@ STYLES: dict[Tone, Style] = {
     "kv": Style(color="#cc79a7"),
     "activation": Style(color="#f0e442"),
 }
+"""The app's theme changes the colours in here, and nothing else does: a terminal shows one theme at a time."""
 REVERSE = Style(reverse=True, dim=False)
+
+
+def use_colours(colours: Mapping[str, str]) -> None:
+    """Paint tones in these colours from now on; tones that are not named keep theirs."""
+    for tone, style in STYLES.items():
+        if tone in colours:
+            STYLES[tone] = style + Style(color=colours[tone])
 
 
 def paint(spans: Line, width: int, base: Style, *, is_selected: bool = False) -> Strip:

@@ -57,7 +57,7 @@ class ScriptedProber:
 async def test_strategies_stand_beside_each_other_with_what_was_promised(size: tuple[int, int]) -> None:
     app = make_app(measured.AnsweringFeed(frozen.snapshot(), measured.report()))
     async with app.run_test(size=size) as pilot:
-        await pilot.press("8")
+        await pilot.press("5")
         await settle(pilot)
         text = screen_text(app)
     for said in (
@@ -102,7 +102,7 @@ async def test_every_choice_is_shown_with_what_came_of_it(size: tuple[int, int])
 async def test_strategies_are_filtered_and_sorted_and_the_cursor_keeps_its_row() -> None:
     app = make_app(measured.AnsweringFeed(frozen.snapshot(), measured.report()))
     async with app.run_test(size=(140, 40)) as pilot:
-        await pilot.press("8")
+        await pilot.press("5")
         await settle(pilot)
         screen = app.screen
         assert isinstance(screen, LearningScreen)
@@ -125,7 +125,7 @@ async def test_without_data_it_says_what_makes_some_and_who_is_silent(size: tupl
     feed = measured.AnsweringFeed(frozen.snapshot(), measured.silent(LearningReport(), "cpu04"))
     app = make_app(feed)
     async with app.run_test(size=size) as pilot:
-        await pilot.press("8")
+        await pilot.press("5")
         await settle(pilot)
         text = screen_text(app)
         assert "nothing was measured yet: apply a plan, and ask the deployment something" in text
@@ -139,7 +139,7 @@ async def test_without_data_it_says_what_makes_some_and_who_is_silent(size: tupl
 async def test_a_fleet_that_does_not_answer_is_told_on_the_learning_screen() -> None:
     app = make_app(frozen.FrozenFeed(frozen.snapshot()))
     async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.press("8")
+        await pilot.press("5")
         await settle(pilot)
         assert "✗ gpu01: no agent answers" in screen_text(app)
 

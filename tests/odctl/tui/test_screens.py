@@ -137,7 +137,7 @@ async def test_an_answer_streams_into_the_chat(size: tuple[int, int]) -> None:
     feed.pieces = [Piece(text="Hello "), Piece(text="there"), Piece(is_done=True, num_tokens=2)]
     app = make_app(feed)
     async with app.run_test(size=size) as pilot:
-        await pilot.press("5")
+        await pilot.press("7")
         await settle(pilot)
         await pilot.press("i", *"hi/you:", "enter")
         await settle(pilot)
@@ -155,7 +155,7 @@ async def test_an_answer_streams_into_the_chat(size: tuple[int, int]) -> None:
 async def test_a_gateway_that_refuses_is_said_in_the_chat() -> None:
     app = make_app(frozen.FrozenFeed(frozen.snapshot()))
     async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.press("5")
+        await pilot.press("7")
         await settle(pilot)
         await pilot.press("i", "h", "enter")
         await settle(pilot)
@@ -168,10 +168,10 @@ async def test_a_gateway_that_refuses_is_said_in_the_chat() -> None:
 async def test_models_and_events_say_why_they_are_empty(size: tuple[int, int]) -> None:
     app = make_app(frozen.FrozenFeed(frozen.snapshot()))
     async with app.run_test(size=size) as pilot:
-        await pilot.press("6")
+        await pilot.press("8")
         await settle(pilot)
         assert "no agent answers" in screen_text(app)
-        await pilot.press("7")
+        await pilot.press("6")
         await settle(pilot)
         assert "gpu01: gpu01: no agent answers" in screen_text(app)
 
@@ -187,7 +187,7 @@ async def test_an_empty_fleet_says_what_to_do(size: tuple[int, int]) -> None:
             await pilot.press(key)
             await settle(pilot)
             assert said in screen_text(app)
-        await pilot.press("5")
+        await pilot.press("7")
         await settle(pilot)
         assert "nothing is deployed to talk to" in screen_text(app)
 
@@ -197,7 +197,7 @@ async def test_before_the_first_snapshot_every_screen_says_that_it_connects() ->
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
         assert "connecting" in screen_text(app)
-        for key in "2345":
+        for key in "2347":
             await pilot.press(key)
             await settle(pilot)
             assert "○ connecting" in screen_text(app)
