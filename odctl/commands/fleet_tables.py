@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
+
 from agent.errors import FleetError
 from odctl.commands.options import BAD_USAGE, ViewOptions, seconds_of
 from odctl.fleet.snapshot import FleetSnapshot
@@ -43,6 +45,7 @@ def show_table(
     from odctl.viewing import exit_code_for, view_fleet
 
     def show(_inventory: Inventory, snapshot: FleetSnapshot, width: int | None) -> Result:
+        snapshot = _decided_here(snapshot)
         rows = rows_of(snapshot)
         order = rows_in_order(rows, filter_text=view.filter_text, sort=view.sort)
         table = table_prose(rows, order, width=width, empty=f"no {kind.removesuffix('s')}")
@@ -80,6 +83,13 @@ def rows_in_order(rows: Rows, *, filter_text: str, sort: str) -> list[int]:
         return chosen_rows(rows, filter_text=filter_text, sort=sort)
     except FilterError as error:
         raise FleetError(BAD_USAGE, str(error), hint="--filter 'cpu>50 !idle', --sort COLUMN or -COLUMN") from error
+
+
+def _decided_here(snapshot: FleetSnapshot) -> FleetSnapshot:
+    """Without the deployments whose controllers were not asked: of these nothing is known, and nothing is wrong."""
+    names = {host.name for host in snapshot.hosts}
+    known = tuple(view for view in snapshot.deployments if view.record.controller in names)
+    return msgspec.structs.replace(snapshot, deployments=known)
 
 
 def fleet_head(snapshot: FleetSnapshot, width: int | None) -> str:

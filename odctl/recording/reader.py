@@ -81,6 +81,12 @@ class Recording:
         with self._lock:
             self._file.close()
 
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _snapshot(self, index: int) -> FleetSnapshot:
         if index in self._kept:
             self._kept.move_to_end(index)

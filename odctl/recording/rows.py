@@ -62,8 +62,8 @@ def histories_of(parts: Iterable[NewRows]) -> Histories:
         _collect(hosts, part.hosts, part.restarted_hosts)
         _collect(deployments, part.deployments, part.restarted_deployments)
     return Histories(
-        hosts={name: History.of(rows) for name, rows in hosts.items()},
-        deployments={name: History.of(rows) for name, rows in deployments.items()},
+        hosts={name: History.of(rows) for name, rows in hosts.items() if rows},
+        deployments={name: History.of(rows) for name, rows in deployments.items() if rows},
     )
 
 

@@ -6,9 +6,9 @@ Keys of time have priority only while time stands or plays: in a live session th
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import ClassVar
 
 from textual import work
@@ -64,9 +64,7 @@ class TimeApp(AppMoving):
     _player: Timer | None = None
     _played_at: float = 0.0
 
-    def set_up_time(
-        self, recording: Recording | None, *, steady_clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def set_up_time(self, recording: Recording | None, *, steady_clock: Callable[[], float] = monotonic) -> None:
         self.time = TimeTravel(recording=recording)
         self.steady_clock = steady_clock
 

@@ -45,11 +45,8 @@ def info(path: Path) -> Result:
     from odctl.recording import open_recording
     from odctl.tui.model.units import plural, seconds_text
 
-    recording = open_recording(path)
-    try:
+    with open_recording(path) as recording:
         first, last = recording.snapshot_at(recording.times[0]), recording.snapshot_at(recording.times[-1])
-    finally:
-        recording.close()
     data: dict[str, Any] = {
         "path": str(path),
         "cluster": recording.header.cluster,

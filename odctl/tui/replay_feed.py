@@ -41,8 +41,10 @@ class ReplayFeed:
         self,
         work: Callable[[Fleet], AsyncGenerator[T, None]],  # noqa: ARG002 - the Protocol's
     ) -> AsyncGenerator[T, None]:
+        nothing: tuple[T, ...] = ()
+        for item in nothing:
+            yield item  # never: it makes this a generator, which raises when it is read
         raise self._no_fleet()
-        yield  # a generator by its shape
 
     async def stop(self) -> None:
         self._recording.close()

@@ -127,13 +127,12 @@ def test_a_recording_of_the_lab_is_replayed(cluster: Cluster, tmp_path: Path) ->
 
     info = json.loads(cluster.odctl("replay", str(path), "--info", "--json").stdout)["data"]
     assert (info["hosts"], info["deployments"], info["spare_bytes"]) == (NAMES, ["chat"], 0)
-    recording = open_recording(path)
-    last = recording.snapshot_at(recording.times[-1])
+    with open_recording(path) as recording:
+        last = recording.snapshot_at(recording.times[-1])
     assert all(host.state == "live" for host in last.hosts)
     assert all(len(host.history) > 3 for host in last.hosts), "the past of the hosts is there, too"
     records = host_records(last, HostRows(last), range(2))
     assert [record["num_ranks"] for record in records] == [1, 1]
-    recording.close()
     asyncio.run(_replay(path))
 
 
@@ -144,7 +143,7 @@ async def _replay(path: Path) -> None:
         await pilot.press("L")
         await settle(pilot)
         text = screen_text(app)
-        assert "⏸ REC" in text
+        assert "‖ REC" in text
         assert "● live" in text
         app.action_mode("deployments")
         await settle(pilot)
@@ -165,7 +164,8 @@ def test_ctrl_c_ends_a_recording_that_is_good(cluster: Cluster, tmp_path: Path) 
     data = json.loads(out)["data"]
     assert data["ended"] == "stopped by hand"
     assert "recording" in errors, "progress is on stderr"
-    assert len(open_recording(path).times) == data["num_moments"]
+    with open_recording(path) as recording:
+        assert len(recording.times) == data["num_moments"]
 
 
 def test_a_killed_recorder_leaves_a_good_recording(cluster: Cluster, tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_a_killed_recorder_leaves_a_good_recording(cluster: Cluster, tmp_path: P
     until(lambda: path.exists() and path.stat().st_size > 4000, timeout_s=30, what="a recording")
     process.kill()
     process.communicate(timeout=20)
-    recording = open_recording(path)
-    assert recording.snapshot_at(recording.times[-1]).hosts
+    with open_recording(path) as recording:
+        assert recording.snapshot_at(recording.times[-1]).hosts
 
 
 def test_a_host_that_is_gone_is_shown_and_ends_with_4(cluster: Cluster) -> None:

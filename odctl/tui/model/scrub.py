@@ -36,10 +36,10 @@ def speed_text(speed: float) -> str:
 
 
 def moment_spans(playback: Playback, shown_at_s: float | None, *, now_s: float) -> Line:
-    """For the title, instead of "live": `⏸ 12 s ago`, or of a recording `▶ REC 14:02:31`. Nothing when live."""
+    """For the title, instead of "live": `‖ 12 s ago`, or of a recording `▶ REC 14:02:31`. Nothing when live."""
     if playback.is_live or shown_at_s is None:
         return ()
-    glyph = "▶" if playback.is_playing else "⏸"
+    glyph = "▶" if playback.is_playing else "‖"
     if playback.is_recording:
         return (Span(f" {glyph} REC {clock_text(shown_at_s)}", "key"),)
     return (Span(f" {glyph} {_ago_text(now_s - shown_at_s)} ago", "warn"),)
@@ -59,13 +59,16 @@ def scrub_line(
     step_s: float,
     width: int,
 ) -> ScrubLine:
-    """` ⏸ 14:02:31  1x  14:00:02 ───✗──●──── 14:10:02  37/600`. Faults stand at the time they were observed."""
+    """` ‖ paused 14:02:31 UTC  1x  14:00:02 ───✗──●──── 14:10:02  37/600`.
+
+    Faults stand at the time they were observed.
+    """
     if not times or shown is None:
         return ScrubLine(line(Span(" nothing to go back to yet", "dim")), 0, 0)
     index = max(0, bisect_right(times, shown.taken_at_s) - 1)
-    glyph = "▶" if playback.is_playing else "⏸"
+    state = "▶ playing" if playback.is_playing else "‖ paused"
     left = line(
-        Span(f" {glyph} {clock_text(shown.taken_at_s)} UTC", "key"),
+        Span(f" {state} {clock_text(shown.taken_at_s)} UTC", "key"),
         Span(f"  {speed_text(playback.speed)}  ", "dim"),
         Span(f"{clock_text(times[0])} ", "dim"),
     )
@@ -93,8 +96,8 @@ def keys_line(playback: Playback) -> Line:
 
 
 def time_of(cell: int, times: Sequence[float], width: int) -> float:
-    """The time at the middle of a cell of the bar."""
-    return times[0] + (times[-1] - times[0]) * (cell + 0.5) / max(1, width)
+    """A time in that cell of the bar: of the first cell the first moment, of the last one the last."""
+    return times[0] + (times[-1] - times[0]) * cell / max(1, width - 1)
 
 
 def cell_of(at_s: float, times: Sequence[float], width: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -41,12 +43,22 @@ def path(tmp_path: Path, snapshots: list[FleetSnapshot]) -> Path:
     return tmp_path / "lab.rec"
 
 
+@pytest.fixture
+def opened() -> Iterator[Callable[[Path], Recording]]:
+    """Opens recordings; they are closed after the test."""
+    with ExitStack() as stack:
+        yield lambda path: stack.enter_context(open_recording(path))
+
+
+Opened = Callable[[Path], Recording]
+
+
 def read_all(recording: Recording) -> list[FleetSnapshot]:
     return [recording.snapshot_at(at_s) for at_s in recording.times]
 
 
-def test_every_moment_comes_back_as_it_was(path: Path, snapshots: list[FleetSnapshot]) -> None:
-    recording = open_recording(path)
+def test_every_moment_comes_back_as_it_was(path: Path, snapshots: list[FleetSnapshot], opened: Opened) -> None:
+    recording = opened(path)
     assert recording.header.cluster == "lab"
     assert recording.times == tuple(snapshot.taken_at_s for snapshot in snapshots)
     assert recording.spare_bytes == 0
@@ -54,8 +66,8 @@ def test_every_moment_comes_back_as_it_was(path: Path, snapshots: list[FleetSnap
         assert read == written
 
 
-def test_moments_come_back_in_any_order(path: Path, snapshots: list[FleetSnapshot]) -> None:
-    recording = open_recording(path)
+def test_moments_come_back_in_any_order(path: Path, snapshots: list[FleetSnapshot], opened: Opened) -> None:
+    recording = opened(path)
     order = [*range(SECONDS - 1, -1, -7), *range(0, SECONDS, 11), 30, 29, 31, 0, SECONDS - 1]
     for index in order:
         read = recording.snapshot_at(snapshots[index].taken_at_s + 0.4)
@@ -63,20 +75,24 @@ def test_moments_come_back_in_any_order(path: Path, snapshots: list[FleetSnapsho
     assert recording.snapshot_at(0.0) == snapshots[0]
 
 
-def test_histories_are_those_of_the_live_fleet_and_kept_once(path: Path, snapshots: list[FleetSnapshot]) -> None:
-    recording = open_recording(path)
+def test_histories_are_those_of_the_live_fleet_and_kept_once(
+    path: Path, snapshots: list[FleetSnapshot], opened: Opened
+) -> None:
+    recording = opened(path)
     last = recording.snapshot_at(recording.times[-1])
     for host in last.hosts:
         original = snapshots[-1].host(host.name)
         assert original is not None
         assert host.history.rows() == original.history.rows()
-    assert len(last.hosts[0].history) == 70 + SECONDS
+    steady = last.host("h02")
+    assert steady is not None
+    assert len(steady.history) == 70 + SECONDS
     fewer = write(path.with_name("one.rec"), snapshots[:1]).num_bytes
     assert path.stat().st_size < fewer * SECONDS / 4, "rows of the past are not in every frame"
 
 
-def test_what_did_not_change_is_the_same_object(path: Path) -> None:
-    recording = open_recording(path)
+def test_what_did_not_change_is_the_same_object(path: Path, opened: Opened) -> None:
+    recording = opened(path)
     first, second = (recording.snapshot_at(recording.times[index]) for index in (1, 2))
     for before, after in zip(first.hosts, second.hosts, strict=True):
         assert after.facts is before.facts
@@ -102,40 +118,46 @@ def test_every_field_of_a_view_is_kept(
     assert set(view.__struct_fields__) - set(change.__struct_fields__) == known_otherwise
 
 
-def test_a_cut_off_file_is_good_up_to_its_last_whole_moment(path: Path, snapshots: list[FleetSnapshot]) -> None:
+def test_a_cut_off_file_is_good_up_to_its_last_whole_moment(
+    path: Path, snapshots: list[FleetSnapshot], opened: Opened
+) -> None:
     whole = path.read_bytes()
     for cut in (1, 7, 200, len(whole) // 2):
         path.write_bytes(whole[:-cut])
-        recording = open_recording(path)
+        recording = opened(path)
         read = read_all(recording)
         assert 0 < len(read) < SECONDS
         assert read == snapshots[: len(read)]
         assert recording.spare_bytes >= 0
         recording.close()
     path.write_bytes(whole + b"\xff" * 500)
-    recording = open_recording(path)
+    recording = opened(path)
     assert (len(recording.times), recording.spare_bytes) == (SECONDS, 500)
 
 
-def test_a_recording_may_be_read_while_it_is_written(tmp_path: Path, snapshots: list[FleetSnapshot]) -> None:
+def test_a_recording_may_be_read_while_it_is_written(
+    tmp_path: Path, snapshots: list[FleetSnapshot], opened: Opened
+) -> None:
     writer = RecordingWriter(
         tmp_path / "lab.rec", cluster="lab", started_at_s=START_S, every_s=1.0, max_bytes=10**9
     )
     for snapshot in snapshots[:3]:
         writer.write(snapshot)
-    assert read_all(open_recording(writer.path)) == snapshots[:3]
+    assert read_all(opened(writer.path)) == snapshots[:3]
     writer.close()
     assert not writer.write(snapshots[3]), "a closed recording takes no more"
 
 
-def test_a_broken_moment_is_named_and_the_next_key_is_good(path: Path, snapshots: list[FleetSnapshot]) -> None:
-    recording = open_recording(path)
+def test_a_broken_moment_is_named_and_the_next_key_is_good(
+    path: Path, snapshots: list[FleetSnapshot], opened: Opened
+) -> None:
+    recording = opened(path)
     frame = recording._frames[3]
     recording.close()
     data = bytearray(path.read_bytes())
     data[frame.offset + frame.rows_bytes + 5] ^= 0xFF
     path.write_bytes(data)
-    recording = open_recording(path)
+    recording = opened(path)
     assert recording.snapshot_at(recording.times[2]) == snapshots[2]
     with pytest.raises(FleetError, match="cannot be read") as caught:
         recording.snapshot_at(recording.times[3])
@@ -195,12 +217,14 @@ def test_a_file_that_is_there_is_kept_unless_forced(path: Path) -> None:
     assert caught.value.code == "E101"
 
 
-def test_a_recording_never_outgrows_its_limit(tmp_path: Path, snapshots: list[FleetSnapshot]) -> None:
+def test_a_recording_never_outgrows_its_limit(
+    tmp_path: Path, snapshots: list[FleetSnapshot], opened: Opened
+) -> None:
     whole = write(tmp_path / "whole.rec", snapshots).num_bytes
     writer = write(tmp_path / "small.rec", snapshots, max_bytes=whole // 2)
     size = (tmp_path / "small.rec").stat().st_size
     assert size == writer.num_bytes <= whole // 2
-    read = read_all(open_recording(tmp_path / "small.rec"))
+    read = read_all(opened(tmp_path / "small.rec"))
     assert 0 < len(read) < SECONDS
     assert read == snapshots[: len(read)]
 
@@ -213,13 +237,15 @@ def test_a_full_disk_ends_the_recording_with_its_last_whole_moment(snapshots: li
     assert caught.value.code == "E101"
 
 
-def test_moments_are_wanted_as_often_as_was_asked(tmp_path: Path, snapshots: list[FleetSnapshot]) -> None:
+def test_moments_are_wanted_as_often_as_was_asked(
+    tmp_path: Path, snapshots: list[FleetSnapshot], opened: Opened
+) -> None:
     writer = RecordingWriter(tmp_path / "a.rec", cluster="lab", started_at_s=0.0, every_s=5.0, max_bytes=10**9)
     for snapshot in snapshots[:21]:
         if writer.wants(snapshot.taken_at_s):
             writer.write(snapshot)
     writer.close()
-    assert open_recording(writer.path).times == tuple(snapshot.taken_at_s for snapshot in snapshots[:21:5])
+    assert opened(writer.path).times == tuple(snapshot.taken_at_s for snapshot in snapshots[:21:5])
 
 
 def test_rows_put_together_at_once_are_those_of_one_after_the_other(snapshots: list[FleetSnapshot]) -> None:

@@ -125,7 +125,7 @@ def test_the_line_shows_the_moment_between_the_others_and_the_faults(width: int)
     bar = scrub_line(model.of_recording(TIMES), TIMES, shown, faults=faults, step_s=2.0, width=width)
     text = line_text(bar.line)
     assert line_width(bar.line) == width
-    for said in ("⏸ 08:05:00 UTC", "1x", "08:00:00", "08:10:00", "151/301"):
+    for said in ("‖ paused 08:05:00 UTC", "1x", "08:00:00", "08:10:00", "151/301"):
         assert said in text
     inside = text[bar.bar_start : bar.bar_start + bar.bar_width]
     assert inside.index("✗") < inside.index("●") < inside.index("▲")
@@ -148,8 +148,8 @@ def test_a_gap_in_time_is_a_gap_on_the_line() -> None:
 
 def test_the_title_says_how_long_ago_or_when() -> None:
     paused = Playback(at_s=T0)
-    assert line_text(moment_spans(paused, T0, now_s=T0 + 12.4)) == " ⏸ 12 s ago"
-    assert line_text(moment_spans(paused, T0, now_s=T0 + 185)) == " ⏸ 3 m 5 s ago"
+    assert line_text(moment_spans(paused, T0, now_s=T0 + 12.4)) == " ‖ 12 s ago"
+    assert line_text(moment_spans(paused, T0, now_s=T0 + 185)) == " ‖ 3 m 5 s ago"
     playing = Playback(at_s=T0, is_playing=True, is_recording=True)
     assert line_text(moment_spans(playing, T0, now_s=T0)) == " ▶ REC 08:00:00"
     assert moment_spans(Playback(), T0, now_s=T0) == ()
