@@ -25,6 +25,8 @@ class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
     deployments: tuple[str, ...] = ()
     plans: tuple[str, ...] = ()
     columns: Mapping[str, tuple[str, ...]] = {}
+    figures: frozenset[str] = frozenset()
+    """Columns that are compared with a number; the others have a text."""
     labels: tuple[str, ...] = ()
     themes: tuple[str, ...] = ()
 
@@ -54,7 +56,7 @@ def filter_candidates(text: str, words: Vocabulary, table: str = "") -> tuple[st
         return ()
     columns = words.columns.get(table, ())
     keys = list(dict.fromkeys(pair.partition("=")[0] + "=" for pair in words.labels))
-    known = [f"{column}>" for column in columns] + keys
+    known = [f"{column}{'>' if column in words.figures else '='}" for column in columns] + keys
     if "=" in typed:
         known = list(words.labels)
     elif typed:

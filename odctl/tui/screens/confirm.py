@@ -38,7 +38,7 @@ class ConfirmScreen(ModalScreen[bool]):
                 for text in self._lines:
                     yield Static(text, markup=False)
             if self._typed:
-                said = f"This touches much of the fleet. tab, then type {self._typed} to go on:"
+                said = f"This is over 5% of the fleet: press tab and type `{self._typed}` to go on."
                 yield Static(said, id="dialog-hint", markup=False)
                 yield Input(id="typed-name", compact=True)
             with Horizontal(id="dialog-buttons"):

@@ -18,6 +18,7 @@ from textual.widgets import Footer, Input
 from odctl.fleet import FleetSnapshot
 from odctl.tui.model.completion import Vocabulary, command_candidates
 from odctl.tui.model.frame import title_line
+from odctl.tui.model.table import Column
 from odctl.tui.model.vocabulary import vocabulary_of
 from odctl.tui.plan_files import find_plan_files
 from odctl.tui.widgets.lines import LinesBar
@@ -50,7 +51,7 @@ class FrameScreen(Screen[None]):
         """The command that leads to what is shown, for the history of views; empty: it has no place there."""
         return self.mode if self.app.screen_stack[0] is self else ""
 
-    def table_columns(self) -> tuple[str, ...]:
+    def table_columns(self) -> tuple[Column, ...]:
         """Columns that a filter or a sort may name here."""
         return ()
 

@@ -59,19 +59,21 @@ def help_groups(screen: Screen[object], display: KeyDisplay) -> tuple[HelpGroup,
         by_node.setdefault(active.node, []).append(active)
     groups = []
     for node, found in by_node.items():
-        keys = _keys(found, display, is_focus=node is screen.focused)
+        # Of a widget of ours all keys have an id; what it inherits without one says nothing of it.
+        is_foreign = node is screen.focused and not type(node).__module__.startswith("odctl.")
+        keys = _keys(found, display, is_foreign=is_foreign)
         if keys:
             groups.append(HelpGroup(title=_title(node, screen), said=_said(node), keys=keys))
     return tuple(groups)
 
 
-def _keys(found: Sequence[ActiveBinding], display: KeyDisplay, *, is_focus: bool) -> tuple[HelpKey, ...]:
-    """A line for each action: ours have an id; of the toolkit's own only those of the focused widget are told."""
+def _keys(found: Sequence[ActiveBinding], display: KeyDisplay, *, is_foreign: bool) -> tuple[HelpKey, ...]:
+    """A line for each action: ours have an id; of the toolkit's own those of a focused field or button are told."""
     shown: dict[tuple[str, str], HelpKey] = {}
     for active in found:
         binding = active.binding
         is_ours = bool(binding.id) and not (binding.id or "").startswith("command_palette")
-        if not binding.description or not (is_ours or is_focus):
+        if not binding.description or not (is_ours or is_foreign):
             continue
         action = (binding.action, binding.description)
         before = shown[action].keys if action in shown else ()

@@ -22,6 +22,10 @@ class JumpLabel(Static):
         self.target = target
         self.styles.offset = (target.x, target.y)
 
+    def on_click(self, event: events.Click) -> None:
+        event.stop()
+        self.screen.dismiss(self.target.letter)
+
 
 class JumpScreen(ModalScreen[str]):
     """The letter that was pressed or clicked; empty for anything else."""
@@ -45,6 +49,6 @@ class JumpScreen(ModalScreen[str]):
             event.stop()
             self.dismiss(event.character)
 
-    def on_click(self, event: events.Click) -> None:
-        target = event.widget.target if isinstance(event.widget, JumpLabel) else None
-        self.dismiss(target.letter if target is not None else "")
+    def on_click(self) -> None:
+        """Beside the letters: nothing is meant."""
+        self.dismiss("")

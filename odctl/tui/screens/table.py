@@ -11,7 +11,7 @@ from textual.binding import Binding, BindingType
 from odctl.fleet import FleetSnapshot
 from odctl.tui.model.completion import filter_candidates
 from odctl.tui.model.index import FilterError, Sort, Term, label_keys, next_sort, parse_filter, row_order
-from odctl.tui.model.table import Rows
+from odctl.tui.model.table import Column, Rows
 from odctl.tui.model.text import Line, Span, line
 from odctl.tui.screens.frame import FrameScreen
 from odctl.tui.widgets.fleet_table import FleetTable
@@ -105,8 +105,8 @@ class TableScreen(FrameScreen):
         base = super().address()
         return f"{base} {self.filter_text}".rstrip() if base else ""
 
-    def table_columns(self) -> tuple[str, ...]:
-        return tuple(column.id for column in self.rows(self.odctl.snapshot).columns) if self.odctl.snapshot else ()
+    def table_columns(self) -> tuple[Column, ...]:
+        return self.rows(self.odctl.snapshot).columns if self.odctl.snapshot is not None else ()
 
     def draw_detail(self) -> None:
         snapshot, key = self.odctl.snapshot, self.table.cursor_key

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from textual import events
 from textual.pilot import Pilot
 
 from agent.planner.file import plan_to_toml
@@ -111,7 +112,7 @@ async def test_the_command_line_is_seen_with_what_it_may_become(size: tuple[int,
 @pytest.mark.parametrize(
     ("typed", "filled"),
     [
-        ("hosts ra", "hosts rack="),
+        ("hosts rac", "hosts rack="),
         ("hosts rack=", "hosts rack=a"),
         ("hosts stale c", "hosts stale cpu>"),
         ("host gp", "host gpu01"),
@@ -474,3 +475,20 @@ async def test_text_of_a_host_is_never_markup() -> None:
         app.screen.notify("[red]not[/] markup [E211")
         await settle(pilot)
         assert "[red]not[/] markup [E211" in screen_text(app)
+
+
+async def test_the_wheel_scrolls_what_is_under_it() -> None:
+    base = frozen.host("base")
+    crowd = tuple(msgspec.structs.replace(base, name=f"h{number:03d}") for number in range(200))
+    app = make_app(frozen.FrozenFeed(frozen.snapshot(hosts=crowd, faults=())))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        table = table_of(app)
+        assert "h000" in screen_text(app)
+        for _ in range(4):
+            await pilot._post_mouse_events([events.MouseScrollDown], table, offset=(5, 5))
+        await settle(pilot)
+        assert table.scroll_offset.y > 0
+        first_row = screen_text(app).splitlines()[table.region.y + 1]
+        assert first_row.startswith(f" h{table.scroll_offset.y:03d} ")
+        assert table.cursor_key == "h000", "the wheel looks, it does not choose"

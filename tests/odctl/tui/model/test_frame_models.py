@@ -26,6 +26,7 @@ WORDS = Vocabulary(
     deployments=("chat", "code"),
     plans=("chat", "p-18"),
     columns={"": ("host", "temp"), "fleet": ("host", "cpu", "ram")},
+    figures=frozenset({"cpu", "ram", "temp"}),
     labels=("rack=r01", "rack=r02", "zone=a"),
     themes=("colour-blind", "paper"),
 )
@@ -53,6 +54,7 @@ def test_what_changes_the_fleet_says_so() -> None:
         ("host ", ("host cpu01", "host cpu02", "host gpu01")),
         ("hosts r", ("hosts ram>", "hosts rack=")),
         ("hosts rack=r0", ("hosts rack=r01", "hosts rack=r02")),
+        ("hosts ho", ("hosts host=",)),
         ("hosts cpu>5 !z", ("hosts cpu>5 !zone=",)),
         ("plan p", ("plan p-18", "plan p-18.toml")),
         ("chat co", ("chat code",)),
