@@ -336,7 +336,7 @@ async def test_every_view_shows_a_recording(recorded: Path, size: tuple[int, int
             ("faults", "cuda:2 fell off the bus"),
             ("chat", "chat"),
             ("models", "this is a recording of lab"),
-            ("events", "this is a recording of lab"),
+            ("logs", "this is a recording of lab"),
             ("learning", "this is a recording of lab"),
             ("probes", "h00"),
         ):
