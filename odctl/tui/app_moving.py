@@ -16,6 +16,7 @@ from odctl.tui.options import UiOptions
 from odctl.tui.screens.frame import FrameScreen
 from odctl.tui.screens.help import HelpScreen, help_groups
 from odctl.tui.screens.jump import JumpScreen
+from odctl.tui.screens.time_keys import TIME_KEYS
 from odctl.tui.widgets.tabs import TabsBar
 
 GOING_S = 0.5
@@ -24,6 +25,7 @@ GOING_S = 0.5
 
 class AppMoving(AppLock):
     BINDINGS: ClassVar[list[BindingType]] = [
+        *TIME_KEYS,
         Binding("minus", "last_view", "Last view", key_display="-", id="app.last_view", show=False),
         Binding("left_square_bracket", "view(-1)", "View before", key_display="[", id="app.view_back", show=False),
         Binding("right_square_bracket", "view(1)", "View after", key_display="]", id="app.view_on", show=False),

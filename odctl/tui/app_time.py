@@ -9,10 +9,8 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from typing import ClassVar
 
 from textual import work
-from textual.binding import Binding, BindingType
 from textual.timer import Timer
 from textual.widgets import Input, TextArea
 
@@ -30,34 +28,8 @@ IS_A_RECORDING = "this is a recording: there is no fleet behind it that could be
 
 
 class TimeApp(AppMoving):
-    """The part of the app that decides which moment `snapshot` is."""
+    """The part of the app that decides which moment `snapshot` is. Its keys are `screens.time_keys`."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("T", "time_keys", "Stop the clock", id="time.keys", show=False),
-        Binding("space", "time_toggle", "Pause or play", id="time.toggle", show=False, priority=True),
-        Binding(
-            "comma,left_square_bracket",
-            "time_step(-1)",
-            "A moment back",
-            key_display=", [",
-            id="time.before",
-            show=False,
-            priority=True,
-        ),
-        Binding(
-            "full_stop,right_square_bracket",
-            "time_step(1)",
-            "A moment on",
-            key_display=". ]",
-            id="time.next",
-            show=False,
-            priority=True,
-        ),
-        Binding("plus", "time_speed(1)", "Faster", key_display="+", id="time.faster", show=False, priority=True),
-        Binding("minus", "time_speed(-1)", "Slower", key_display="-", id="time.slower", show=False, priority=True),
-        Binding("g", "time_ask", "Go to a time", id="time.go", show=False, priority=True),
-        Binding("L", "time_end", "Live, or the recording's end", id="time.end", show=False, priority=True),
-    ]
     clock: Clock
     time: TimeTravel
     steady_clock: Callable[[], float]

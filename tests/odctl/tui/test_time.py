@@ -170,12 +170,26 @@ async def test_keys_of_time_are_the_screens_while_the_session_is_live() -> None:
         await settle(pilot)
         assert app.screen.sort != sort, "T gave the keys back to the screen"
         assert shown_second(app) == 3, "and time stands still"
-        await pilot.press("T", "g")
+        await pilot.press("T", "minus")
+        await settle(pilot)
+        assert app.time.playback.speed == 0.5
+        await pilot.press("g")
         await settle(pilot)
         assert app.screen.query_one(Prompt).is_open
         await pilot.press(*"-2s", "enter")
         await settle(pilot)
         assert shown_second(app) == 1
+
+
+async def test_keys_that_the_app_itself_has_are_its_own_in_a_live_session() -> None:
+    app, feed, clock = live_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await push(pilot, feed, clock, 0, 5)
+        await pilot.press("4")
+        await settle(pilot)
+        await pilot.press("minus")
+        await settle(pilot)
+        assert app.current_mode == "fleet", "minus leads to the last view"
 
 
 async def test_letters_that_are_written_are_no_keys_of_time() -> None:
