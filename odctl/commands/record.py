@@ -182,7 +182,8 @@ def _summary(writer: RecordingWriter) -> str:
     from odctl.tui.model.units import plural, seconds_text
 
     span_s = (writer.last_at_s or 0.0) - (writer.first_at_s or 0.0)
-    return f"{plural(writer.num_frames, 'moment')} over {seconds_text(span_s)}, {bytes_words(writer.num_bytes)}"
+    span = seconds_text(span_s) if span_s >= 1 else "0 s"
+    return f"{plural(writer.num_frames, 'moment')} over {span}, {bytes_words(writer.num_bytes)}"
 
 
 def _result(writer: RecordingWriter, reason: str, *, num_hosts: int, exit_code: ExitCode) -> Result:

@@ -62,10 +62,11 @@ def info(path: Path) -> Result:
         "num_faults": len(last.faults),
     }
     span_s = recording.times[-1] - recording.times[0]
+    span = seconds_text(span_s) if span_s >= 1 else "0 s"
     lines = [
         f"{path}: {recording.header.cluster}, {plural(len(last.hosts), 'host')}, "
         f"{plural(len(last.deployments), 'deployment')}, {plural(len(last.faults), 'fault')}",
-        f"  {plural(len(recording.times), 'moment')} over {seconds_text(span_s)}, "
+        f"  {plural(len(recording.times), 'moment')} over {span}, "
         f"from {_moment(first.taken_at_s)} to {_moment(last.taken_at_s)}, {bytes_words(recording.num_bytes)}",
     ]
     if recording.spare_bytes:
