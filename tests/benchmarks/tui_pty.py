@@ -103,7 +103,7 @@ class PtyApp:
         return time.monotonic() - begin_s
 
     def keys_to_paint_s(self, key: bytes, count: int, *, seed: int, budget_s: float) -> list[float]:
-        """Several, at moments that have nothing to do with the app's ticks; fewer when they take too long, but one."""
+        """Several, at moments that have nothing to do with the app's ticks; fewer where they take too long."""
         chance, out = random.Random(seed), []
         end_s = time.monotonic() + budget_s
         while len(out) < count and (not out or time.monotonic() < end_s):
