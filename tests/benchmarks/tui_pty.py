@@ -102,10 +102,11 @@ class PtyApp:
             self._read(timeout_s)
         return time.monotonic() - begin_s
 
-    def keys_to_paint_s(self, key: bytes, count: int, *, seed: int) -> list[float]:
-        """Several, at moments that have nothing to do with the app's ticks."""
+    def keys_to_paint_s(self, key: bytes, count: int, *, seed: int, budget_s: float) -> list[float]:
+        """Several, at moments that have nothing to do with the app's ticks; fewer where they take too long."""
         chance, out = random.Random(seed), []
-        for _ in range(count):
+        end_s = time.monotonic() + budget_s
+        while len(out) < count and (not out or time.monotonic() < end_s):
             self.read_for(chance.uniform(0.12, 0.6))
             out.append(self.key_to_paint_s(key))
         return out
