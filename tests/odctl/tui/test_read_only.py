@@ -240,10 +240,12 @@ class WaitingApplier(ScriptedApplier):
         super().__init__(events())
         self.is_over = asyncio.Event()
 
-    async def apply(self, feed: Feed, preview: ApplyPreview, on_event: OnEvent) -> ApplyEvent:
+    async def apply(
+        self, feed: Feed, preview: ApplyPreview, on_event: OnEvent, *, cause: Cause = "apply", reason: str = ""
+    ) -> ApplyEvent:
         await on_event(self.events[0])
         await self.is_over.wait()
-        return await super().apply(feed, preview, on_event)
+        return await super().apply(feed, preview, on_event, cause=cause, reason=reason)
 
 
 async def test_an_abort_asks_with_cancel_focused_and_is_refused_once_locked() -> None:
