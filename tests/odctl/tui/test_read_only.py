@@ -241,13 +241,7 @@ class WaitingApplier(ScriptedApplier):
         self.is_over = asyncio.Event()
 
     async def apply(
-        self,
-        feed: Feed,
-        preview: ApplyPreview,
-        on_event: OnEvent,
-        *,
-        cause: Cause = "apply",
-        reason: str = "",
+        self, feed: Feed, preview: ApplyPreview, on_event: OnEvent, *, cause: Cause = "apply", reason: str = ""
     ) -> ApplyEvent:
         await on_event(self.events[0])
         await self.is_over.wait()
