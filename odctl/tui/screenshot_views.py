@@ -49,11 +49,13 @@ async def _name_file(pilot: Pilot[None], app: OdctlApp, scene: Scene) -> None:
     await pilot.press("w")
 
 
-async def _ask_to_apply(pilot: Pilot[None], app: OdctlApp, scene: Scene) -> None:  # noqa: ARG001
+async def _ask_to_apply(pilot: Pilot[None], app: OdctlApp, scene: Scene) -> None:
     app.set_read_only(False)
     app.run_command(f"apply {scene.other_plan}")
-    await until(lambda: type(app.screen).__name__ == "ConfirmScreen")
+    # On top of the stack it is before its buttons are there.
+    await until(lambda: type(app.screen).__name__ == "ConfirmScreen" and bool(app.screen.query("#confirm")))
     app.clear_notifications()
+    await pilot.pause()
 
 
 async def _apply(pilot: Pilot[None], app: OdctlApp, scene: Scene) -> None:
