@@ -78,11 +78,8 @@ def spread(left: Line, right: Line, width: int) -> Line:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Lines of at most `width` cells, broken at spaces where there are any; line breaks are kept.
-
-    Less than one cell is taken as one: so wide is a view that is not laid out yet.
-    """
-    width = max(1, width)
+    """Lines of at most `width` cells, broken at spaces where there are any; line breaks are kept."""
+    width = max(1, width)  # before a screen is laid out there may be less than none
     lines: list[str] = []
     for paragraph in text.split("\n"):
         current = ""
