@@ -104,7 +104,8 @@ class PtyApp:
 
     def keys_to_paint_s(self, key: bytes, count: int, *, seed: int, budget_s: float) -> list[float]:
         """Several, at moments that have nothing to do with the app's ticks; fewer where they take too long."""
-        chance, out = random.Random(seed), []
+        chance = random.Random(seed)
+        out: list[float] = []
         end_s = time.monotonic() + budget_s
         while len(out) < count and (not out or time.monotonic() < end_s):
             self.read_for(chance.uniform(0.12, 0.6))
