@@ -67,13 +67,16 @@ def main() -> int:
 def picture_lab(lab: Lab, views: tuple[View, ...], out: Path, *, warm_up_s: float, steps: str) -> list[MissingView]:
     """Deploy, disturb, and take every view at every size; the other plan is applied at each size, to and fro."""
     model, first, second = (lab.directory / name for name in ("speaker", "plan.toml", "pipeline.toml"))
-    listen = f"127.0.0.1:{_port()}"
     odctl(lab, "bootstrap")
     odctl(lab, "models", "make-demo", str(model), "--steps", steps)
     odctl(lab, "probe", "--quick")
-    common = ("--context", "512", "--listen", listen)
-    odctl(lab, "plan", str(model), "--strategy", "hybrid", "--tensor", "1,2", *common, "-o", str(first))
-    odctl(lab, "plan", str(model), "--strategy", "pipeline", "--stages", "3", *common, "-o", str(second))
+    # The hosts share this machine's loopback: a gateway that moves to another host needs a port of its own there.
+    shapes = ((first, PORT, ("hybrid", "--tensor", "1,2")), (second, 0, ("pipeline", "--stages", "3")))
+    for path, port, shape in shapes:
+        listen = f"127.0.0.1:{_free_port(port)}"
+        odctl(
+            lab, "plan", str(model), "--strategy", *shape, "--context", "512", "--listen", listen, "-o", str(path)
+        )
     odctl(lab, "apply", str(first), "--yes")
     missing: list[MissingView] = []
     with _load(lab):
@@ -147,8 +150,9 @@ def _chosen(only: str) -> tuple[View, ...]:
     return tuple(view for view in VIEWS if not names or view.name in names)
 
 
-def _port() -> int:
-    for port in (PORT, 0):
+def _free_port(wanted: int) -> int:
+    """That one, or any where it is taken."""
+    for port in (wanted, 0):
         try:
             with socket.create_server(("127.0.0.1", port)) as server:
                 bound: int = server.getsockname()[1]

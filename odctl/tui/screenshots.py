@@ -28,6 +28,9 @@ VIEW_TIMEOUT_S = 60.0
 SETTLE_S = 2.5
 """A little more than two snapshots: what is drawn is then of the screen that is shown."""
 
+TOLD_LINES = 12
+"""Of the screen that stands where another was wanted."""
+
 MakeApp = Callable[[], OdctlApp]
 
 
@@ -169,7 +172,10 @@ async def _reach(view: View, pilot: Pilot[None], app: OdctlApp, scene: Scene, sa
     if _is_shown(view, app):
         return ""
     wanted = f"{view.screen} with {view.shows!r}" if view.shows else view.screen
-    return f"no {wanted} but {type(app.screen).__name__}" + (f" ({'; '.join(dict.fromkeys(said))})" if said else "")
+    reason = f"no {wanted} but {type(app.screen).__name__}" + (
+        f" ({'; '.join(dict.fromkeys(said))})" if said else ""
+    )
+    return reason + "".join(f"\n    {line.rstrip()}" for line in screen_text(app).splitlines()[:TOLD_LINES])
 
 
 def _is_shown(view: View, app: OdctlApp) -> bool:
