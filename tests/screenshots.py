@@ -19,13 +19,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from odctl.recording import open_recording
+from odctl.tui.replay import replay_app
+
 from odctl.fleet.clock import SystemClock
 from odctl.inventory import load_inventory
 from odctl.lab import Lab
 from odctl.tui.app import OdctlApp
 from odctl.tui.feed import FleetFeed
-from odctl.tui.screenshot_views import VIEWS, WITHOUT_PICTURE
+from odctl.tui.screenshot_views import REPLAY_VIEWS, VIEWS, WITHOUT_PICTURE
 from odctl.tui.screenshots import SIZES, MissingView, Scene, View, screens_without_view, take_pictures
+from tests import simulated_screens
 from tests.integration.cluster import Cluster
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +53,9 @@ def main() -> int:
     views = _chosen(arguments.only)
     with Lab(name="screens", num_hosts=arguments.hosts) as lab:
         missing = picture_lab(lab, views, arguments.out, warm_up_s=arguments.warm_up, steps=arguments.steps)
+    if not arguments.only:
+        for path in asyncio.run(simulated_screens.take(arguments.out)):
+            _say(str(path))
     uncovered = set() if arguments.only else set(screens_without_view(VIEWS)) - WITHOUT_PICTURE.keys()
     for each in missing:
         sys.stderr.write(f"✗ {each.name}: {each.reason}\n")
@@ -85,6 +92,12 @@ def picture_lab(lab: Lab, views: tuple[View, ...], out: Path, *, warm_up_s: floa
                 )
             )
             missing += taken.missing
+        recording = lab.directory / "lab.odrec"
+        odctl(lab, "record", str(recording), "--for", "20s")
+        taken = asyncio.run(
+            take_pictures(lambda: replay_app(open_recording(recording)), REPLAY_VIEWS, out, warm_up_s=0.0, say=_say)
+        )
+        missing += taken.missing
     return missing
 
 

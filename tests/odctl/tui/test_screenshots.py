@@ -9,7 +9,7 @@ import pytest
 
 from odctl.tui import screenshots
 from odctl.tui.app import OdctlApp
-from odctl.tui.screenshot_views import SIMULATED_VIEWS, VIEWS, WITHOUT_PICTURE
+from odctl.tui.screenshot_views import REPLAY_VIEWS, VIEWS, WITHOUT_PICTURE
 from odctl.tui.screenshots import Scene, View, screen_names, screens_without_view, take_pictures
 from tests.odctl.tui import frozen_fleet as frozen
 from tests.odctl.tui.conftest import make_app
@@ -35,7 +35,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_screen_has_a_view_and_every_view_a_screen() -> None:
     assert set(screens_without_view(VIEWS)) == WITHOUT_PICTURE.keys()
-    assert {view.screen for view in (*VIEWS, *SIMULATED_VIEWS)} <= screen_names()
+    assert {view.screen for view in (*VIEWS, *REPLAY_VIEWS)} <= screen_names()
     names = [view.name for view in VIEWS]
     assert len(set(names)) == len(names)
 
