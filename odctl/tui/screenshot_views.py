@@ -75,7 +75,7 @@ async def _apply(pilot: Pilot[None], app: OdctlApp, scene: Scene) -> None:
 async def _ask_to_bench(pilot: Pilot[None], app: OdctlApp, scene: Scene) -> None:
     app.set_read_only(False)
     app.run_command(f"bench {scene.deployment}")
-    await until(lambda: type(app.screen).__name__ == "BenchDialog")
+    await until(lambda: type(app.screen).__name__ == "BenchDialog" and bool(app.screen.query("#cancel")))
     app.clear_notifications()
     await pilot.pause()
 
