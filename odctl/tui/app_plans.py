@@ -17,7 +17,7 @@ from odctl.tui.app_time import TimeApp
 from odctl.tui.apply_run import ApplyRun, Happening
 from odctl.tui.applying import Applier
 from odctl.tui.feed import Feed
-from odctl.tui.model.compare_page import compare_view
+from odctl.tui.model.compare_view import compare_view
 from odctl.tui.model.keymap import Keymap
 from odctl.tui.model.plans import PlanChoice, running_choice
 from odctl.tui.options import UiOptions

@@ -13,14 +13,8 @@ from agent.errors import FleetError
 from agent.facts.cluster import ClusterFacts
 from odctl.fleet import FleetSnapshot
 from odctl.history import last_apply_s, read_history
-from odctl.tui.model.compare_page import (
-    CompareView,
-    compare_page,
-    compare_view,
-    compared_facts,
-    letter_of,
-    moved_on,
-)
+from odctl.tui.model.compare_page import compare_page
+from odctl.tui.model.compare_view import CompareView, compare_view, compared_facts, letter_of, moved_on
 from odctl.tui.model.plans import PlanChoice
 from odctl.tui.screens.frame import FrameScreen
 from odctl.tui.widgets.lines import LinesView

@@ -10,15 +10,8 @@ import pytest
 from agent.errors import FleetError
 from agent.planner.file import plan_hash
 from agent.planner.plan import Plan
-from odctl.tui.model.compare_page import (
-    compare_page,
-    compare_view,
-    compared_facts,
-    delta_lane,
-    moved_on,
-    stage_strip,
-    versus_bar,
-)
+from odctl.tui.model.compare_page import compare_page, delta_lane, stage_strip, versus_bar
+from odctl.tui.model.compare_view import compare_view, compared_facts, moved_on
 from odctl.tui.model.plans import PlanChoice, plan_choices
 from odctl.tui.model.text import Line, line_text, line_width
 from tests.odctl.tui import frozen_fleet as frozen
