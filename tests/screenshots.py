@@ -19,14 +19,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from odctl.recording import open_recording
-from odctl.tui.replay import replay_app
-
 from odctl.fleet.clock import SystemClock
 from odctl.inventory import load_inventory
 from odctl.lab import Lab
+from odctl.recording import open_recording
 from odctl.tui.app import OdctlApp
 from odctl.tui.feed import FleetFeed
+from odctl.tui.replay import replay_app
 from odctl.tui.screenshot_views import REPLAY_VIEWS, VIEWS, WITHOUT_PICTURE
 from odctl.tui.screenshots import SIZES, MissingView, Scene, View, screens_without_view, take_pictures
 from tests import simulated_screens

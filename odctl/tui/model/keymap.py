@@ -3,7 +3,7 @@ line is left out. No I/O.
 
     [keys]
     "app.help" = "f1"
-    "table.down" = ["n", "down"]
+    "table.down" = ["f8", "down"]
 """
 
 from __future__ import annotations

@@ -5,8 +5,11 @@ from __future__ import annotations
 from textual.pilot import Pilot
 
 from odctl.tui.app import OdctlApp
+from odctl.tui.widgets.lines import LinesBar
 
 SIZES = ((80, 24), (140, 40))
+LAYOUTS = 50
+"""Most times that a layout that is still being made is waited for."""
 
 
 def screen_text(app: OdctlApp) -> str:
@@ -19,8 +22,14 @@ def screen_text(app: OdctlApp) -> str:
 
 
 async def settle(pilot: Pilot[None]) -> None:
-    """Until messages, workers and repaints have all been done."""
+    """Until messages, workers and repaints have all been done, and bars are as high as their lines."""
     await pilot.pause()
     await pilot.app.workers.wait_for_complete()
     await pilot.pause()
     await pilot.pause()
+    for _ in range(LAYOUTS):
+        if all(
+            bar.region.height >= min(1, len(bar.lines)) for bar in pilot.app.screen.query(LinesBar) if bar.display
+        ):
+            return
+        await pilot.pause(0.02)

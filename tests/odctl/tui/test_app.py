@@ -153,9 +153,9 @@ async def test_commands_go_where_they_say() -> None:
     app = make_app(frozen.FrozenFeed(frozen.snapshot()))
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
-        await pilot.press("colon", *"faults", "enter")
+        await pilot.press("colon", *"models", "enter")
         await settle(pilot)
-        assert app.current_mode == "faults"
+        assert app.current_mode == "models"
         await pilot.press("minus")
         await settle(pilot)
         assert app.current_mode == "fleet"

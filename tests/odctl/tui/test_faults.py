@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from odctl.timeline import HostJournal, Timeline, fold
-from odctl.tui.screens.deployments import DeploymentsScreen
+from odctl.tui.screens.deployment import DeploymentScreen
 from odctl.tui.screens.faults import FaultsScreen, StoryScreen
 from odctl.tui.screens.host import HostScreen
 from odctl.tui.widgets.lines import LinesView
@@ -181,8 +181,8 @@ async def test_the_host_and_the_deployment_of_a_trouble_are_a_key_away(size: tup
         assert app.screen.host == "h3"
         await pilot.press("escape", "d")
         await settle(pilot)
-        assert isinstance(app.screen, DeploymentsScreen)
-        assert app.screen.table.cursor_key == "chat"
+        assert isinstance(app.screen, DeploymentScreen)
+        assert app.screen.deployment == "chat"
 
 
 @both_sizes

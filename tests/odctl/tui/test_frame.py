@@ -367,7 +367,7 @@ async def test_a_range_is_marked_from_the_last_mark_to_the_cursor() -> None:
         await pilot.press("j", "space", "j", "j", "ctrl+@")
         await settle(pilot)
         assert table_of(app).marks == {"cpu02", "cpu03", "cpu04", "cpu05"}
-        await pilot.press("g", "space", "space")
+        await pilot.press("home", "space", "space")
         await settle(pilot)
         assert "cpu01" in table_of(app).marks
         assert "cpu02" not in table_of(app).marks, "a mark is taken away again"
@@ -482,6 +482,8 @@ async def test_the_wheel_scrolls_what_is_under_it() -> None:
     crowd = tuple(msgspec.structs.replace(base, name=f"h{number:03d}") for number in range(200))
     app = make_app(frozen.FrozenFeed(frozen.snapshot(hosts=crowd, faults=())))
     async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press("v")
         await settle(pilot)
         table = table_of(app)
         assert "h000" in screen_text(app)

@@ -42,7 +42,7 @@ def test_every_screen_has_a_view_and_every_view_a_screen() -> None:
 
 def test_a_screen_without_a_view_is_found() -> None:
     views = [view for view in VIEWS if view.screen != "HostScreen"]
-    assert screens_without_view(views) == ("HostScreen",)
+    assert set(screens_without_view(views)) - WITHOUT_PICTURE.keys() == {"HostScreen"}
     assert "FrameScreen" not in screen_names(), "what screens are made of is no screen"
 
 

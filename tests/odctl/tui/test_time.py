@@ -185,7 +185,7 @@ async def test_keys_that_the_app_itself_has_are_its_own_in_a_live_session() -> N
     app, feed, clock = live_app()
     async with app.run_test(size=(80, 24)) as pilot:
         await push(pilot, feed, clock, 0, 5)
-        await pilot.press("4")
+        await pilot.press("8")
         await settle(pilot)
         await pilot.press("minus")
         await settle(pilot)

@@ -44,7 +44,7 @@ def test_the_views_names_are_commands_too() -> None:
 
 
 def test_what_changes_the_fleet_says_so() -> None:
-    assert {command.name for command in COMMANDS if command.changes} == {"apply"}
+    assert {command.name for command in COMMANDS if command.changes} == {"apply", "bench"}
 
 
 @pytest.mark.parametrize(
