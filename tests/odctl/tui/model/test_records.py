@@ -169,7 +169,7 @@ def test_rows_are_chosen_as_on_a_screen() -> None:
     assert "cpu01" not in [rows.keys[row] for row in chosen_rows(rows, filter_text="!live")]
     assert rows.keys[chosen_rows(rows, sort="cpu")[0]] == "gpu01", "the largest first, as the screen sorts it"
     assert rows.keys[chosen_rows(rows, sort="-cpu")[0]] == "cpu01"
-    with pytest.raises(FilterError, match="no column (or label )?`speed`"):
+    with pytest.raises(FilterError, match=r"no column (or label )?`speed`"):
         chosen_rows(rows, sort="speed")
-    with pytest.raises(FilterError, match="no column (or label )?`speed`"):
+    with pytest.raises(FilterError, match=r"no column (or label )?`speed`"):
         chosen_rows(rows, filter_text="speed>5")
