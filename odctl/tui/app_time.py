@@ -180,6 +180,9 @@ class TimeApp(AppMoving):
         if self.time.recording is not None:
             self.notify(IS_A_RECORDING, severity="warning")
             return
+        if self.guard.never:
+            self.notify(f"{self.guard.never}: it writes no files either", severity="warning")
+            return
         if not name:
             self.notify(self.time.stop_recording() or "nothing is being recorded: :record FILE begins")
             self.redraw()

@@ -18,6 +18,8 @@ from odctl.tui.replay import replay_app
 from tests.integration.cluster import Cluster, free_listen, open_cluster, until
 from tests.odctl.tui.reading import screen_text, settle
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["h1", "h2"]
 
 

@@ -8,12 +8,16 @@ import signal
 from contextlib import aclosing
 from pathlib import Path
 
+import pytest
+
 from odctl.fleet import FleetSnapshot, open_fleet, watch_fleet
 from odctl.fleet.clock import SystemClock
 from odctl.inventory import load_inventory
 from odctl.tui.model.fault_lanes import TimelineOf
 from tests.integration.clients import ask
 from tests.integration.cluster import free_listen, open_cluster, until
+
+pytestmark = pytest.mark.slow
 
 NAME = "chat"
 CONTROLLER = "h1"

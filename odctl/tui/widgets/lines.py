@@ -31,6 +31,13 @@ class LinesBar(Widget):
         has_new_height = len(lines) != len(self.lines)
         self.lines = tuple(lines)
         self.refresh(layout=has_new_height)
+        if has_new_height:
+            self.call_after_refresh(self._take_height)
+
+    def _take_height(self) -> None:
+        """A layout that was under way when the lines came may have left the bar as high as it was before."""
+        if self.is_attached and self.size.width and self.size.height != len(self.lines):
+            self.refresh(layout=True)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:  # noqa: ARG002 - Textual's
         return len(self.lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 from collections.abc import AsyncIterator
 from typing import cast
 
@@ -153,7 +154,12 @@ async def test_an_upload_is_streamed_and_its_offset_counts() -> None:
     assert control.received == b"".join(bytes([number]) * 10_000 for number in range(50))
 
 
-async def test_a_bug_is_an_error_with_a_way_out_and_the_agent_lives_on(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_is_an_error_with_a_way_out_and_the_agent_lives_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A server that other tests have run with its own logging keeps its records to itself from then on.
+    for name in ("uvicorn", "uvicorn.error"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
     report = BackendReport(
         deployment="chat", generation=1, rank_id="r0s0t0", host="beta", error=LOST.detail, failed_streams=0
     )

@@ -35,6 +35,18 @@ async def test_nothing_unlocks_it_and_it_says_why(size: tuple[int, int], keys: t
     assert " RO " in text.splitlines()[0]
 
 
+async def test_it_records_into_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    app = make_app()
+    app.guard = WriteGuard(never=REASON)
+    async with app.run_test(size=SIZES[0], notifications=True) as pilot:
+        await settle(pilot)
+        app.run_command("record here.odr")
+        await settle(pilot)
+        assert said(app) == [f"{REASON}: it writes no files either"]
+    assert not any(tmp_path.iterdir())  # noqa: ASYNC240 - a folder of the test
+
+
 async def test_its_editor_writes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     app = make_app()
