@@ -75,6 +75,21 @@ def bytes_interval_words(num_bytes: Interval) -> str:
     return f"{expected} ({num_bytes.low / scale:.{digits}f}..{num_bytes.high / scale:.{digits}f})"
 
 
+def figure_words(value: float, unit: str) -> str:
+    """A compared figure in the unit of its metric, short enough for a column."""
+    match unit:
+        case "s":
+            return seconds_words(value)
+        case "bytes":
+            return bytes_words(value)
+        case "J":
+            return joules_words(value)
+        case "tokens/s":
+            return rate_words(value).removesuffix(" tok/s") + "/s"
+        case _:
+            return f"{value:.0%}" if unit == "fraction" else f"{value:.0f}"
+
+
 def _figure(value: float) -> str:
     """Two digits are all that an interval's end is worth; three where whole numbers have them."""
     return f"{value:.2g}" if value < 99.5 else f"{value:.0f}"

@@ -18,12 +18,11 @@ from agent.planner.risk import risk_words
 from agent.planner.words import (
     bytes_interval_words,
     bytes_words,
+    figure_words,
     joules_interval_words,
-    joules_words,
     layers_words,
     list_words,
     rate_interval_words,
-    rate_words,
     seconds_interval_words,
     seconds_words,
 )
@@ -256,7 +255,7 @@ def _metric_line(metric: Metric, letters: list[str]) -> str:
     for value, delta in zip(metric.values, metric.deltas, strict=True):
         sign = "pt" if metric.unit == "fraction" else "%"
         change = f" {delta * 100:+.0f}{sign}" if cells and delta is not None and abs(delta) >= 0.005 else ""
-        cells.append(f"{_figure(metric, value)}{change}")
+        cells.append(f"{figure_words(value, metric.unit)}{change}")
     best = letters[metric.best] if metric.best is not None else "="
     return f"{metric.name:<20}" + "".join(f"{cell:>{COLUMN}}" for cell in cells) + f"   {best}"
 
@@ -280,20 +279,6 @@ def _bounds_line(metric: Metric) -> list[str]:
     cells = (f"({words(bounds).partition('(')[2]}" if bounds.low < bounds.high else "" for bounds in metric.bounds)
     title = "  least to most" if metric.unit == "bytes" else "  4 in 5 runs"
     return [f"{title:<20}" + "".join(f"{cell:>{COLUMN}}" for cell in cells)]
-
-
-def _figure(metric: Metric, value: float) -> str:
-    match metric.unit:
-        case "s":
-            return seconds_words(value)
-        case "bytes":
-            return bytes_words(value)
-        case "J":
-            return joules_words(value)
-        case "tokens/s":
-            return rate_words(value).removesuffix(" tok/s") + "/s"
-        case _:
-            return f"{value:.0%}" if metric.unit == "fraction" else f"{value:.0f}"
 
 
 def _change_lines(change: PlanChange, letters: list[str]) -> list[str]:

@@ -137,34 +137,11 @@ class OdctlApp(AppPlans):
     def on_snapshot_taken(self, message: SnapshotTaken) -> None:
         self.take_live(message.snapshot)
 
-    def redraw(self) -> None:
-        """Draw the current screen anew; the others draw when they come back."""
-        # While the app leaves, the last snapshots come when its screens are gone.
-        if self.screen_stack and isinstance(self.screen, FrameScreen):
-            self.screen.redraw()
-
     def _fail(self, failure: BaseException) -> None:
         self._failure = failure
         self.exit(return_code=1, message=f"odctl: the fleet's thread broke: {failure!r}")
 
     # --- moving about -------------------------------------------------------------------------------------
-
-    def action_mode(self, mode: str) -> None:
-        """Go to a view; its own number again leads back to its first screen."""
-        if mode == self.current_mode:
-            if isinstance(self.screen, FrameScreen) and not self.screen.may_leave():
-                return
-            while len(self.screen_stack) > 1:
-                self.pop_screen()
-            return
-        self.switch_mode(mode)
-
-    def _to_first_screen(self) -> None:
-        """The first screen of the mode, as far as nothing would be lost on the way."""
-        while len(self.screen_stack) > 1:
-            if isinstance(self.screen, PlanEditorScreen) and self.screen.is_unsaved:
-                return
-            self.pop_screen()
 
     async def action_quit(self) -> None:
         """Leave, but ask first where edits would be lost."""
@@ -387,12 +364,6 @@ class OdctlApp(AppPlans):
                 self.run_command(name)
 
         return do
-
-    def go_to(self, mode: str) -> None:
-        """The first screen of a mode, whatever stands above it."""
-        if mode != self.current_mode:
-            self.action_mode(mode)
-        self._to_first_screen()
 
     def _open_table(self, mode: str, filter_text: str) -> None:
         self.go_to(mode)

@@ -14,6 +14,7 @@ from odctl.tui.feed import Feed, GuardedFeed
 from odctl.tui.model.consent import name_to_type
 from odctl.tui.model.keymap import Keymap
 from odctl.tui.options import UiOptions
+from odctl.tui.screens.frame import FrameScreen
 
 UNLOCKED_S = 600.0
 
@@ -33,8 +34,10 @@ class AppLock(AppLooks):
         self._relock: Timer | None = None
 
     def redraw(self) -> None:
-        """Draw the current screen anew."""
-        raise NotImplementedError
+        """Draw the current screen anew; the others draw when they come back."""
+        # While the app leaves, the last snapshots come when its screens are gone.
+        if self.screen_stack and isinstance(self.screen, FrameScreen):
+            self.screen.redraw()
 
     @property
     def is_read_only(self) -> bool:

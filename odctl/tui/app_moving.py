@@ -16,6 +16,7 @@ from odctl.tui.options import UiOptions
 from odctl.tui.screens.frame import FrameScreen
 from odctl.tui.screens.help import HelpScreen, help_groups
 from odctl.tui.screens.jump import JumpScreen
+from odctl.tui.screens.plan_editor import PlanEditorScreen
 from odctl.tui.screens.time_keys import TIME_KEYS
 from odctl.tui.widgets.tabs import TabsBar
 
@@ -43,8 +44,27 @@ class AppMoving(AppLock):
         raise NotImplementedError
 
     def action_mode(self, mode: str) -> None:
-        """Go to a view."""
-        raise NotImplementedError
+        """Go to a view; its own number again leads back to its first screen."""
+        if mode == self.current_mode:
+            if isinstance(self.screen, FrameScreen) and not self.screen.may_leave():
+                return
+            while len(self.screen_stack) > 1:
+                self.pop_screen()
+            return
+        self.switch_mode(mode)
+
+    def go_to(self, mode: str) -> None:
+        """The first screen of a mode, whatever stands above it."""
+        if mode != self.current_mode:
+            self.action_mode(mode)
+        self._to_first_screen()
+
+    def _to_first_screen(self) -> None:
+        """The first screen of the mode, as far as nothing would be lost on the way."""
+        while len(self.screen_stack) > 1:
+            if isinstance(self.screen, PlanEditorScreen) and self.screen.is_unsaved:
+                return
+            self.pop_screen()
 
     def action_last_view(self) -> None:
         if address := self.views.last():

@@ -48,10 +48,6 @@ class AppPlans(TimeApp):
         self.apply_runs: dict[str, ApplyRun] = {}
         """Applies of this session, the newest of each deployment; the last one last."""
 
-    def go_to(self, mode: str) -> None:
-        """The first screen of a mode, whatever stands above it."""
-        raise NotImplementedError
-
     # --- applying -----------------------------------------------------------------------------------------
 
     def ask_to_apply(self, choice: PlanChoice, *, cause: Cause = "apply", reason: str = "") -> None:

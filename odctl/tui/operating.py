@@ -12,10 +12,9 @@ from odctl.apply import operator_name
 from odctl.bench.deployment import measure_deployment
 from odctl.bench.run import Measurement
 from odctl.fleet import Fleet
+from odctl.fleet.guard import READ_ONLY, WAY_OUT
 from odctl.requests import cancel_request, read_requests
 from odctl.tui.feed import Feed
-
-READ_ONLY = "E121"
 
 
 class Operator(Protocol):
@@ -62,6 +61,4 @@ class FleetOperator:
 
     def _check(self, what: str) -> None:
         if self._is_read_only():
-            raise FleetError(
-                READ_ONLY, f"this session is read-only: {what}", hint="^x or :unlock allows changes for ten minutes"
-            )
+            raise FleetError(READ_ONLY, f"this session is read-only: {what}", hint=WAY_OUT)

@@ -12,7 +12,7 @@ from agent.planner.compare import HostMove, Metric, PlanChange
 from agent.planner.interval import Interval
 from agent.planner.plan import Plan, Range, rank_places
 from agent.planner.risk import risk_words
-from agent.planner.words import bytes_words, joules_words, list_words, rate_words, seconds_words
+from agent.planner.words import bytes_words, figure_words, list_words, seconds_words
 from odctl.tui.model.columns import GAP, beside, stacked
 from odctl.tui.model.compare_view import CompareView, letter_of, origin_words
 from odctl.tui.model.plan_map import map_width, ruler
@@ -157,7 +157,10 @@ def _metrics(view: CompareView, width: int) -> tuple[Line, ...]:
         spans: list[Span | str] = [f" {fit(metric.name, NAME_CELLS)}"]
         for index, value in enumerate(metric.values):
             spans.append(
-                Span(f" {figure_words(metric, value):>{FIGURE_CELLS}}", "ok" if metric.best == index else "plain")
+                Span(
+                    f" {figure_words(value, metric.unit):>{FIGURE_CELLS}}",
+                    "ok" if metric.best == index else "plain",
+                )
             )
         spans.append(f" {_delta_words(metric, delta):>{DELTA_CELLS}}{'~' if is_unsure else ' '}")
         if half >= LEAST_HALF_BAR:
@@ -201,21 +204,6 @@ def _overlaps(pair: Metric) -> bool:
 
 def _meet(first: Interval, second: Interval) -> bool:
     return first.low <= second.high and second.low <= first.high
-
-
-def figure_words(metric: Metric, value: float) -> str:
-    """In the unit of its metric, short enough for a column."""
-    match metric.unit:
-        case "s":
-            return seconds_words(value)
-        case "bytes":
-            return bytes_words(value)
-        case "J":
-            return joules_words(value)
-        case "tokens/s":
-            return rate_words(value).removesuffix(" tok/s") + "/s"
-        case _:
-            return f"{value:.0%}" if metric.unit == "fraction" else f"{value:.0f}"
 
 
 def _delta_words(metric: Metric, delta: float | None) -> str:
