@@ -21,15 +21,13 @@ from agent.engine.batch import lay_out
 from agent.engine.decoder import Decoder
 from agent.engine.kv_cache import KvCache
 from agent.engine.linear import Linear
-from agent.engine.linear.choose import make_kernel
-from agent.engine.linear.kernel import Kernel
 from agent.engine.memory import check_memory
-from agent.engine.weights import ShardWeights
+from agent.engine.random_weights import random_weights
 from agent.errors import FleetError
 from agent.facts.model import Dtype, FamilySpec, ModelSpec, Quantisation, RopeSpec
 from agent.facts.probe import AttentionProbe, DeviceProbe, GemmProbe, LayerProbe
 from agent.planner.plan import BLOCK_TOKENS
-from agent.planner.shards import whole_extent
+from agent.planner.shards import slice_shard, whole_extent
 from agent.wire.probe import DeviceProbeConfig, DeviceReport, ProbeSizes
 from agent.wire.rank import SamplingParams, SequenceSlice, Step
 
@@ -195,30 +193,16 @@ def _measure_layers(
     """Thin layers, so that products take little of their time; enough of them that each finds its code cold."""
     kind = KINDS[dtype]
     extent = msgspec.structs.replace(whole_extent(THIN), is_first_stage=False, is_last_stage=False)
-    kernels: dict[tuple[str, int | None], Kernel] = {}
-    tensors: dict[tuple[str, int | None], Tensor] = {}
-    heads = (THIN.num_heads + 2 * THIN.num_kv_heads) * THIN.head_size
-    matrices = {
-        "qkv": (heads, THIN.hidden_size),
-        "o_proj": (THIN.hidden_size, THIN.num_heads * THIN.head_size),
-        "gate_up": (2 * THIN.intermediate_size, THIN.hidden_size),
-        "down_proj": (THIN.hidden_size, THIN.intermediate_size),
-    }
-    for layer in range(THIN.num_layers):
-        for role, (outputs, inputs) in matrices.items():
-            weight_NK = torch.randn((outputs, inputs), device=device).mul_(inputs**-0.5).to(kind)
-            kernels[role, layer] = make_kernel(weight_NK, None, quantisation=quantisation)
-        for role in ("input_norm", "mlp_norm"):
-            tensors[role, layer] = torch.ones(THIN.hidden_size, dtype=kind, device=device)
     decoder = Decoder(
         THIN,
         extent,
-        ShardWeights(kernels, tensors, is_exact=False),
+        random_weights(THIN, extent, kind=kind, device=device, quantisation=quantisation),
         context=THIN.max_context,
         kind=kind,
         device=device,
         on_layer=lambda: None,
     )
+    matrices = [piece for piece in slice_shard(THIN, extent) if len(piece.shape) > 1]
     for sequences in LAYER_SEQUENCES:
         yield LayerProbe(
             dtype=dtype,
@@ -226,7 +210,7 @@ def _measure_layers(
             sequences=sequences,
             context=THIN.max_context,
             seconds=_step_s(decoder, sequences, kind, device, sizes.span_s) / THIN.num_layers,
-            weight_elements=sum(outputs * inputs for outputs, inputs in matrices.values()),
+            weight_elements=sum(piece.num_elements for piece in matrices) // THIN.num_layers,
             cache_bytes=2 * THIN.max_context * THIN.num_kv_heads * THIN.head_size * kind.itemsize,
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from itertools import pairwise
 
 import msgspec
 
@@ -12,6 +11,7 @@ from agent.facts.cluster import ClusterFacts, DeviceFacts, DeviceKind, LinkFacts
 from agent.facts.model import Dtype, Quantisation
 from agent.facts.probe import DeviceProbe
 from agent.planner.carriers import CarrierKind
+from agent.planner.rehearsal import on_line
 
 
 class DeviceRates(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,14 +35,8 @@ class DeviceRates(msgspec.Struct, frozen=True, kw_only=True):
 
         Fewer rows than were measured take as long as the fewest, more take as long per row as the most.
         """
-        points = self.products
-        if rows <= points[0][0]:
-            return points[0][1]
-        for (low, low_s), (high, high_s) in pairwise(points):
-            if rows <= high:
-                return low_s + (rows - low) / (high - low) * (high_s - low_s)
-        most, most_s = points[-1]
-        return most_s * rows / most
+        most, most_s = self.products[-1]
+        return on_line(self.products, rows) if rows <= most else most_s * rows / most
 
 
 class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
