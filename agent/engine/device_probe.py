@@ -20,6 +20,7 @@ from agent.engine.attention import attend
 from agent.engine.batch import lay_out
 from agent.engine.decoder import Decoder
 from agent.engine.kv_cache import KvCache
+from agent.engine.layer_steps import decoding, step_through
 from agent.engine.linear import Linear
 from agent.engine.memory import check_memory
 from agent.engine.random_weights import random_weights
@@ -204,51 +205,17 @@ def _measure_layers(
     )
     matrices = [piece for piece in slice_shard(THIN, extent) if len(piece.shape) > 1]
     for sequences in LAYER_SEQUENCES:
+        slices = decoding(sequences, context=THIN.max_context)
+        step = step_through(decoder, THIN, extent, slices, device=device, kind=kind)
         yield LayerProbe(
             dtype=dtype,
             quantisation=quantisation,
             sequences=sequences,
             context=THIN.max_context,
-            seconds=_step_s(decoder, sequences, kind, device, sizes.span_s) / THIN.num_layers,
+            seconds=seconds_of(step, device, sizes.span_s) / THIN.num_layers,
             weight_elements=sum(piece.num_elements for piece in matrices) // THIN.num_layers,
             cache_bytes=2 * THIN.max_context * THIN.num_kv_heads * THIN.head_size * kind.itemsize,
         )
-
-
-def _step_s(decoder: Decoder, sequences: int, kind: torch.dtype, device: torch.device, span_s: float) -> float:
-    """Seconds of a step in which each sequence, at the end of its context, gets a token."""
-    blocks = -(-THIN.max_context // BLOCK_TOKENS)
-    cache = KvCache(
-        num_layers=THIN.num_layers,
-        batch=sequences,
-        context=THIN.max_context,
-        num_blocks=blocks * sequences,
-        num_kv_heads=THIN.num_kv_heads,
-        head_size=THIN.head_size,
-        kind=kind,
-        device=device,
-    )
-    first = [
-        SequenceSlice(
-            slot=slot,
-            start=THIN.max_context - 1,
-            tokens=[0],
-            samples=False,
-            params=SamplingParams(),
-            # Scattered, as in a cache that is full of what earlier prompts left.
-            new_blocks=list(range(slot, sequences * blocks, sequences)),
-        )
-        for slot in range(sequences)
-    ]
-    cache.admit(first)
-    later = [msgspec.structs.replace(piece, params=None, new_blocks=[]) for piece in first]
-    hidden_TD = torch.randn((sequences, THIN.hidden_size), device=device).to(kind)
-
-    def act(number: int) -> None:
-        batch = lay_out(Step(step_id=number, slices=later), cache.tables, kind=kind, device=device)
-        decoder.run_layers(hidden_TD, batch, cache, lambda partial: partial)
-
-    return seconds_of(act, device, span_s)
 
 
 def seconds_of(act: Callable[[int], object], device: torch.device, span_s: float) -> float:

@@ -12,21 +12,18 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 import torch
-from torch import Tensor
 
-from agent.engine.batch import lay_out
 from agent.engine.decoder import Decoder
 from agent.engine.device_probe import KINDS, check_room, seconds_of
-from agent.engine.kv_cache import KvCache
+from agent.engine.layer_steps import blocks_of, decoding, prompt, step_through
 from agent.engine.random_weights import random_weights
 from agent.engine.sampling import Sampler
 from agent.facts.model import DTYPE_BYTES
 from agent.facts.probe import HeadProbe, ModelProbe, RestProbe, StepProbe
 from agent.planner.layout import cut_shares, extent_of
-from agent.planner.plan import BLOCK_TOKENS
 from agent.planner.shards import ShardExtent, shard_weight_bytes
 from agent.wire.probe import ModelProbeConfig, ModelReport
-from agent.wire.rank import SamplingParams, SequenceSlice, Step
+from agent.wire.rank import SamplingParams, SequenceSlice
 
 DECODING_SEQUENCES = (1, 8)
 DECODE_CONTEXT = 256
@@ -134,40 +131,20 @@ class _Rehearsal:
         ]
 
     def _decode(self, sequences: int) -> Callable[[int], object]:
-        slices = _decoding(sequences)
-        return self._step(slices, num_blocks=sequences * _blocks_of(DECODE_CONTEXT))
+        return self._step(decoding(sequences, context=DECODE_CONTEXT))
 
     def _chunk(self, rows: int) -> Callable[[int], object]:
-        return self._step([_prompt(0, rows, first_block=0)], num_blocks=_blocks_of(rows))
+        return self._step([prompt(0, rows, first_block=0)])
 
     def _mixed(self, rows: int, beside: int) -> Callable[[int], object]:
         """A prompt's chunk and the tokens of other sequences."""
-        used = beside * _blocks_of(DECODE_CONTEXT)
-        slices = [*_decoding(beside), _prompt(beside, rows, first_block=used)]
-        return self._step(slices, num_blocks=used + _blocks_of(rows))
+        used = beside * blocks_of(DECODE_CONTEXT)
+        return self._step([*decoding(beside, context=DECODE_CONTEXT), prompt(beside, rows, first_block=used)])
 
-    def _step(self, slices: list[SequenceSlice], *, num_blocks: int) -> Callable[[int], object]:
-        extent, model = self._extent, self._order.model
-        cache = KvCache(
-            num_layers=self._num_layers,
-            batch=len(slices),
-            context=self._context,
-            num_blocks=num_blocks,
-            num_kv_heads=extent.kv_heads[1] - extent.kv_heads[0],
-            head_size=model.head_size,
-            kind=self._kind,
-            device=self._device,
+    def _step(self, slices: list[SequenceSlice]) -> Callable[[int], object]:
+        return step_through(
+            self._decoder, self._order.model, self._extent, slices, device=self._device, kind=self._kind
         )
-        cache.admit(slices)
-        rows = sum(len(piece.tokens) for piece in slices)
-        hidden_TD = torch.randn((rows, model.hidden_size), device=self._device).to(self._kind)
-
-        def act(number: int) -> Tensor:
-            step = Step(step_id=number, slices=slices)
-            batch = lay_out(step, cache.tables, kind=self._kind, device=self._device)
-            return self._decoder.run_layers(hidden_TD, batch, cache, lambda partial: partial)
-
-        return act
 
     def _draw(self, rows: int) -> Callable[[int], object]:
         sampler = Sampler(rows)
@@ -194,38 +171,6 @@ def _extent(config: ModelProbeConfig, parts: int) -> ShardExtent:
     layer_bytes = max(1, shard_weight_bytes(spec, one, order.dtype, order.quantisation) - head_bytes)
     wanted = max(MIN_LAYERS, -(-order.sizes.weights_bytes // layer_bytes))
     return extent_of(spec, (max(0, spec.num_layers - wanted), spec.num_layers), share)
-
-
-def _decoding(sequences: int) -> list[SequenceSlice]:
-    """A token for each sequence at the end of its context; blocks lie as earlier requests left them."""
-    blocks = _blocks_of(DECODE_CONTEXT)
-    return [
-        SequenceSlice(
-            slot=slot,
-            start=DECODE_CONTEXT - 1,
-            tokens=[0],
-            samples=False,
-            params=SamplingParams(),
-            new_blocks=list(range(slot, sequences * blocks, sequences)),
-        )
-        for slot in range(sequences)
-    ]
-
-
-def _prompt(slot: int, rows: int, *, first_block: int) -> SequenceSlice:
-    """The first rows of a prompt."""
-    return SequenceSlice(
-        slot=slot,
-        start=0,
-        tokens=[0] * rows,
-        samples=False,
-        params=SamplingParams(),
-        new_blocks=list(range(first_block, first_block + _blocks_of(rows))),
-    )
-
-
-def _blocks_of(positions: int) -> int:
-    return -(-positions // BLOCK_TOKENS)
 
 
 def _longer_after(act: Callable[[int], object], idle_s: float) -> float:
