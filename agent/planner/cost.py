@@ -39,9 +39,9 @@ from agent.planner.rates import (
     slowness_of,
     turn_s,
 )
-from agent.planner.rehearsal import StepPoint
 from agent.planner.shards import dense_columns, weight_bytes
 from agent.planner.step_cost import count_micro_batches, cut_prompt
+from agent.planner.step_shape import StepShape
 
 FLOAT32_BYTES = 4
 EXPERT_OVERHEAD = 0.3
@@ -55,29 +55,6 @@ same run, of which reading it is 16.
 REQUEST_PART = "request"
 RIDING_ALONG = 2.0
 """A product that takes less than this many times as long as with one row is bound by reading its weights."""
-
-
-class StepShape(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of the engine: `rows` tokens of `sequences` sequences, each with `context` positions in the cache.
-
-    `sampled` rows go through the head. A decode step has as many rows as sequences; a prefill step has one chunk,
-    and may have further sequences' tokens beside it.
-    """
-
-    rows: int
-    sequences: int
-    context: int
-    sampled: int
-    row_context: int = 0
-    """Positions that a row attends to, on average; 0: all of its sequence's."""
-
-    @property
-    def attended(self) -> int:
-        return self.row_context or self.context
-
-    @property
-    def is_prefill(self) -> bool:
-        return self.rows > self.sequences
 
 
 class StageCost(msgspec.Struct, frozen=True, kw_only=True):
@@ -421,8 +398,8 @@ def stage_cost(
     """
     element = DTYPE_BYTES[dtype]
     p = len(places)
-    leader = places[0].device
-    own_turn_s = turn_s(step.sampled, slowness=slowness_of(leader.kind, rates_of(leader, dtype, quantisation)))
+    rates_of_ranks = [rates_of(place.device, dtype, quantisation) for place in places]
+    own_turn_s = turn_s(step.sampled, slowness=slowness_of(places[0].device.kind, rates_of_ranks[0]))
     link = group_link(places, links)
     carrier = carrier_between(places, links)
     reduce_s = all_reduce_s(link, step.rows * spec.hidden_size * element, p, carrier=carrier)
@@ -430,10 +407,9 @@ def stage_cost(
     waits_s = all_reduce_s(link, 0, p, carrier=carrier)
     head_s = embed_s = idle_watts = busy_watts = 0.0
     slowest: RankCost | None = None
-    for place, share in zip(places, cut_shares(spec, units), strict=True):
-        rates = rates_of(place.device, dtype, quantisation)
+    for place, share, rates in zip(places, cut_shares(spec, units), rates_of_ranks, strict=True):
         idle_watts, busy_watts = idle_watts + rates.idle_watts, busy_watts + rates.busy_watts
-        rank = rank_cost(spec, place.device, share, step=step, dtype=dtype, quantisation=quantisation)
+        rank = rank_cost(spec, place.device, share, step=step, dtype=dtype, quantisation=quantisation, rates=rates)
         if slowest is None or rank.layer_s > slowest.layer_s:
             slowest = rank
         head_s = max(head_s, rank.head_s)
@@ -489,9 +465,13 @@ def rank_cost(
     step: StepShape,
     dtype: Dtype,
     quantisation: Quantisation = "none",
+    rates: DeviceRates | None = None,
 ) -> RankCost:
-    """By the roofline, or at the level of the model's rehearsal where the device has seen one."""
-    rates = rates_of(device, dtype, quantisation)
+    """By the roofline, or at the level of the model's rehearsal where the device has seen one.
+
+    `rates` are the device's, where the caller has them already.
+    """
+    rates = rates or rates_of(device, dtype, quantisation)
     modelled = _modelled_rank(spec, share, step, dtype=dtype, quantisation=quantisation, rates=rates)
     kv_heads = share.kv_heads[1] - share.kv_heads[0]
     known = rehearsal.rehearsal_of(device.probe, spec, dtype, quantisation, parts=spec.num_kv_heads / kv_heads)
@@ -500,20 +480,13 @@ def rank_cost(
         return msgspec.structs.replace(modelled, device=kind)
     rehearsed_share = cut_shares(spec, [spec.num_kv_heads // known.parts] * known.parts)[0]
 
-    def modelled_s(point: StepPoint) -> float:
-        shape = StepShape(
-            rows=point.rows,
-            sequences=point.sequences,
-            context=point.context,
-            sampled=0,
-            row_context=point.row_context,
-        )
+    def modelled_s(shape: StepShape) -> float:
         return _modelled_rank(
             spec, rehearsed_share, shape, dtype=dtype, quantisation=quantisation, rates=rates
         ).layer_s
 
-    point = StepPoint(rows=step.rows, sequences=step.sequences, context=step.context, row_context=step.row_context)
-    level = rehearsal.layer_s(known, point, modelled_s) / modelled_s(point)
+    layers_alone = msgspec.structs.replace(step, sampled=0)
+    level = rehearsal.layer_s(known, layers_alone, modelled_s) / modelled_s(layers_alone)
     vocab = share.vocab[1] - share.vocab[0]
     vocab_share = vocab / (rehearsed_share.vocab[1] - rehearsed_share.vocab[0])
     return RankCost(

@@ -16,12 +16,13 @@ import numpy as np
 from agent.facts.cluster import DeviceKind
 from agent.facts.model import DTYPE_BYTES
 from agent.planner.carriers import carrier_of
-from agent.planner.cost import StageCost, StepShape, decode_step, message_s, prefill_step, stage_cost
+from agent.planner.cost import StageCost, decode_step, message_s, prefill_step, stage_cost
 from agent.planner.layout import Layout, Place, StageLayout, cut_shares
 from agent.planner.order import nearest_neighbours, reordered, search_order, values_in_orders
 from agent.planner.problem import Problem
 from agent.planner.rates import DISTINCT_HOSTS, SAME_HOST_CPU, SAME_HOST_CUDA, rates_of
 from agent.planner.split import Floats, Ints, Minimise, OptionTable, Split, SplitLimits, split_layers
+from agent.planner.step_shape import StepShape
 from agent.planner.tensor import decode_speed
 
 MAX_PERMUTED_HOSTS = 4

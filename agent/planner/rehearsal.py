@@ -15,20 +15,12 @@ import msgspec
 from agent.facts.model import Dtype, ModelSpec, Quantisation
 from agent.facts.probe import DeviceProbe, ModelProbe, StepProbe
 from agent.planner.step_cost import ROWS_AT_ONCE
+from agent.planner.step_shape import StepShape
 
 Curve = Sequence[tuple[float, float]]
 """(where, seconds), by where."""
 LEAST_SHARE = 0.1
 """Of a measured step, what is left of it at least where a much shorter context takes from it."""
-
-
-class StepPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """What a layer's time hangs on; as `cost.StepShape` has them."""
-
-    rows: int
-    sequences: int
-    context: int
-    row_context: int = 0
 
 
 def rehearsal_of(
@@ -41,20 +33,20 @@ def rehearsal_of(
     return min(known, key=lambda each: abs(each.parts - parts), default=None)
 
 
-def layer_s(known: ModelProbe, step: StepPoint, modelled_s: Callable[[StepPoint], float]) -> float:
+def layer_s(known: ModelProbe, step: StepShape, modelled_s: Callable[[StepShape], float]) -> float:
     """Seconds of the rehearsed share of a layer; `modelled_s` is the cost model's for that share."""
     decodes = [(each.sequences, each.seconds) for each in known.steps if not each.is_prefill]
-    if step.rows <= step.sequences:
+    if not step.is_prefill:
         measured_s, at = on_line(decodes, step.sequences), _decode_context(known)
-        reference = StepPoint(rows=step.rows, sequences=step.sequences, context=at)
+        reference = StepShape(rows=step.rows, sequences=step.sequences, context=at, sampled=0)
         return _moved(measured_s, modelled_s(step) - modelled_s(reference))
     prompts = [(each.rows, each.seconds) for each in known.steps if each.is_prefill and each.sequences == 1]
     chunks = [*decodes[:1], *prompts]
     further = step.sequences - 1
     rows = -(-(step.rows - further) // ROWS_AT_ONCE) * ROWS_AT_ONCE
     measured_s = on_line(chunks, rows) + further * _beside_s(known, chunks, decodes)
-    alone = StepPoint(rows=step.rows, sequences=1, context=step.context, row_context=step.row_context)
-    reference = StepPoint(rows=step.rows, sequences=1, context=max(1, step.rows // 2))
+    alone = msgspec.structs.replace(step, sequences=1)
+    reference = StepShape(rows=step.rows, sequences=1, context=max(1, step.rows // 2), sampled=0)
     return _moved(measured_s, modelled_s(alone) - modelled_s(reference))
 
 

@@ -10,10 +10,11 @@ import math
 import msgspec
 
 from agent.facts.model import ModelSpec
-from agent.planner.cost import PipelineTimes, StepShape, pipeline_times
+from agent.planner.cost import PipelineTimes, pipeline_times
 from agent.planner.layout import Layout
 from agent.planner.plan import BLOCK_TOKENS, Plan, Serving
 from agent.planner.rates import LinkTable
+from agent.planner.step_shape import StepShape
 from agent.wire.rank import SequenceSlice, Step
 
 

@@ -176,9 +176,10 @@ def simulate_plan(
 ) -> Result:
     """A pure function of its arguments but for warnings on stderr. Raises E106, E107, E118, E601."""
     from agent.planner.check import check_plan, raise_problems
-    from agent.planner.cost import PipelineTimes, StepShape
+    from agent.planner.cost import PipelineTimes
     from agent.planner.layout import layouts_of_plan
     from agent.planner.rates import LinkTable
+    from agent.planner.step_shape import StepShape
     from agent.simulation.calibrate import calibrate
     from agent.simulation.simulator import simulate as run
     from agent.simulation.step_times import Calibration, StepCosts, drafting_of

@@ -12,7 +12,6 @@ from agent.planner.cost import (
     PipelineTimes,
     StageCost,
     StageCosts,
-    StepShape,
     all_reduce_s,
     attended_positions,
     bubble,
@@ -35,6 +34,7 @@ from agent.planner.cost import (
 from agent.planner.layout import Layout, Place, StageLayout, cut_shares
 from agent.planner.plan import Serving
 from agent.planner.rates import CARRIERS, EFFICIENCY, LinkTable, rates_of
+from agent.planner.step_shape import StepShape
 from tests.agent.planner.clusters import (
     LLAMA_1B,
     LLAMA_70B,

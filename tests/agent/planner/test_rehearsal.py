@@ -9,11 +9,12 @@ import pytest
 from agent.facts.cluster import ClusterFacts
 from agent.facts.measured import with_probes
 from agent.facts.probe import HeadProbe, ModelProbe, RestProbe, StepProbe
-from agent.planner.cost import StepShape, decode_step, estimate_layout, prefill_step, rank_cost
+from agent.planner.cost import decode_step, estimate_layout, prefill_step, rank_cost
 from agent.planner.layout import Layout, StageLayout, cut_shares
 from agent.planner.plan import Serving
 from agent.planner.rates import WARM_REQUEST_S, LinkTable, turn_s
-from agent.planner.rehearsal import StepPoint, layer_s, on_line, rehearsal_of, rest_s, rests_of
+from agent.planner.rehearsal import layer_s, on_line, rehearsal_of, rest_s, rests_of
+from agent.planner.step_shape import StepShape
 from tests.agent.facts.probes import device_probe, record_of
 from tests.agent.planner.clusters import LLAMA_1B, cluster, cpu, host, places_of
 
@@ -48,7 +49,7 @@ def facts(*models: ModelProbe) -> ClusterFacts:
     return with_probes(cluster(*hosts), [record_of(each, probe) for each in hosts])
 
 
-def flat(_point: StepPoint) -> float:
+def flat(_point: StepShape) -> float:
     """A cost model to which all steps are equal."""
     return 1.0
 
@@ -74,17 +75,17 @@ def test_between_two_points_there_is_a_line_and_behind_the_last_it_goes_on() -> 
     ],
 )
 def test_steps_between_those_that_were_measured(rows: int, sequences: int, expected_ms: float) -> None:
-    point = StepPoint(rows=rows, sequences=sequences, context=256)
+    point = StepShape(rows=rows, sequences=sequences, context=256, sampled=0)
     assert layer_s(rehearsed(), point, flat) == pytest.approx(expected_ms * 1e-3)
 
 
 def test_another_context_differs_by_what_the_cost_model_says() -> None:
-    def per_position(point: StepPoint) -> float:
+    def per_position(point: StepShape) -> float:
         return 1e-6 * point.context * point.sequences
 
-    longer = StepPoint(rows=2, sequences=2, context=1256)
+    longer = StepShape(rows=2, sequences=2, context=1256, sampled=0)
     assert layer_s(rehearsed(), longer, per_position) == pytest.approx(11e-3 + 2 * 1000 * 1e-6)
-    assert layer_s(rehearsed(), StepPoint(rows=8, sequences=8, context=1), lambda p: p.context) > 0
+    assert layer_s(rehearsed(), StepShape(rows=8, sequences=8, context=1, sampled=0), lambda p: p.context) > 0
 
 
 def test_the_nearest_share_stands_in_for_another() -> None:

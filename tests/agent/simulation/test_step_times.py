@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 
 from agent.errors import FleetError
-from agent.planner.cost import StepShape, pipeline_times
+from agent.planner.cost import pipeline_times
 from agent.planner.layout import layouts_of_plan
 from agent.planner.rates import LinkTable
+from agent.planner.step_shape import StepShape
 from agent.simulation.step_times import Calibration, shape_of
 from agent.wire.rank import SequenceSlice, Step
 from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS, cluster, cpu, host
