@@ -223,16 +223,24 @@ def test_a_killed_rank_ends_every_stream_with_an_error_at_once(rig: Rig, victim:
 def test_a_broken_stream_says_so_in_its_protocols_form(rig: Rig) -> None:
     ranks = rig.serve(step_s=SLOW_S)
 
-    def lines(path: str, body: dict[str, Any]) -> list[str]:
-        return httpx.post(f"{rig.base_url}{path}", json={"model": "demo", **body}, timeout=20).text.splitlines()
+    def lines(path: str, body: dict[str, Any], first: threading.Event) -> list[str]:
+        read = []
+        asked = {"model": "demo", "messages": CHAT, "stream": True, **body}
+        with httpx.stream("POST", f"{rig.base_url}{path}", json=asked, timeout=20) as answer:
+            for line in answer.iter_lines():
+                read.append(line)
+                first.set()
+        return [line for line in read if line]
 
+    ndjson_began, sse_began = threading.Event(), threading.Event()
     with ThreadPoolExecutor(2) as clients:
-        ndjson = clients.submit(lines, "/api/chat", {"messages": CHAT})
-        sse = clients.submit(lines, "/v1/chat/completions", {"messages": CHAT, "stream": True})
-        wait_until(lambda: rig.backend().generated_tokens > 6, "both are under way")
+        ndjson = clients.submit(lines, "/api/chat", {}, ndjson_began)
+        sse = clients.submit(lines, "/v1/chat/completions", {}, sse_began)
+        assert ndjson_began.wait(timeout=10)
+        assert sse_began.wait(timeout=10)
         ranks[0][0].kill()
         last = json.loads(ndjson.result()[-1])
-        events = [line for line in sse.result() if line]
+        events = sse.result()
     assert list(last) == ["error"]
     assert events[-1] == "data: [DONE]"
     error = json.loads(events[-2].removeprefix("data: "))["error"]
