@@ -5,6 +5,7 @@ Only the lines that are asked for are worked out: a snapshot of ten thousand hos
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 
 from odctl.tui.model.fleet_columns import (
@@ -18,6 +19,7 @@ from odctl.tui.model.fleet_columns import (
 )
 from odctl.tui.model.heat_layout import GAP, TILE_FIGURE, Arrangement, Block
 from odctl.tui.model.heat_metrics import SHADES, Metric, legend_line, shade, shade_tone
+from odctl.tui.model.marks import MARKED
 from odctl.tui.model.readings import reading_reason
 from odctl.tui.model.text import Line, Span, Tone, fit, fit_line, line, line_width
 from odctl.tui.model.units import plural
@@ -33,10 +35,13 @@ _CONDITION_SCORE = 1e15
 class HeatMap:
     """One metric of one snapshot over an arrangement of its hosts."""
 
-    def __init__(self, fleet: FleetColumns, arrangement: Arrangement, metric: Metric) -> None:
+    def __init__(
+        self, fleet: FleetColumns, arrangement: Arrangement, metric: Metric, *, marked: Iterable[str] = ()
+    ) -> None:
         self.fleet = fleet
         self.arrangement = arrangement
         self.metric = metric
+        self.marked_cells = frozenset(cell for name in marked if (cell := self.cell_of(name)) is not None)
         self.values = fleet.figures(metric.figure)
         self._lines: dict[int, Line] = {}
 
@@ -130,7 +135,7 @@ class HeatMap:
         run, run_tone = [], None
         gap = " " * (self.arrangement.cell_width - 1)
         for cell in range(block.first, block.end):
-            glyph, tone = self._glyph(self.worst_row(cell))
+            glyph, tone = self._glyph(cell)
             if tone != run_tone and run_tone is not None:
                 spans.append(Span("".join(run), run_tone))
                 run = []
@@ -140,7 +145,12 @@ class HeatMap:
             spans.append(Span("".join(run), run_tone))
         return tuple(spans)
 
-    def _glyph(self, row: int) -> tuple[str, Tone]:
+    def _glyph(self, cell: int) -> tuple[str, Tone]:
+        """Of the worst host. A mark takes the glyph's place and leaves its colour, which still tells the state."""
+        glyph, tone = self._state_glyph(self.worst_row(cell))
+        return (MARKED if cell in self.marked_cells else glyph), tone
+
+    def _state_glyph(self, row: int) -> tuple[str, Tone]:
         condition, value = self.fleet.conditions[row], self.values[row]
         if condition != LIVE:
             mark = CONDITION_MARKS[condition]
@@ -154,7 +164,7 @@ class HeatMap:
     def _tile(self, cell: int) -> Line:
         """`▓ gpu01  82%`: glyph, name and figure of one host."""
         row = self.worst_row(cell)
-        glyph, tone = self._glyph(row)
+        glyph, tone = self._glyph(cell)
         name_width = self.arrangement.cell_width - 3 - TILE_FIGURE - GAP
         value = self.values[row]
         figure = self.metric.text(value) if value is not None else "—"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from odctl.tui.model.commands import COMMANDS
+from odctl.tui.model.marks import MARKED
 from odctl.tui.model.text import BLANK, Line, Span, fit, line, wrap
 
 KEY_WIDTH = 14
@@ -17,7 +18,7 @@ GLYPHS = (
     ("✗ fault, lost, unreachable", "fault"),
     ("↻ healing, under way", "heal"),
     ("○ no data yet   — no value: the host page says why", "dim"),
-    ("◆ marked", "key"),
+    (f"{MARKED} marked", "key"),
 )
 FILTERS = (
     ("word  !word", "a part of the row, or a regular expression; ! turns any term round"),

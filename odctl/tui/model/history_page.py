@@ -17,7 +17,7 @@ from agent.wire.history import MeasuredFigures
 from odctl.fleet.snapshot import FleetSnapshot
 from odctl.history import OF_ANY_LOAD, Entry, held_figures
 from odctl.tui.model.columns import stacked
-from odctl.tui.model.marks import Mark
+from odctl.tui.model.marks import MARKED, Mark
 from odctl.tui.model.plan_figures import Figure, figure_lines
 from odctl.tui.model.plan_map import folds, layer_map
 from odctl.tui.model.plans import PlanChoice
@@ -79,7 +79,7 @@ class HistoryRows:
         entry = self._entries[row]
         match column:
             case "mark":
-                return line(Span("◆" if self.keys[row] in self._marked else " ", "key"))
+                return line(Span(MARKED if self.keys[row] in self._marked else " ", "key"))
             case "generation":
                 return line(Span(str(entry.served.generation), "bold"))
             case "state":

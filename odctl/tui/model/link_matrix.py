@@ -9,6 +9,7 @@ import msgspec
 
 from agent.facts.probe import DeviceProbe, GemmProbe, HostProbe, LinkProbe
 from odctl.fleet import FleetSnapshot
+from odctl.tui.model.marks import MARKED
 from odctl.tui.model.table import Banner, Column, Value
 from odctl.tui.model.text import Line, Span, Tone, line
 from odctl.tui.model.units import age_text, bytes_text, plural, rate_text, seconds_text
@@ -19,7 +20,6 @@ MAX_TARGETS = 40
 MAX_GROUPS = 4
 OLD_S = 7 * 86_400.0
 """Older figures are marked: cables and neighbours change."""
-MARKED, UNMARKED = "◆", " "
 RANKS: tuple[tuple[str, Tone], ...] = (("█", "ok"), ("▓", "plain"), ("▒", "warn"), ("░", "fault"))
 """From the best to the worst link of one matrix, by its place among them."""
 
@@ -93,7 +93,7 @@ class MatrixRows:
         name = self.keys[row]
         match column:
             case "mark":
-                return line(Span(MARKED if name in self._marked else UNMARKED, "key"))
+                return line(Span(MARKED if name in self._marked else " ", "key"))
             case "from":
                 return line(Span(name, "bold"))
             case "age":
@@ -111,7 +111,7 @@ class MatrixRows:
     def _value(self, name: str, column: str) -> Value:
         match column:
             case "mark":
-                return MARKED if name in self._marked else UNMARKED
+                return MARKED if name in self._marked else " "
             case "from":
                 return name
             case "age":
@@ -207,7 +207,7 @@ class ProbedRows:
         name, probe, device = self._rows[row]
         match column:
             case "mark":
-                return MARKED if name in self._marked else UNMARKED
+                return MARKED if name in self._marked else " "
             case "host":
                 return name
         if device is None or probe is None:

@@ -9,6 +9,9 @@ from agent.wire.agent import DeploymentState, RankView
 from odctl.fleet.snapshot import DeploymentView, HostState
 from odctl.tui.model.text import Span, Tone
 
+MARKED = "◆"
+"""What the user has marked, for an action to be for."""
+
 
 class Mark(NamedTuple):
     glyph: str

@@ -9,7 +9,7 @@ import msgspec
 from agent.planner.compare import MOST_PLANS, shape_words
 from agent.planner.words import rate_words, seconds_words
 from odctl.fleet.snapshot import FleetSnapshot
-from odctl.tui.model.marks import DEPLOYMENT_MARKS, UNKNOWN, Mark
+from odctl.tui.model.marks import DEPLOYMENT_MARKS, MARKED, UNKNOWN, Mark
 from odctl.tui.model.plans import PlanChoice, plan_choices
 from odctl.tui.model.table import Banner, Column, Value
 from odctl.tui.model.text import Line, Span, line
@@ -109,7 +109,7 @@ class PlanRows:
         entry = self._entries[row]
         match column:
             case "mark":
-                return line(Span("◆" if entry.key in self._marked else " ", "key"))
+                return line(Span(MARKED if entry.key in self._marked else " ", "key"))
             case "name":
                 return line(Span(entry.name, "bold"))
             case "state":

@@ -34,8 +34,8 @@ class FaultsScreen(TableScreen):
     mode = "faults"
     empty = "no fault was observed"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("plus,equals_sign", "zoom(1)", "Zoom", key_display="+ -", id="faults.zoom_in"),
-        Binding("minus,underscore", "zoom(-1)", "Zoom out", id="faults.zoom_out", show=False),
+        Binding("plus,equals_sign", "zoom(1)", "Zoom", key_display="+ _", id="faults.zoom_in"),
+        Binding("underscore", "zoom(-1)", "Zoom out", id="faults.zoom_out", show=False),
         Binding("z", "fit", "Fit", id="faults.fit", tooltip="zoom to the chosen story"),
         Binding("n", "now", "Now", id="faults.now", tooltip="follow the present again"),
         Binding("less_than_sign", "story(-1)", "Story before", key_display="<", id="faults.before", show=False),

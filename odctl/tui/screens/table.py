@@ -12,6 +12,7 @@ from textual.binding import Binding, BindingType
 from odctl.fleet import FleetSnapshot
 from odctl.tui.model.completion import filter_candidates
 from odctl.tui.model.index import FilterError, Sort, Term, label_keys, next_sort, parse_filter, row_order
+from odctl.tui.model.marks import MARKED
 from odctl.tui.model.table import Column, Rows
 from odctl.tui.model.text import Line, Span, line
 from odctl.tui.screens.frame import FrameScreen
@@ -94,13 +95,18 @@ class TableScreen(FrameScreen):
             return [line(Span(f" / {self.filter_text}", "key"), Span(f"  {shown:,} of {total:,}", "dim"))]
         return []
 
+    @property
+    def num_hidden_marks(self) -> int:
+        """Marks of what is not on the screen, not even further down."""
+        return self.table.num_hidden_marks
+
     def mark_lines(self) -> list[Line]:
         """What is marked, and whether all of it is seen."""
         table = self.table
         if not table.marks:
             return []
-        hidden = table.num_hidden_marks
-        said = f" ◆ {len(table.marks):,} marked" + (f", {hidden:,} of them not shown" if hidden else "")
+        hidden = self.num_hidden_marks
+        said = f" {MARKED} {len(table.marks):,} marked" + (f", {hidden:,} of them not shown" if hidden else "")
         return [line(Span(said, "key"), Span("   ^\\ clears", "dim"))]
 
     def on_fleet_table_marks_changed(self) -> None:

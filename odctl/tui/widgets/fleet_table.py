@@ -6,7 +6,7 @@ marks, which may be several.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar
 
 from textual import events
@@ -18,6 +18,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from odctl.tui.model.index import Sort
+from odctl.tui.model.marks import MARKED
 from odctl.tui.model.table import GAP, Column, Rows, layout, row_line
 from odctl.tui.model.text import Line, Span, fit, merged
 from odctl.tui.widgets.paint import paint
@@ -26,9 +27,6 @@ STRIP_CACHE = 1024
 """Painted lines kept; a few screens of them."""
 _HEADER_LINES = 1
 _MARGIN = 1
-
-
-MARK = "◆"
 
 
 class FleetTable(ScrollView, can_focus=True):
@@ -227,7 +225,7 @@ class FleetTable(ScrollView, can_focus=True):
             return (Span(f" {text}", "dim"),), False
         row = self._order[position]
         is_marked = bool(self.marks) and self.mark_of(self._rows.keys[row]) in self.marks
-        margin = Span(MARK, "key") if is_marked else Span(" " * _MARGIN)
+        margin = Span(MARKED, "key") if is_marked else Span(" " * _MARGIN)
         return (margin, *self._row_spans(self._rows, position)), position == self._cursor
 
     def _row_spans(self, rows: Rows, position: int) -> Line:
@@ -289,8 +287,13 @@ class FleetTable(ScrollView, can_focus=True):
             return
         key = self.mark_of(self.cursor_key)
         self._anchor = self.cursor_key
-        self._set_marks(self.marks ^ {key})
+        self.toggle_marks((key,))
         self.action_move(1)
+
+    def toggle_marks(self, keys: Collection[str]) -> None:
+        """Mark these, or take their marks away if all of them are marked."""
+        found = frozenset(keys)
+        self._set_marks(self.marks - found if found <= self.marks else self.marks | found)
 
     def action_mark_range(self) -> None:
         """Mark all rows between the one that was marked last and the cursor."""

@@ -22,7 +22,10 @@ from odctl.tui.widgets.paint import REVERSE, paint
 
 
 class HeatMapView(ScrollView, can_focus=True):
-    HELP = "A cell is a host, or the worst of a few. The mouse points; a click moves the cursor, another one opens."
+    HELP = (
+        "A cell is a host, or the worst of a few. The mouse points; a click moves the cursor, another one opens; "
+        "ctrl and a click marks."
+    )
     DEFAULT_CSS = """
     HeatMapView { height: 1fr; width: 1fr; overflow-x: hidden; overflow-y: auto; scrollbar-gutter: stable; }
     HeatMapView:focus { background-tint: $foreground 0%; }
@@ -39,6 +42,8 @@ class HeatMapView(ScrollView, can_focus=True):
         Binding("n", "trouble(1)", "Next trouble", id="map.next_trouble", show=False),
         Binding("N", "trouble(-1)", "Trouble before", id="map.trouble_before", show=False),
         Binding("enter", "choose", "Open", id="map.open"),
+        Binding("space", "mark", "Mark", id="map.mark", show=False),
+        Binding("ctrl+backslash", "clear_marks", "Clear marks", key_display="^\\", id="map.unmark", show=False),
     ]
 
     class Chosen(Message):
@@ -67,6 +72,18 @@ class HeatMapView(ScrollView, can_focus=True):
 
         def can_replace(self, message: Message) -> bool:
             return isinstance(message, HeatMapView.Pointed)
+
+    class Marked(Message):
+        """These hosts are to be marked, or their marks taken away; none: all marks are to go."""
+
+        def __init__(self, view: HeatMapView, keys: tuple[str, ...]) -> None:
+            super().__init__()
+            self.view = view
+            self.keys = keys
+
+        @property
+        def control(self) -> HeatMapView:
+            return self.view
 
     class SizeChanged(Message):
         """There is more or less room: the map is to be arranged anew."""
@@ -109,6 +126,10 @@ class HeatMapView(ScrollView, can_focus=True):
         if is_rearranged:
             self._reveal_cursor()
         self._refresh_dirty()
+
+    def has(self, key: str) -> bool:
+        """Whether some cell stands for this host."""
+        return self._map is not None and self._map.cell_of(key) is not None
 
     def move_to(self, key: str) -> None:
         """Put the cursor on a host, if it is shown; before the first map, for when it is."""
@@ -219,6 +240,15 @@ class HeatMapView(ScrollView, can_focus=True):
         if self.cursor_key is not None:
             self.post_message(self.Chosen(self, self.cursor_key))
 
+    def action_mark(self) -> None:
+        """Mark all hosts of the cell, or take their marks away, and go on to the next cell."""
+        if self._map is not None and self._map.num_cells:
+            self.post_message(self.Marked(self, self._map.hosts_of(self._cursor)))
+            self.action_step(1)
+
+    def action_clear_marks(self) -> None:
+        self.post_message(self.Marked(self, ()))
+
     def _cell_under(self, event: events.MouseEvent) -> int | None:
         if self._map is None:
             return None
@@ -228,7 +258,10 @@ class HeatMapView(ScrollView, can_focus=True):
         cell = self._cell_under(event)
         if cell is None:
             return
-        if cell == self._cursor:
+        if event.ctrl:
+            self._set_cursor(cell)
+            self.action_mark()
+        elif cell == self._cursor:
             self.action_choose()
         else:
             self._set_cursor(cell)
