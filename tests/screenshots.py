@@ -83,7 +83,12 @@ def picture_lab(lab: Lab, views: tuple[View, ...], out: Path, *, warm_up_s: floa
         for index, size in enumerate(SIZES):
             running, other = (first, second) if index % 2 == 0 else (second, first)
             scene = Scene(
-                deployment=DEPLOYMENT, host="h1", plan=str(running), other_plan=str(other), question=QUESTION
+                deployment=DEPLOYMENT,
+                host="h1",
+                model=str(model),
+                plan=str(running),
+                other_plan=str(other),
+                question=QUESTION,
             )
             taken = asyncio.run(
                 take_pictures(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent.facts.cluster import ClusterFacts
 from agent.planner.plan import Asked, Plan
-from agent.planner.problem import PlanRequest
 from agent.planner.words import bytes_words, list_words, seconds_words
+
+if TYPE_CHECKING:
+    # Showing a plan must not import what makes one, with its numpy.
+    from agent.planner.problem import PlanRequest
 
 SHOWN_NAMES = 8
 

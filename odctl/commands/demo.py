@@ -74,7 +74,7 @@ def _main_job(lab: Lab, *, prompt: str, steps: int) -> None:
             output=str(plan_path),
             name="speaker",
             strategy="hybrid",
-            tensor_sizes="1,2",
+            tensor="1,2",
             context=512,
             listen=listen,
         )

@@ -2,53 +2,44 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
-from textual import work
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import Screen
 
 from agent.errors import FleetError
-from agent.planner.file import plan_hash
-from agent.planner.plan import Plan
 from odctl.fleet import FleetSnapshot, WriteGuard
 from odctl.fleet.clock import Clock, SystemClock
 from odctl.inventory import load_inventory
 from odctl.recording import Recording
 from odctl.result import exit_code_of, render_error
 from odctl.tui.app_looks import check_theme, user_keymap
-from odctl.tui.app_plans import AppPlans
+from odctl.tui.app_making import AppMaking
 from odctl.tui.app_web import leave_with_parent
 from odctl.tui.applying import Applier, FleetApplier
 from odctl.tui.editing import BasisReader, FleetBasisReader
 from odctl.tui.feed import Feed, FleetFeed
 from odctl.tui.hosting import FleetHostOperator, HostOperator
-from odctl.tui.model.commands import COMMANDS, Call, CommandError, command_named, parse_command
+from odctl.tui.model.commands import COMMANDS, Call, CommandError, command_named, parse_command, words_of
 from odctl.tui.model.frame import MODES as TABS
 from odctl.tui.model.keymap import Keymap
-from odctl.tui.model.plan_editor import open_editor
-from odctl.tui.model.plans import PlanChoice, plan_choices, preview_of
+from odctl.tui.model.plans import PlanChoice
 from odctl.tui.operating import FleetOperator, Operator
 from odctl.tui.options import UiOptions
-from odctl.tui.plan_files import is_plan_file, read_plan_text
+from odctl.tui.planning import FleetPlanner, Planner
 from odctl.tui.probing import FleetProber, Prober
 from odctl.tui.screens.bench_dialog import ask_to_bench
 from odctl.tui.screens.chat import ChatScreen
-from odctl.tui.screens.deployment import DeploymentScreen
 from odctl.tui.screens.deployments import DeploymentsScreen
 from odctl.tui.screens.events import EventsScreen
 from odctl.tui.screens.faults import FaultsScreen
 from odctl.tui.screens.fleet import FleetScreen
 from odctl.tui.screens.frame import FrameScreen
-from odctl.tui.screens.host import HostScreen
-from odctl.tui.screens.learning import LearningScreen
 from odctl.tui.screens.models import ModelsScreen
-from odctl.tui.screens.plan_editor import PlanEditorScreen
 from odctl.tui.screens.plans import PlansScreen
 from odctl.tui.screens.probes import ProbesScreen
 from odctl.tui.screens.table import TableScreen
@@ -65,7 +56,14 @@ class SnapshotTaken(Message):
         return isinstance(message, SnapshotTaken)
 
 
-class OdctlApp(AppPlans):
+def _learning_screen() -> Screen[Any]:
+    """What was learnt is computed by the planner, with its numpy: neither is needed before it is looked at."""
+    from odctl.tui.screens.learning import LearningScreen
+
+    return LearningScreen()
+
+
+class OdctlApp(AppMaking):
     TITLE = "odctl"
     CSS_PATH = "odctl.tcss"
     ENABLE_COMMAND_PALETTE = True
@@ -76,7 +74,7 @@ class OdctlApp(AppPlans):
         "plans": PlansScreen,
         "deployments": DeploymentsScreen,
         "faults": FaultsScreen,
-        "learning": LearningScreen,
+        "learning": _learning_screen,
         "logs": EventsScreen,
         "chat": ChatScreen,
         "models": ModelsScreen,
@@ -99,6 +97,7 @@ class OdctlApp(AppPlans):
         applier: Applier | None = None,
         basis_reader: BasisReader | None = None,
         prober: Prober | None = None,
+        planner: Planner | None = None,
         options: UiOptions | None = None,
         keymap: Keymap | None = None,
         host_operator: HostOperator | None = None,
@@ -112,6 +111,7 @@ class OdctlApp(AppPlans):
         self._applier: Applier = applier or FleetApplier()
         self._basis_reader: BasisReader = basis_reader or FleetBasisReader()
         self.prober: Prober = prober or FleetProber()
+        self.planner: Planner = planner or FleetPlanner()
         self.host_operator: HostOperator = host_operator or FleetHostOperator()
         self.operator: Operator = FleetOperator(lambda: self.is_read_only)
         self._failure: BaseException | None = None
@@ -141,142 +141,15 @@ class OdctlApp(AppPlans):
         self._failure = failure
         self.exit(return_code=1, message=f"odctl: the fleet's thread broke: {failure!r}")
 
-    # --- moving about -------------------------------------------------------------------------------------
-
     async def action_quit(self) -> None:
-        """Leave, but ask first where edits would be lost."""
-        unsaved = [
-            screen
-            for stack in self._screen_stacks.values()
-            for screen in stack
-            if isinstance(screen, PlanEditorScreen) and screen.is_unsaved
-        ]
-        if not unsaved:
+        """Leave, but ask first where something would be lost."""
+        screens = [screen for stack in self._screen_stacks.values() for screen in stack]
+        questions = [screen.leave_question("Quit") for screen in screens if isinstance(screen, FrameScreen)]
+        question = next((found for found in questions if found is not None), None)
+        if question is None:
             self.exit()
-            return
-        self.push_screen(unsaved[0].question("Quit"), lambda is_sure: self.exit() if is_sure else None)
-
-    def open_host(self, name: str) -> None:
-        """The host's page, above whatever asked for it."""
-        if self.snapshot is not None and self.snapshot.host(name) is None:
-            known = ", ".join(host.name for host in self.snapshot.hosts[:12])
-            self.notify(f"no host `{name}`: {known}", severity="warning")
-            return
-        if isinstance(self.screen, HostScreen):
-            self.screen.host = name
-            self.screen.redraw()
         else:
-            self.push_screen(HostScreen(name))
-
-    def open_logs(self, host: str) -> None:
-        """What one host says, followed."""
-        self.go_to("logs")
-        self.call_after_refresh(self._with_screen, EventsScreen, lambda screen: screen.choose(host))
-
-    def open_deployment(self, name: str) -> None:
-        """The deployment's page, above the list of them."""
-        known = [view.name for view in self.snapshot.deployments] if self.snapshot is not None else []
-        if name not in known:
-            self.notify(f"no deployment `{name}`: {', '.join(known) or 'nothing is deployed'}", severity="warning")
-        elif isinstance(self.screen, DeploymentScreen):
-            self.screen.show_deployment(name)
-        elif isinstance(self.screen, DeploymentsScreen):
-            self.push_screen(DeploymentScreen(name))
-        else:
-            self.go_to("deployments")
-            self.call_after_refresh(self._with_screen, FrameScreen, lambda _screen: self._open_on_top(name))
-
-    def _open_on_top(self, name: str) -> None:
-        """Of the deployments' screens, whichever of them was left open there."""
-        if isinstance(self.screen, DeploymentScreen | DeploymentsScreen):
-            self.open_deployment(name)
-        else:
-            self.push_screen(DeploymentScreen(name))
-
-    def open_plan_of(self, deployment: str) -> None:
-        self.preview_error = ""
-        self.go_to("plans")
-        self.call_after_refresh(self._with_screen, PlansScreen, lambda screen: screen.choose_deployment(deployment))
-
-    def open_preview(self, choice: PlanChoice) -> None:
-        """Show a plan that was found elsewhere as the previewed one."""
-        self.preview, self.preview_error = choice, ""
-        self.action_mode("plans")
-        self.call_after_refresh(self._with_screen, PlansScreen, _show_first)
-
-    def open_chat(self, deployment: str) -> None:
-        self.go_to("chat")
-        self.call_after_refresh(self._with_screen, ChatScreen, lambda screen: screen.choose(deployment))
-
-    def _with_screen(self, kind: type[Screen[Any]], do: Callable[[Any], None]) -> None:
-        if isinstance(self.screen, kind):
-            do(self.screen)
-
-    # --- plans --------------------------------------------------------------------------------------------
-
-    def open_plan(self, name: str, *, applies: bool = False) -> None:
-        """A plan by name (that of a deployment, or the previewed one), or else the file of that name.
-
-        To apply, the previewed one comes first: it is what the running one is to become.
-        """
-        choices = plan_choices(self.snapshot, self.preview)
-        running = next((choice for choice in choices if choice.status and choice.status.name == name), None)
-        is_previewed = self.preview is not None and name in (self.preview.plan.name, self.preview.origin)
-        if self.preview is not None and is_previewed and (applies or running is None):
-            # Read again: its file may say something else by now.
-            self.preview_file(self.preview.origin, applies=applies)
-        elif running is not None:
-            self.open_plan_of(name)
-            if applies:
-                self.ask_to_apply(running)
-        elif is_plan_file(name):
-            self.preview_file(name, applies=applies)
-        else:
-            known = ", ".join(choice.plan.name for choice in choices) or "none"
-            said = f"no plan `{name}`, and no file of that name here; known plans: {known}"
-            self.notify(said, severity="warning")
-
-    @work(exclusive=True, group="preview")
-    async def preview_file(self, path: str, *, applies: bool = False) -> None:
-        """Read a plan file and show it; what is wrong with it stands on the screen instead."""
-        self.preview, self.preview_error = None, ""
-        try:
-            text = await asyncio.to_thread(read_plan_text, path)
-            self.preview = preview_of(text, path=path)
-        except (OSError, UnicodeDecodeError) as error:
-            self.preview_error = f"cannot read {path}: {error}"
-        except FleetError as error:
-            self.preview_error = str(error)
-        if self.current_mode != "plans":
-            self.action_mode("plans")
-        self.call_after_refresh(self._with_screen, PlansScreen, _show_first)
-        self.hold_views()
-        if applies and self.preview is not None:
-            self.ask_to_apply(self.preview)
-
-    def edit_plan(self, choice: PlanChoice) -> None:
-        """Open the editor over a plan, once the fleet has said what it is to be computed over."""
-        self.notify(f"asking the fleet about {choice.plan.model.name} …", timeout=2)
-        self._open_editor(choice)
-
-    @work(exclusive=True, group="editor")
-    async def _open_editor(self, choice: PlanChoice) -> None:
-        try:
-            found = await self._basis_reader.read(self.feed, choice.plan)
-            state = await asyncio.to_thread(open_editor, choice.origin, choice.plan, found.basis)
-        except FleetError as error:
-            self.notify(str(error), title=f"{choice.plan.name} cannot be edited", severity="error", timeout=12)
-            return
-        if isinstance(self.screen, PlansScreen):
-            self.clear_notifications()
-            self.push_screen(PlanEditorScreen(state, found.basis))
-            for host, reason in sorted(found.missing.items()):
-                self.notify(f"{host} does not answer: {reason.message}", severity="warning")
-
-    def show_written(self, plan: Plan, *, path: str) -> None:
-        """A plan that was written is the one that is previewed, so that it can be applied."""
-        self.preview_error = ""
-        self.preview = PlanChoice(origin=path, plan=plan, plan_hash=plan_hash(plan))
+            self.push_screen(question, lambda is_sure: self.exit() if is_sure else None)
 
     # --- commands -----------------------------------------------------------------------------------------
 
@@ -295,7 +168,7 @@ class OdctlApp(AppPlans):
             return
         match call.command:
             case "fleet" | "devices":
-                self._open_fleet(argument, shows_devices=call.command == "devices")
+                self.open_fleet(argument, shows_devices=call.command == "devices")
             case "host":
                 self.open_host(argument)
             case "plan":
@@ -304,8 +177,11 @@ class OdctlApp(AppPlans):
                 self.open_plan(argument, applies=True)
             case "apply":
                 self._apply_shown()
-            case "compare" if len(argument.split()) > 1:
-                self.compare_files(argument.split())
+            case "new":
+                model, _, words = argument.partition(" ")
+                self.new_plan(model, words=words.strip())
+            case "compare" if len(words_of(argument)) > 1:
+                self.compare_files(words_of(argument))
             case "compare":
                 self._compare_shown()
             case "history":
@@ -323,7 +199,7 @@ class OdctlApp(AppPlans):
             case "bench":
                 ask_to_bench(self, argument)
             case "deployments" | "faults" | "models" | "learning" | "probes":
-                self._open_table(call.command, argument)
+                self.open_table(call.command, argument)
             case "sort":
                 self._sort(argument)
             case "unlock" | "lock":
@@ -365,19 +241,6 @@ class OdctlApp(AppPlans):
 
         return do
 
-    def _open_table(self, mode: str, filter_text: str) -> None:
-        self.go_to(mode)
-        self.call_after_refresh(self._with_screen, TableScreen, lambda screen: screen.set_filter(filter_text))
-
-    def _open_fleet(self, filter_text: str, *, shows_devices: bool) -> None:
-        self.go_to("fleet")
-
-        def show(screen: FleetScreen) -> None:
-            screen.show_devices(shows_devices)
-            screen.set_filter(filter_text)
-
-        self.call_after_refresh(self._with_screen, FleetScreen, show)
-
     def _apply_shown(self) -> None:
         if isinstance(self.screen, PlansScreen):
             self.screen.action_apply()
@@ -397,6 +260,8 @@ class OdctlApp(AppPlans):
             self.notify("say which: :compare A B, files or names of what runs", severity="warning")
 
     def _set(self, text: str) -> None:
+        from odctl.tui.screens.plan_editor import PlanEditorScreen
+
         if isinstance(self.screen, PlanEditorScreen):
             self.screen.set_serving(text)
         else:
@@ -407,10 +272,6 @@ class OdctlApp(AppPlans):
             self.screen.set_sort(column)
         else:
             self.notify("there is no table here to sort", severity="warning")
-
-
-def _show_first(screen: PlansScreen) -> None:
-    screen.choose_first()
 
 
 def run_app(inventory_path: str, options: UiOptions | None = None) -> None:
@@ -429,6 +290,7 @@ def run_app(inventory_path: str, options: UiOptions | None = None) -> None:
         options=options,
         keymap=user_keymap(),
         host_operator=FleetHostOperator(inventory),
+        planner=FleetPlanner(inventory),
     )
     app.run()
     sys.exit(app.return_code or 0)

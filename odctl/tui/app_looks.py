@@ -103,7 +103,7 @@ class AppLooks(App[None]):
 
 def user_keymap() -> Keymap:
     """The keymap file of whoever runs this, with its problems."""
-    return load_keymap(keymap_path(), known=known_keys(), normal_key=normal_key)
+    return load_keymap(keymap_path(), read_known=known_keys, normal_key=normal_key)
 
 
 def check_theme(name: str) -> None:

@@ -16,7 +16,6 @@ from odctl.tui.options import UiOptions
 from odctl.tui.screens.frame import FrameScreen
 from odctl.tui.screens.help import HelpScreen, help_groups
 from odctl.tui.screens.jump import JumpScreen
-from odctl.tui.screens.plan_editor import PlanEditorScreen
 from odctl.tui.screens.time_keys import TIME_KEYS
 from odctl.tui.widgets.tabs import TabsBar
 
@@ -46,7 +45,8 @@ class AppMoving(AppLock):
     def action_mode(self, mode: str) -> None:
         """Go to a view; its own number again leads back to its first screen."""
         if mode == self.current_mode:
-            if isinstance(self.screen, FrameScreen) and not self.screen.may_leave():
+            is_above = len(self.screen_stack) > 1
+            if is_above and isinstance(self.screen, FrameScreen) and not self.screen.may_leave():
                 return
             while len(self.screen_stack) > 1:
                 self.pop_screen()
@@ -62,7 +62,7 @@ class AppMoving(AppLock):
     def _to_first_screen(self) -> None:
         """The first screen of the mode, as far as nothing would be lost on the way."""
         while len(self.screen_stack) > 1:
-            if isinstance(self.screen, PlanEditorScreen) and self.screen.is_unsaved:
+            if isinstance(self.screen, FrameScreen) and self.screen.leave_question("Leave") is not None:
                 return
             self.pop_screen()
 

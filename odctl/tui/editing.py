@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from agent.planner.plan import Plan
-from odctl.editing import BasisRead, read_basis
 from odctl.fleet import Fleet
 from odctl.tui.feed import Feed
+
+if TYPE_CHECKING:
+    from odctl.editing import BasisRead
 
 
 class BasisReader(Protocol):
@@ -20,6 +22,8 @@ class FleetBasisReader:
     """Asks the fleet."""
 
     async def read(self, feed: Feed, plan: Plan) -> BasisRead:
+        from odctl.editing import read_basis  # planning, with its numpy, only where something is edited
+
         async def work(fleet: Fleet) -> BasisRead:
             return await read_basis(fleet, plan, cluster=feed.cluster)
 

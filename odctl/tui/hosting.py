@@ -5,7 +5,7 @@ Every change is a POST to an agent or an apply, so that whoever forbids changes 
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -14,13 +14,15 @@ from agent.facts.sample import DeviceProcess
 from agent.wire.agent import Done
 from agent.wire.host import EndProcess, KernelLog, RestartAgent
 from odctl.apply import operator_name
-from odctl.draining import Drain, OnDrainEvent, perform_drain, plan_drain
 from odctl.fleet import Fleet
 from odctl.inventory import Inventory
 from odctl.logs import read_logs
 from odctl.ssh.shell import ShellCommand, shell_command
 from odctl.tui.feed import Feed
 from odctl.tui.model.host_extras import HostExtras
+
+if TYPE_CHECKING:
+    from odctl.draining import Drain, OnDrainEvent
 
 KERNEL_LINES = 40
 LOG_LINES = 30
@@ -68,12 +70,16 @@ class FleetHostOperator:
             return HostExtras(kernel_trouble=str(error), entries_trouble=str(error))
 
     async def plan_drain(self, feed: Feed, host: str) -> Drain:
+        from odctl.draining import plan_drain  # planning, with its numpy, only where something is planned
+
         async def work(fleet: Fleet) -> Drain:
             return await plan_drain(fleet, host, cluster=feed.cluster)
 
         return await feed.call(work)
 
     async def drain(self, feed: Feed, drain: Drain, on_event: OnDrainEvent) -> tuple[str, ...]:
+        from odctl.draining import perform_drain
+
         async def work(fleet: Fleet) -> tuple[str, ...]:
             return await perform_drain(fleet, drain, cluster=feed.cluster, on_event=on_event)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from agent.documents import UNREADABLE, Problem, Span
@@ -17,8 +18,11 @@ def keymap_path() -> Path:
     return root / "odctl" / "keymap.toml"
 
 
-def load_keymap(path: Path, *, known: KnownKeys, normal_key: NormalKey) -> Keymap:
-    """What the file says; a file that is not there says nothing. Never raises: its problems are in the value."""
+def load_keymap(path: Path, *, read_known: Callable[[], KnownKeys], normal_key: NormalKey) -> Keymap:
+    """What the file says; a file that is not there says nothing. Never raises: its problems are in the value.
+
+    `read_known` imports every screen, which is worth it only where there is a file to check.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -32,4 +36,4 @@ def load_keymap(path: Path, *, known: KnownKeys, normal_key: NormalKey) -> Keyma
             hint="the keys are those of the help",
         )
         return Keymap(path=str(path), problems=(problem,))
-    return read_keymap(text, path=str(path), known=known, normal_key=normal_key)
+    return read_keymap(text, path=str(path), known=read_known(), normal_key=normal_key)

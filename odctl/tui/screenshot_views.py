@@ -139,6 +139,7 @@ VIEWS: tuple[View, ...] = (
     View(name="help", screen="HelpScreen", command="help"),
     View(name="jump", screen="JumpScreen", keys=("ctrl+o",)),
     View(name="plan", screen="PlansScreen", command="plan {plan}", shows=r"▸ Plans ▸ \w+", themes=(LIGHT,)),
+    View(name="new-plan", screen="NewPlanScreen", command="new {model} objective=throughput"),
     View(name="compare", screen="CompareScreen", command="compare {plan} {other_plan}", themes=(LIGHT,)),
     View(name="plan-editor", screen="PlanEditorScreen", command="plan {plan}", go=_edit),
     View(name="file-name", screen="FileNameScreen", command="plan {plan}", go=_name_file),

@@ -6,8 +6,6 @@ A view that does not come, or a screen that no view shows, fails loudly at the e
 from __future__ import annotations
 
 import asyncio
-import importlib
-import pkgutil
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,8 +17,8 @@ from textual.notifications import Notify
 from textual.pilot import Pilot
 from textual.screen import Screen
 
-import odctl.tui.screens
 from odctl.tui.app import OdctlApp
+from odctl.tui.screens import import_screens
 
 SIZES = ((80, 24), (140, 40))
 LIVE_TIMEOUT_S = 60.0
@@ -39,6 +37,7 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True):
 
     deployment: str = ""
     host: str = ""
+    model: str = ""
     plan: str = ""
     """A plan file of what runs."""
     other_plan: str = ""
@@ -133,8 +132,8 @@ def screens_without_view(views: Iterable[View]) -> tuple[str, ...]:
 
 def screen_names() -> frozenset[str]:
     found: set[type[Screen[Any]]] = set()
-    for module in pkgutil.iter_modules(odctl.tui.screens.__path__):
-        for value in vars(importlib.import_module(f"odctl.tui.screens.{module.name}")).values():
+    for module in import_screens():
+        for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, Screen) and value.__module__.startswith("odctl."):
                 found.add(value)
     bases = {base for screen in found for base in screen.__mro__[1:]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Literal
 
 import msgspec
@@ -41,6 +42,12 @@ COMMANDS: tuple[Command, ...] = (
     _view("devices", "a row for every GPU and CPU"),
     Command(name="host", argument="NAME", help="one host in detail", takes="hosts"),
     Command(name="plan", argument="NAME|FILE", help="a plan that runs, or preview a file", takes="plans"),
+    Command(
+        name="new",
+        argument="MODEL",
+        help="plan a model; more words are those of `odctl plan`",
+        is_optional=True,
+    ),
     Command(name="plans", argument="", help="plans of what runs, or the previewed one"),
     Command(
         name="apply",
@@ -127,6 +134,14 @@ def parse_command(text: str) -> Call:
     if command.argument and not command.is_optional and not argument:
         raise CommandError(f":{command.name} needs {command.argument}")
     return Call(command=command.name, argument=argument)
+
+
+def words_of(argument: str) -> list[str]:
+    """The names in an argument; one with a space stands in quotes. Raises CommandError."""
+    try:
+        return shlex.split(argument)
+    except ValueError as error:
+        raise CommandError(f"`{argument}`: {error}") from error
 
 
 def command_named(name: str) -> Command | None:

@@ -22,6 +22,11 @@ COLUMNS = (
 )
 
 
+def model_key(held: ModelHolding) -> str:
+    """Of its row: a host may hold one model in two places."""
+    return f"{held.host}:{held.path}:{held.digest}"
+
+
 class ModelRows:
     """Holdings, by model and then by host."""
 
@@ -29,7 +34,7 @@ class ModelRows:
 
     def __init__(self, holdings: Sequence[ModelHolding]) -> None:
         self._holdings = sorted(holdings, key=lambda held: (held.name, held.host, held.path))
-        self.keys: Sequence[str] = tuple(f"{held.host}:{held.path}:{held.digest}" for held in self._holdings)
+        self.keys: Sequence[str] = tuple(model_key(held) for held in self._holdings)
 
     def values(self, column: str) -> Sequence[Value]:
         return [_value(held, column) for held in self._holdings]

@@ -13,7 +13,7 @@ from odctl.tui.model.marks import DEPLOYMENT_MARKS
 from odctl.tui.model.plan_checks import check_lines, plan_checks
 from odctl.tui.model.plan_figures import condition_words, figure_lines, plan_figures
 from odctl.tui.model.plan_map import folds, layer_map
-from odctl.tui.model.plans import PlanChoice, deployed_plan, measured_facts
+from odctl.tui.model.plans import NEW, PlanChoice, deployed_plan, measured_facts
 from odctl.tui.model.text import Line, Span, line, line_width, wrap
 from odctl.tui.model.units import plural
 
@@ -54,7 +54,8 @@ def _head(choice: PlanChoice, snapshot: FleetSnapshot | None, width: int) -> tup
         mark = DEPLOYMENT_MARKS[choice.status.state]
         state = Span(f"{mark.glyph} {mark.word}, generation {choice.status.generation}", mark.tone)
     else:
-        state = Span(f"preview of {choice.origin}", "heal")
+        said = f"new, {NEW}: w writes it" if choice.origin == NEW else f"preview of {choice.origin}"
+        state = Span(said, "heal")
     places = rank_places(plan)
     num_layers = max(place.layers[1] for place in places)
     parts = [

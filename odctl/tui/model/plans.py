@@ -15,6 +15,9 @@ from agent.planner.plan import Plan
 from agent.wire.agent import DeploymentStatus
 from odctl.fleet.snapshot import DeploymentView, FleetSnapshot
 
+NEW = "not written yet"
+"""The origin of a plan that was made here."""
+
 
 class PlanChoice(msgspec.Struct, frozen=True, kw_only=True):
     """One plan: from a file (`origin` is its path), or of a deployment that runs (`status`)."""

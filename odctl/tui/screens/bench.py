@@ -91,27 +91,18 @@ class BenchScreen(FrameScreen):
         self.is_stopped = True
         self.workers.cancel_group(self, "bench")
 
-    def may_leave(self) -> bool:
-        """A measurement that runs is broken off after a question only."""
+    def leave_question(self, verb: str) -> ConfirmScreen | None:
         if self.is_over:
-            return True
-        self.app.push_screen(
-            ConfirmScreen(
-                title="Break the measurement off?",
-                lines=("Its figures are lost with this screen.", "It goes on while you look at other views."),
-                verb="Break off",
-            ),
-            lambda is_sure: self._leave() if is_sure else None,
-        )
-        return False
+            return None
+        lines = ["Its figures are lost with this screen."]
+        if verb != "Quit":
+            lines.append("It goes on while you look at other views.")
+        return ConfirmScreen(title="Break the measurement off?", lines=lines, verb="Break off")
 
-    def _leave(self) -> None:
-        self.action_stop()
-        self.app.pop_screen()
-
-    def action_back(self) -> None:
-        if self.has_prompt or self.may_leave():
-            super().action_back()
+    def leave(self) -> None:
+        if not self.is_over:
+            self.action_stop()
+        super().leave()
 
     def action_repeat(self) -> None:
         """Ask for a load again."""

@@ -42,6 +42,7 @@ class FleetScreen(TableScreen):
         Binding("M", "metric(-1)", "Metric before", id="fleet.metric_before", show=False),
         # Priority: the table's own `g` is its first row, which `home` reaches too.
         Binding("g", "group", "Group", id="fleet.group", priority=True),
+        Binding("p", "plan", "Plan over the marked hosts, or all", id="fleet.plan", show=False),
         Binding("z", "zoom", "One host a cell", id="fleet.zoom", show=False),
     ]
 
@@ -140,7 +141,7 @@ class FleetScreen(TableScreen):
                 self.query_one(name, LinesBar).show([])
             self.heat.show(None, empty=line(Span(f" {empty}", "dim")))
             return
-        heat = HeatMap(fleet, self._arrangement_of(fleet, order), self.metric)
+        heat = HeatMap(fleet, self._arrangement_of(fleet, order), self.metric, marked=self.table.marks)
         self.query_one("#map-title", LinesBar).show([map_title(heat, label=self.label, width=self.size.width)])
         self.query_one("#legend", LinesBar).show([map_legend(heat)])
         room = self.heat.map_size.height - heat.num_lines - 1
@@ -197,6 +198,30 @@ class FleetScreen(TableScreen):
 
     def on_heat_map_view_pointed(self) -> None:
         self.draw_detail()
+
+    def on_mount(self) -> None:
+        # A device's row marks its host.
+        self.table.mark_of = lambda key: key if is_group_key(key) else key.partition("/")[0]
+
+    def on_fleet_table_marks_changed(self) -> None:
+        self.odctl.marked_hosts = frozenset(key for key in self.table.marks if not is_group_key(key))
+        super().on_fleet_table_marks_changed()
+
+    def action_plan(self) -> None:
+        self.odctl.new_plan()
+
+    @property
+    def num_hidden_marks(self) -> int:
+        if not self.is_map:
+            return super().num_hidden_marks
+        return sum(not self.heat.has(name) for name in self.table.marks)
+
+    def on_heat_map_view_marked(self, event: HeatMapView.Marked) -> None:
+        """The table has the marks of both."""
+        if event.keys:
+            self.table.toggle_marks(event.keys)
+        else:
+            self.table.action_clear_marks()
 
     def on_heat_map_view_chosen(self, event: HeatMapView.Chosen) -> None:
         self.odctl.open_host(event.key)

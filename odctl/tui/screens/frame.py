@@ -21,6 +21,7 @@ from odctl.tui.model.frame import title_line
 from odctl.tui.model.table import Column
 from odctl.tui.model.vocabulary import vocabulary_of
 from odctl.tui.plan_files import find_plan_files
+from odctl.tui.screens.confirm import ConfirmScreen
 from odctl.tui.widgets.lines import LinesBar
 from odctl.tui.widgets.prompt import Prompt
 from odctl.tui.widgets.scrub_bar import ScrubBar
@@ -114,9 +115,20 @@ class FrameScreen(Screen[None]):
         """Whether the line at the bottom is open."""
         return self.query_one(Prompt).is_open
 
+    def leave_question(self, verb: str) -> ConfirmScreen | None:  # noqa: ARG002 - for screens that have something to lose
+        """What to ask before something is lost with this screen; None: nothing would be."""
+        return None
+
     def may_leave(self) -> bool:
         """False where leaving would lose something: the screen has asked then, and leaves by itself."""
-        return True
+        question = self.leave_question("Leave")
+        if question is not None:
+            self.app.push_screen(question, lambda is_sure: self.leave() if is_sure else None)
+        return question is None
+
+    def leave(self) -> None:
+        """One step back, whatever is lost."""
+        self.app.pop_screen()
 
     def action_prompt(self) -> None:
         self.open_prompt("")
@@ -145,8 +157,8 @@ class FrameScreen(Screen[None]):
         if prompt.is_open:
             prompt.close()
             self.focus_body()
-        elif len(self.app.screen_stack) > 1:
-            self.app.pop_screen()
+        elif len(self.app.screen_stack) > 1 and self.may_leave():
+            self.leave()
 
     def focus_body(self) -> None:
         """Give the focus to the first thing of the body that takes it."""

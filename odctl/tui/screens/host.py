@@ -6,7 +6,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import work
 from textual.app import ComposeResult, SuspendNotSupported
@@ -16,7 +16,6 @@ from textual.widgets import Input
 
 from agent.errors import FleetError
 from agent.wire.agent import ApplyEvent
-from odctl.draining import Drain
 from odctl.fleet import FleetSnapshot, HostView
 from odctl.tui.model.host_devices import foreign_processes
 from odctl.tui.model.host_extras import HostExtras
@@ -27,6 +26,9 @@ from odctl.tui.screens.confirm import ConfirmScreen
 from odctl.tui.screens.end_process import EndChoice, EndProcessScreen
 from odctl.tui.screens.frame import FrameScreen
 from odctl.tui.widgets.lines import LinesBar, LinesView
+
+if TYPE_CHECKING:
+    from odctl.draining import Drain
 
 EXTRAS_S = 5.0
 """Between two questions for kernel messages and logs, while the page is seen."""
@@ -212,8 +214,11 @@ class HostScreen(FrameScreen):
             if is_sure:
                 self._begin_drain(drain)
 
+        hosts = {host, *(name for preview in drain.previews for name in preview.plan.hosts)}
+        typed = self.odctl.name_to_type(host, num_hosts=len(hosts))
         self.app.push_screen(
-            ConfirmScreen(title=f"Move {names} away from {host}?", lines=drain.lines, verb="Drain"), answered
+            ConfirmScreen(title=f"Move {names} away from {host}?", lines=drain.lines, verb="Drain", typed=typed),
+            answered,
         )
 
     def _begin_drain(self, drain: Drain) -> None:

@@ -13,6 +13,7 @@ from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
 
 from odctl.tui.model.keymap import KnownBinding, KnownKeys
+from odctl.tui.screens import import_screens
 from odctl.tui.screens.frame import FrameScreen
 from odctl.tui.screens.table import TableScreen
 from odctl.tui.widgets.fleet_table import FleetTable
@@ -23,7 +24,8 @@ _SPOKEN = {"esc": "escape", "return": "enter", "del": "delete", "pgup": "pageup"
 
 
 def known_keys() -> KnownKeys:
-    """Bindings of every class of ours that has been imported: with the app, that is all of them."""
+    """Bindings of every class of ours. Imports those screens that have not been opened yet."""
+    import_screens()
     classes = [found for found in _subclasses(DOMNode) if found.__module__.startswith(OURS)]
     bindings = {binding.id: binding for found in classes for binding in _own(found)}
     return KnownKeys(bindings=bindings, groups=tuple(_groups(classes)))

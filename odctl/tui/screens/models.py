@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 from agent.errors import FleetError
 from agent.wire.agent import ModelHolding
 from odctl.fleet import Fleet, FleetSnapshot
-from odctl.tui.model.model_rows import ModelRows
+from odctl.tui.model.model_rows import ModelRows, model_key
 from odctl.tui.model.table import Rows
 from odctl.tui.model.text import Line, Span, line
 from odctl.tui.model.units import plural
@@ -22,7 +22,10 @@ Holdings = tuple[ModelHolding, ...]
 class ModelsScreen(TableScreen):
     mode = "models"
     empty = "no host holds a model: put a Hugging Face directory under <prefix>/var/models, or apply a plan"
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("r", "refresh_models", "Ask again", id="models.refresh")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("p", "plan", "Plan…", id="models.plan"),
+        Binding("r", "refresh_models", "Ask again", id="models.refresh"),
+    ]
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,8 +37,7 @@ class ModelsScreen(TableScreen):
         return self._answers is not None
 
     def rows(self, snapshot: FleetSnapshot) -> Rows:  # noqa: ARG002 - holdings are not part of the snapshot
-        answers = (self._answers or {}).values()
-        return ModelRows([held for answer in answers if not isinstance(answer, FleetError) for held in answer])
+        return ModelRows(self._holdings)
 
     def summary(self, snapshot: FleetSnapshot, width: int) -> tuple[Line, ...]:  # noqa: ARG002 - one short line
         if self._error:
@@ -50,6 +52,30 @@ class ModelsScreen(TableScreen):
 
     def empty_text(self, snapshot: FleetSnapshot) -> str:  # noqa: ARG002 - holdings are not part of the snapshot
         return "nothing is known yet" if self._answers is None else self.empty
+
+    def action_plan(self) -> None:
+        """Plan the model under the cursor."""
+        held = self._held.get(self.table.cursor_key or "")
+        if held is None:
+            self.notify("no model to plan: :new DIRECTORY plans one of this machine", severity="warning")
+        elif held.trouble or not held.is_complete:
+            why = held.trouble or f"{held.host} has a part of it only"
+            self.notify(f"{held.name} cannot be planned from here: {why}", severity="warning")
+        else:
+            self.odctl.new_plan(held.digest, shown=held.name)
+
+    def on_fleet_table_chosen(self) -> None:
+        self.action_plan()
+
+    @property
+    def _held(self) -> dict[str, ModelHolding]:
+        """By the keys of the rows."""
+        return {model_key(held): held for held in self._holdings}
+
+    @property
+    def _holdings(self) -> list[ModelHolding]:
+        answers = (self._answers or {}).values()
+        return [held for answer in answers if not isinstance(answer, FleetError) for held in answer]
 
     def on_screen_resume(self) -> None:
         super().on_screen_resume()

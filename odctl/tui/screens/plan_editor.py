@@ -15,10 +15,8 @@ from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
-from agent.errors import FleetError
 from agent.planner.edit import AddStage, Basis, MoveBoundary, PlaceStage, RemoveStage, SetServing
-from agent.planner.file import plan_to_toml
-from odctl.editing import write_plan_file
+from agent.planner.file import plan_hash
 from odctl.fleet import FleetSnapshot
 from odctl.tui.model.plan_editor import (
     Action,
@@ -40,8 +38,8 @@ from odctl.tui.model.plan_editor import (
     row_place,
     row_spare,
 )
+from odctl.tui.model.plans import PlanChoice
 from odctl.tui.screens.confirm import ConfirmScreen
-from odctl.tui.screens.file_name import FileNameScreen
 from odctl.tui.screens.frame import FrameScreen
 from odctl.tui.widgets.lines import LinesView
 
@@ -227,10 +225,6 @@ class PlanEditorScreen(FrameScreen):
     # --- writing and leaving ----------------------------------------------------------------------------
 
     def action_write(self) -> None:
-        if reason := self.odctl.guard.never:
-            # In a browser a file would be written to the machine that serves it.
-            self.notify(f"this session stays read-only: {reason}", title="not written", severity="warning")
-            return
         if self._is_computing:
             self.notify("what was asked before is still computed: a moment", severity="warning")
             return
@@ -241,57 +235,19 @@ class PlanEditorScreen(FrameScreen):
                 severity="error",
             )
             return
-        origin = self.state.origin
-        name = origin if origin.endswith(".toml") else f"{self.state.plan.name}.toml"
-        self.app.push_screen(
-            FileNameScreen(title=f"Write {self.state.plan.name} to which file?", name=name), self._write_to
-        )
-
-    def _write_to(self, name: str | None) -> None:
-        if not name:
-            return
-        path = Path(name).expanduser()
-        if not path.exists():
-            self._write(path, replaces=False)
-            return
-
-        def replace(is_sure: bool | None) -> None:
-            if is_sure:
-                self._write(path, replaces=True)
-
-        self.app.push_screen(
-            ConfirmScreen(title=f"Replace {path}?", lines=["There is such a file already."], verb="Replace it"),
-            replace,
-        )
-
-    @work(group="write", exclusive=True)
-    async def _write(self, path: Path, *, replaces: bool) -> None:
         plan = self.state.plan
-        try:
-            await asyncio.to_thread(write_plan_file, path, plan_to_toml(plan), replaces=replaces)
-        except FleetError as error:
-            self.notify(str(error), title="not written", severity="error")
-            return
-        self.state = msgspec.structs.replace(self.state, written=plan, origin=str(path), said=f"written to {path}")
-        self.odctl.show_written(plan, path=str(path))
-        self.redraw()
 
-    def may_leave(self) -> bool:
-        """True when nothing would be lost; else it asks, and leaves after a yes."""
+        def written(path: Path) -> None:
+            said = f"written to {path}"
+            self.state = msgspec.structs.replace(self.state, written=plan, origin=str(path), said=said)
+            self.odctl.show_written(plan, path=str(path))
+            self.redraw()
+
+        choice = PlanChoice(origin=self.state.origin, plan=plan, plan_hash=plan_hash(plan))
+        self.odctl.ask_to_write(choice, written)
+
+    def leave_question(self, verb: str) -> ConfirmScreen | None:
         if not self.is_unsaved:
-            return True
-
-        def leave(is_sure: bool | None) -> None:
-            if is_sure:
-                self.app.pop_screen()
-
-        self.app.push_screen(self.question("Leave"), leave)
-        return False
-
-    def question(self, verb: str) -> ConfirmScreen:
+            return None
         lines = ["Its edits are not written to a file.", "w writes them."]
         return ConfirmScreen(title=f"{verb} without writing {self.state.plan.name}?", lines=lines, verb=verb)
-
-    def action_back(self) -> None:
-        if self.has_prompt or self.may_leave():
-            super().action_back()

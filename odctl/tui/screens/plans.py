@@ -24,10 +24,11 @@ from odctl.tui.model.plan_list import (
 )
 from odctl.tui.model.plan_map import folds
 from odctl.tui.model.plan_page import plan_page
-from odctl.tui.model.plans import PlanChoice
+from odctl.tui.model.plans import NEW, PlanChoice, plan_choices
 from odctl.tui.model.text import BLANK, Line, Span, line, wrap
 from odctl.tui.plan_folder import find_plans
 from odctl.tui.screens.compare import CompareScreen
+from odctl.tui.screens.confirm import ConfirmScreen
 from odctl.tui.screens.frame import FrameScreen
 from odctl.tui.screens.plan_history import PlanHistoryScreen
 from odctl.tui.widgets.lines import LinesView
@@ -42,6 +43,8 @@ class PlansScreen(FrameScreen):
         Binding("a", "apply", "Apply…", id="plans.apply"),
         Binding("c", "compare", "Compare", id="plans.compare"),
         Binding("e", "edit", "Edit", id="plans.edit"),
+        Binding("n", "new", "New…", id="plans.new"),
+        Binding("w", "write", "Write…", id="plans.write", show=False),
         Binding("h", "history", "History", id="plans.history"),
         Binding("v", "progress", "Progress of an apply", id="plans.progress", show=False),
         Binding("A", "abort", "Abort…", id="plans.abort", show=False),
@@ -132,7 +135,7 @@ class PlansScreen(FrameScreen):
                 line(Span(" no plan to show", "bold")),
                 BLANK,
                 line("   :plan FILE previews a plan file"),
-                line("   `odctl plan MODEL -o plan.toml` makes one"),
+                line("   n plans a model (or `odctl plan MODEL -o plan.toml`)"),
             ]
         if entry.choice is None:
             return _error_lines(entry.error, width)
@@ -223,6 +226,31 @@ class PlansScreen(FrameScreen):
     def action_edit(self) -> None:
         if (choice := self._sound_choice()) is not None:
             self.odctl.edit_plan(choice)
+
+    def action_new(self) -> None:
+        self.odctl.new_plan()
+
+    def action_write(self) -> None:
+        """The shown plan to a file: a new one, or what runs, so that it can be kept."""
+        if (choice := self._sound_choice()) is None:
+            return
+
+        def written(path: Path) -> None:
+            self.notify(f"written to {path}")
+            self.odctl.show_written(choice.plan, path=str(path))
+            self.action_reread()
+
+        self.odctl.ask_to_write(choice, written)
+
+    def leave_question(self, verb: str) -> ConfirmScreen | None:
+        """A plan that was made here, is in no file and does not run."""
+        new = self.odctl.preview
+        if new is None or new.origin != NEW:
+            return None
+        if any(new.plan_hash == choice.plan_hash for choice in plan_choices(self.odctl.snapshot, None)):
+            return None
+        lines = ["It is in no file yet.", "w writes it."]
+        return ConfirmScreen(title=f"{verb} without writing {new.plan.name}?", lines=lines, verb=verb)
 
     def action_history(self) -> None:
         if (choice := self._sound_choice()) is not None:

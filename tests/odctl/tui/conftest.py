@@ -13,6 +13,7 @@ from odctl.apply import ApplyPreview
 from odctl.tui.app import OdctlApp
 from odctl.tui.applying import Applier, OnEvent
 from odctl.tui.feed import Feed
+from odctl.tui.planning import Planner
 from odctl.tui.probing import Prober
 from tests.odctl.tui.frozen_fleet import FrozenClock
 
@@ -44,7 +45,14 @@ class RefusingApplier:
         raise AssertionError("nothing may be aborted here")
 
 
-def make_app(feed: Feed, *, applier: Applier | None = None, prober: Prober | None = None) -> OdctlApp:
-    app = OdctlApp(feed, clock=FrozenClock(), applier=applier or RefusingApplier(), prober=prober)
+def make_app(
+    feed: Feed,
+    *,
+    applier: Applier | None = None,
+    prober: Prober | None = None,
+    planner: Planner | None = None,
+) -> OdctlApp:
+    applier = applier or RefusingApplier()
+    app = OdctlApp(feed, clock=FrozenClock(), applier=applier, prober=prober, planner=planner)
     app.animation_level = "none"
     return app

@@ -51,6 +51,30 @@ async def started(pilot: Pilot[None]) -> FleetScreen:
 
 
 @both_sizes
+async def test_marks_of_the_map_are_those_of_the_table(size: tuple[int, int]) -> None:
+    app = make_app(frozen.FrozenFeed(simulated(1024).frames[0]))
+    async with app.run_test(size=size) as pilot:
+        screen = await started(pilot)
+        assert screen.is_map
+        heat = screen.heat._map
+        assert heat is not None
+        first, second = heat.hosts_of(0), heat.hosts_of(1)
+        await pilot.press("home", "space", "space")
+        await settle(pilot)
+        assert screen.table.marks == app.marked_hosts == {*first, *second}
+        assert f"◆ {len(app.marked_hosts)} marked" in screen_text(app)
+        assert "not shown" not in screen_text(app)
+        rows = [line for line in screen_text(app).splitlines() if "◆" in line and "marked" not in line]
+        assert [row.count("◆") for row in rows] == [2], "a mark takes the cell's glyph"
+        await pilot.press("v")
+        await settle(pilot)
+        assert screen.table.chosen == tuple(sorted({*first, *second}))
+        await pilot.press("v", "home", "space", "ctrl+backslash")
+        await settle(pilot)
+        assert not app.marked_hosts
+
+
+@both_sizes
 @pytest.mark.parametrize("num_hosts", [10, MAP_ABOVE_HOSTS + 1, 10_000])
 async def test_home_is_a_table_for_few_hosts_and_a_map_for_many(num_hosts: int, size: tuple[int, int]) -> None:
     app = make_app(frozen.FrozenFeed(simulated(num_hosts).frames[0]))

@@ -18,6 +18,7 @@ from odctl.tui.screens.events import EventsScreen
 from odctl.tui.screens.host import HostScreen
 from odctl.tui.widgets.lines import LinesBar, LinesView
 from tests.odctl.tui import frozen_fleet as frozen
+from tests.odctl.tui.agreeing import agree
 from tests.odctl.tui.reading import SIZES, screen_text, settle
 from tests.odctl.tui.scripted_operator import ScriptedOperator, make_app
 
@@ -176,7 +177,8 @@ async def test_a_drain_shows_its_changes_asks_and_says_how_it_went() -> None:
         text = screen_text(app)
         assert "Move chat away from gpu01?" in text
         assert "+ cpu01/cpu: layers 0-31" in text
-        await pilot.press("tab", "enter")
+        assert "type `gpu01` to go on" in text, "two of six hosts are much of this fleet"
+        await agree(pilot, name="gpu01")
         await settle(pilot)
         assert is_seen(app, screen)
         assert "● nothing is served from gpu01 any more: chat moved" in page_text(screen)
