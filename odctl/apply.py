@@ -27,6 +27,7 @@ from agent.wire.agent import (
     ApplyEvent,
     ApplyPhase,
     ApplyRequest,
+    DeploymentRecord,
     DestroyRequest,
     Done,
     HostAddress,
@@ -47,13 +48,21 @@ class ApplyPreview(msgspec.Struct, frozen=True, kw_only=True):
 
     plan: Plan
     plan_hash: str
-    running_hash: str
-    running_generation: int
+    running: DeploymentRecord | None
+    """None: nothing of that name runs."""
     is_noop: bool
     lines: tuple[str, ...]
     manifest: ModelManifest
     draft: ModelManifest | None = None
     facts: ClusterFacts
+
+    @property
+    def running_generation(self) -> int:
+        return self.running.generation if self.running is not None else 0
+
+    @property
+    def running_hash(self) -> str:
+        return self.running.plan_hash if self.running is not None else ""
 
 
 def operator_name() -> str:
@@ -118,8 +127,7 @@ async def preview_apply(fleet: Fleet, plan: Plan, *, cluster: str) -> ApplyPrevi
     return ApplyPreview(
         plan=plan,
         plan_hash=new_hash,
-        running_hash=old_hash,
-        running_generation=sight.record.generation if sight else 0,
+        running=sight.record if sight else None,
         is_noop=new_hash == old_hash and is_serving,
         lines=tuple(_difference(plan, sight)),
         manifest=manifest,
@@ -166,6 +174,7 @@ async def apply_plan(
         members=tuple(_address(host) for host in preview.facts.hosts if host.name in plan.hosts),
         sources=tuple(_address(host) for host in preview.facts.hosts if host.name in _sources_beside(plan)),
         expected_generation=preview.running_generation,
+        running=preview.running,
         holder=holder,
         stop_after=stop_after,
         cause=cause,

@@ -169,7 +169,7 @@ class Transaction:
         async with self._phase("commit"):
             await commit_everywhere(self._reach, self._plan, self._after_switch(), controller=self._host)
         async with self._phase("retire"):
-            left = await retire_old(self._reach, self._plan, self._pending("retire"), self._old_gateway_host)
+            left = await retire_old(self._reach, self._plan, self._pending("retire"))
             self._state.leave_behind(self._plan.name, left)
         self._state.end_apply(self._plan.name)
         self._journal.append(
@@ -411,10 +411,6 @@ class Transaction:
         return self._request.expected_generation
 
     @property
-    def _old_gateway_host(self) -> str:
-        return self._old_record.gateway_host if self._old_record else ""
-
-    @property
     def _replica_generations(self) -> tuple[int, ...]:
         return (self.generation,) * len(self._plan.replicas)
 
@@ -487,6 +483,7 @@ class Transaction:
             gateway_host=self._plan.gateway_host,
             listen=self._plan.serving.listen,
             after_switch=self._after_switch(),
+            old_gateway_host=self._old_record.gateway_host if self._old_record else "",
         )
 
     def _save_pending(self, phase: ApplyPhase) -> None:

@@ -48,14 +48,12 @@ async def commit_everywhere(reach: Reach, plan: Plan, after: Controlled, *, cont
             log.warning("commit not taken", extra={"on_host": host, "error": outcome.message})
 
 
-async def retire_old(
-    reach: Reach, plan: Plan, pending: PendingApply, old_gateway_host: str
-) -> tuple[LeftBehind, ...]:
+async def retire_old(reach: Reach, plan: Plan, pending: PendingApply) -> tuple[LeftBehind, ...]:
     """Drain the old generation, then stop its ranks; hosts that left the plan forget the deployment.
 
     Returns what could not be told, for the hosts' return.
     """
-    gateways = {plan.gateway_host, old_gateway_host} - {""}
+    gateways = {plan.gateway_host, pending.old_gateway_host} - {""}
     await _try_and_log(
         reach,
         {

@@ -52,6 +52,8 @@ class PendingApply(msgspec.Struct, frozen=True, kw_only=True):
     listen: str
     after_switch: Controlled
     """What the deployment is once the switch is done."""
+    old_gateway_host: str = ""
+    """Of the generation before; empty: there was none."""
 
 
 class LeftBehind(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,6 +32,11 @@ class MemberTable:
         value = self._journal.get_state(_PREFIX + deployment)
         return None if value is None else msgspec.msgpack.decode(value, type=DeploymentRecord)
 
+    def running(self, deployment: str, *, told: DeploymentRecord | None) -> DeploymentRecord | None:
+        """What runs now: as this host remembers it, or as an operator has told one that has no part in it."""
+        record = self.get(deployment)
+        return record if record is not None and record.generation else told
+
     def prepare(self, order: Prepare) -> None:
         """Take the lock. E401 when the host stands at another generation, E501 when another operator holds it."""
         now = time.time()

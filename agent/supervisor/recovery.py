@@ -12,7 +12,6 @@ from agent.planner.file import plan_from_toml
 from agent.supervisor.clean_up import commit_everywhere, is_switched, retire_old, undo
 from agent.supervisor.deployment import ControllerState, PendingApply
 from agent.supervisor.reach import Reach
-from agent.wire.agent import DeploymentRecord
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,6 @@ class Recovery:
         reach: Reach,
         state: ControllerState,
         journal: Journal,
-        old_record: DeploymentRecord | None,
         watch: Callable[[str], None],
     ) -> None:
         self.pending = pending
@@ -38,7 +36,6 @@ class Recovery:
         self._reach = reach
         self._state = state
         self._journal = journal
-        self._old_record = old_record
         self._watch = watch
         self.is_over = asyncio.Event()
         self.went_forward = False
@@ -55,8 +52,7 @@ class Recovery:
             self._state.put(name, pending.after_switch)
             self._watch(name)
             await commit_everywhere(self._reach, plan, pending.after_switch, controller=self._host)
-            old_gateway_host = self._old_record.gateway_host if self._old_record else ""
-            left = await retire_old(self._reach, plan, pending, old_gateway_host)
+            left = await retire_old(self._reach, plan, pending)
             self._state.leave_behind(name, left)
         else:
             await undo(self._reach, pending)

@@ -385,7 +385,7 @@ class Supervisor:
             reach=self._reach,
             state=self._state,
             journal=self._journal,
-            old_record=self._members.get(plan.name),
+            old_record=self._members.running(plan.name, told=request.running),
             on_switched=self._take_over,
         )
         self._applies[plan.name] = transaction
@@ -470,7 +470,6 @@ class Supervisor:
                 reach=self._reach,
                 state=self._state,
                 journal=self._journal,
-                old_record=self._members.get(pending.deployment),
                 watch=self._watch,
             )
             self._recoveries[pending.deployment] = recovery

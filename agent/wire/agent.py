@@ -289,6 +289,8 @@ class ApplyRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Where the controller reaches every host of the plan."""
     expected_generation: int
     holder: str
+    running: DeploymentRecord | None = None
+    """What the operator saw run: a controller that has no part in it knows by this whom to relieve."""
     draft_spec: ModelSpec | None = None
     """Of the plan's draft model."""
     sources: tuple[HostAddress, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -172,6 +173,41 @@ def test_the_listen_address_and_the_gateway_host_can_change(empty: Room) -> None
     status = cluster.wait_serving("h2", NAME)
     assert (status.controller, status.gateway_host) == ("h2", "h2")
     assert cluster.try_status("h1", NAME) is None, "the former controller has let go of it"
+
+
+def test_a_controller_that_had_no_part_relieves_all_that_leave(empty: Room) -> None:
+    """There and back: whoever leaves forgets the deployment, and can be given a part again."""
+    cluster, other = empty.cluster, free_listen()
+    first = empty.plan("first.toml", *PIPELINE, "--exclude", "h3")
+    cluster.apply(first)
+    second = empty.plan("second.toml", "--exclude", "h1,h2", listen=other, controller="h3")
+    cluster.apply(second)
+    assert ask(other, NAME)
+    until(lambda: cluster.records("h1") == cluster.records("h2") == (), what="h1 and h2 to forget")
+    for host in ("h1", "h2"):
+        assert cluster.children(host, "rank") == []
+        assert cluster.children(host, "gateway") == []
+    cluster.apply(first)
+    assert ask(empty.listen, NAME)
+    assert cluster.status("h1", NAME).generation == 3
+    until(lambda: cluster.records("h3") == (), what="h3 to forget")
+    assert cluster.children("h3", "rank") == []
+
+
+def test_a_controller_that_had_no_part_leaves_what_runs_alone_when_it_fails(empty: Room) -> None:
+    cluster = empty.cluster
+    cluster.apply(empty.plan("first.toml", *PIPELINE, "--exclude", "h3"))
+    ranks = {rank.pid for rank in cluster.children("h2", "rank")}
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        path = empty.plan("second.toml", *PIPELINE, "--exclude", "h1", listen=listen, controller="h3")
+        refused = cluster.odctl("apply", str(path), "--yes")
+    assert refused.exit_code != ExitCode.OK
+    assert {rank.pid for rank in cluster.children("h2", "rank")} == ranks, "the old generation's, and no other"
+    assert cluster.records("h3") == ()
+    assert ask(empty.listen, NAME)
 
 
 def test_an_old_generation_is_refused(empty: Room) -> None:

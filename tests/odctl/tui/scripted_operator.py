@@ -74,8 +74,7 @@ def preview() -> ApplyPreview:
     return ApplyPreview(
         plan=frozen.plan(),
         plan_hash="f" * 64,
-        running_hash="e" * 64,
-        running_generation=3,
+        running=frozen.deployment().record,
         is_noop=False,
         lines=("- gpu01/cuda:0: layers 0-19", "+ cpu01/cpu: layers 0-31"),
         manifest=ModelManifest(digest="d" * 64, files=(), spec=SPEC),

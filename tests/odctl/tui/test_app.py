@@ -62,8 +62,7 @@ class ScriptedApplier:
         return ApplyPreview(
             plan=plan,
             plan_hash="f" * 64,
-            running_hash="",
-            running_generation=3,
+            running=frozen.deployment().record,
             is_noop=False,
             lines=("~ gpu01/cuda:0: layers 0-19 -> layers 0-23",),
             manifest=ModelManifest(digest="d" * 64, files=(), spec=SPEC),

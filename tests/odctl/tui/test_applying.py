@@ -39,8 +39,7 @@ def preview() -> ApplyPreview:
     return ApplyPreview(
         plan=frozen.plan(),
         plan_hash=plan_hash(frozen.plan()),
-        running_hash="",
-        running_generation=3,
+        running=frozen.deployment().record,
         is_noop=False,
         lines=(),
         manifest=ModelManifest(digest="d" * 64, files=(), spec=SPEC),
