@@ -22,19 +22,24 @@ RIGHT = 0.9
 """Goal of the share of plans that are."""
 
 
+Figures = tuple[float, float, float]
+"""Seconds to the first token, seconds per token, tokens/s."""
+
+
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     condition: str
     model: str
     layout: str
     shape: str
     """Hosts and layers, in words."""
-    predicted: tuple[float, float, float]
-    """Seconds to the first token, seconds per token, tokens/s."""
+    predicted: Figures
     bounds: tuple[tuple[float, ...], ...]
     """Low and high of each prediction."""
-    measured: tuple[float, float, float]
-    again: tuple[float, float, float] | None
-    """The same deployment under the same load a second time: the machine's own noise."""
+    measured: Figures
+    again: Figures | None
+    """The same deployment under the same load a second time, right after: the machine's own noise."""
+    later: Figures | None = None
+    """The same plan applied once more, after all other layouts of its model: how the machine drifts meanwhile."""
     planned_bytes: int
     held_bytes: int
     num_runs: int
@@ -45,8 +50,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
 def summary(cases: Sequence[Case]) -> list[str]:
     lines = [
-        "| figure | error, p50 | p90 | within the interval | the machine's own noise, p50 (worst) | |",
-        "|---|---|---|---|---|---|",
+        "| figure | error, p50 | p90 | within the interval | again at once, p50 (worst) | minutes later | |",
+        "|---|---|---|---|---|---|---|",
     ]
     every: list[float] = []
     for index, name in enumerate(FIGURES):
@@ -54,11 +59,12 @@ def summary(cases: Sequence[Case]) -> list[str]:
         every += errors
         inside = sum(low <= case.measured[index] <= high for case in cases for low, high in [case.bounds[index]])
         noise = [abs(case.again[index] / case.measured[index] - 1) for case in cases if case.again]
+        drift = [abs(case.later[index] / case.measured[index] - 1) for case in cases if case.later]
         lines.append(
             f"| {name} | {_quantile(errors, 0.5):.1%} | {_quantile(errors, 0.9):.1%} | {inside} of {len(cases)} | "
-            f"{_quantile(noise, 0.5):.1%} ({max(noise):.1%}) | {_verdict(errors)} |"
+            f"{_spread(noise)} | {_spread(drift)} | {_verdict(errors)} |"
         )
-    lines.append(f"| all | {_quantile(every, 0.5):.1%} | {_quantile(every, 0.9):.1%} | | | {_verdict(every)} |")
+    lines.append(f"| all | {_quantile(every, 0.5):.1%} | {_quantile(every, 0.9):.1%} | | | | {_verdict(every)} |")
     memory = max(abs(case.planned_bytes / case.held_bytes - 1) for case in cases)
     lines += [
         "",
@@ -97,22 +103,21 @@ def _rankings(cases: Sequence[Case]) -> list[str]:
 def table(cases: Sequence[Case]) -> list[str]:
     lines = [
         "| cluster | model | layout | hosts and layers | runs before | TTFT: predicted, measured | time per token "
-        "| tokens/s | again |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| tokens/s | again | later |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for case in cases:
         ttft, tpot, rate = (
             f"{case.predicted[i] * k:.4g}, {case.measured[i] * k:.4g} {unit} ({case.error(i):+.0%})"
             for i, k, unit in ((0, 1e3, "ms"), (1, 1e3, "ms"), (2, 1, ""))
         )
-        again = (
-            ", ".join(f"{b / a - 1:+.0%}" for a, b in zip(case.measured, case.again, strict=True))
-            if case.again
-            else ""
+        again, later = (
+            ", ".join(f"{b / a - 1:+.0%}" for a, b in zip(case.measured, other, strict=True)) if other else ""
+            for other in (case.again, case.later)
         )
         lines.append(
             f"| {case.condition} | {case.model} | {case.layout} | {case.shape} | {case.num_runs} | {ttft} | {tpot} "
-            f"| {rate} | {again} |"
+            f"| {rate} | {again} | {later} |"
         )
     return lines
 
@@ -120,6 +125,10 @@ def table(cases: Sequence[Case]) -> list[str]:
 def _quantile(values: Sequence[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if share != 0.5 else statistics.median(ordered)
+
+
+def _spread(noise: Sequence[float]) -> str:
+    return f"{_quantile(noise, 0.5):.1%} ({max(noise):.1%})" if noise else "—"
 
 
 def _verdict(errors: Sequence[float]) -> str:
