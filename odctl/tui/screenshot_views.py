@@ -40,7 +40,7 @@ async def _edit(pilot: Pilot[None], app: OdctlApp, scene: Scene) -> None:  # noq
     await pilot.pause()
     await pilot.press("e")
     await until(lambda: type(app.screen).__name__ == "PlanEditorScreen")
-    await pilot.press("plus")
+    await pilot.press("minus")
 
 
 async def _name_file(pilot: Pilot[None], app: OdctlApp, scene: Scene) -> None:
@@ -83,7 +83,7 @@ async def _ask_to_bench(pilot: Pilot[None], app: OdctlApp, scene: Scene) -> None
 async def _bench(pilot: Pilot[None], app: OdctlApp, scene: Scene) -> None:
     """A short load beside the one that runs; the picture is of its figures."""
     await _ask_to_bench(pilot, app, scene)
-    await pilot.press("tab", "enter")
+    await pilot.press("right", "enter")
     await until(lambda: type(app.screen).__name__ == "BenchScreen")
 
 

@@ -25,9 +25,10 @@ def fleet_lines(snapshot: FleetSnapshot, *, width: int) -> tuple[Line, ...]:
 
 
 def tokens_line(snapshot: FleetSnapshot, *, width: int) -> Line | None:
-    """` tok/s 15m ▁▂▅▇ 57.5  peak 61.0`: what all deployments made together; None where nothing is deployed.
+    """` tok/s 15m ▁▂▅▇ up to 61.0`: what all deployments made together; None where nothing is deployed.
 
-    A cell is the sum of the deployments' means over its time. Cells in which none was asked stay blank.
+    A cell is the sum of the deployments' means over its time: the rate of now is not in it, and stands above.
+    Cells in which none was asked stay blank.
     """
     if not snapshot.deployments:
         return None
@@ -40,9 +41,10 @@ def tokens_line(snapshot: FleetSnapshot, *, width: int) -> Line | None:
     if not known:
         return line(Span(head, "title"), Span("no deployment has told its rate yet", "dim"))
     drawn = strip(rates, cells, top=max(known) or 1.0)
-    now = Span(f" {tokens_per_s_text(known[-1])}" if rates[-1] is not None else " no word", "bold")
-    peak = Span(f"  peak {tokens_per_s_text(max(known))}", "dim")
-    return line(Span(head, "title"), Span(drawn, "bar"), now, peak)
+    now = Span("" if rates[-1] is not None else " no word now", "warn")
+    return line(
+        Span(head, "title"), Span(drawn, "bar"), Span(f" up to {tokens_per_s_text(max(known))}", "dim"), now
+    )
 
 
 def token_rates(

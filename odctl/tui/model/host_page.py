@@ -24,6 +24,7 @@ __all__ = ["Doing", "host_page", "host_strip_lines"]
 
 KERNEL_SHOWN = 12
 LOGS_SHOWN = 12
+OLD_STATES = ("stale", "lost")
 _BAD_LEVELS = ("emerg", "alert", "crit", "err")
 
 
@@ -57,12 +58,15 @@ def host_page(
         host, gone = last, _gone(last, width)
     sections = [gone, _doing(doing, width), _head(host, width), _trouble(snapshot, host, width)]
     if host.sample is not None:
-        sections += [
+        measured = [
             device_lines(host, width=width),
             process_lines(snapshot, host, width=width),
             _meters(host, host.sample, width),
             _nics(host.sample.nics),
             _disks(host.sample.disks, width),
+        ]
+        sections += [_old(host), *map(_dimmed, measured)] if host.state in OLD_STATES else measured
+        sections += [
             _ranks(snapshot, host, width),
             _processes(host.sample),
             _probes(host, width, now_s=snapshot.taken_at_s),
@@ -75,6 +79,18 @@ def host_page(
             lines.append(BLANK)
         lines += section
     return tuple(lines)
+
+
+def _old(host: HostView) -> tuple[Line, ...]:
+    said = (
+        f" ▲ {host.state}: what follows was measured {age_text(host.sample_age_s)} ago, and nothing has come since"
+    )
+    return (line(Span(said, "warn")),)
+
+
+def _dimmed(lines: tuple[Line, ...]) -> tuple[Line, ...]:
+    """Figures that are no longer of now."""
+    return tuple(tuple(Span(span.text, "dim") for span in spans) for spans in lines)
 
 
 def _title(text: str, width: int) -> tuple[Line, ...]:
@@ -104,7 +120,7 @@ def _doing_mark(doing: Doing) -> tuple[str, Tone]:
 
 def _head(host: HostView, width: int) -> tuple[Line, ...]:
     mark = HOST_MARKS[host.state]
-    age = f" {age_text(host.sample_age_s)} ago" if host.state in {"stale", "lost"} else ""
+    age = f" {age_text(host.sample_age_s)} ago" if host.state in OLD_STATES else ""
     first: Line = line(" ", Span(host.name, "bold"), "  ", Span(f"{mark.glyph} {mark.word}{age}", mark.tone))
     facts = host.facts
     if facts is None:

@@ -24,6 +24,8 @@ from odctl.tui.screens.one_line import OneLineScreen
 from odctl.tui.screens.raw_text import RawTextScreen
 from odctl.tui.widgets.lines import LinesBar, LinesView
 
+WRITING, IDLE = "ask, and press enter; esc leads out of here", "enter writes a question"
+
 
 class ChatScreen(FrameScreen):
     """Each deployment has a conversation of its own; an answer goes on while another one is looked at."""
@@ -60,7 +62,7 @@ class ChatScreen(FrameScreen):
         page = LinesView(id="page")
         page.follows_end = True
         yield page
-        yield Input(placeholder="ask, and press enter", id="question", compact=True)
+        yield Input(placeholder=IDLE, id="question", compact=True)
 
     @property
     def conversation(self) -> Conversation:
@@ -86,6 +88,10 @@ class ChatScreen(FrameScreen):
 
     def focus_body(self) -> None:
         self.query_one("#page", LinesView).focus()
+
+    def on_descendant_focus(self) -> None:
+        question = self.query_one("#question", Input)
+        question.placeholder = WRITING if self.focused is question else IDLE
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "stop_answer":

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static
 
@@ -24,8 +24,7 @@ class NewPlanScreen(ModalScreen[PlanAsk | None]):
     NewPlanScreen #dialog { border: round $primary; }
     NewPlanScreen #ask { border: none; height: 1; margin: 1 0; padding: 0 1; background: $panel; }
     NewPlanScreen #ask:focus { border: none; }
-    NewPlanScreen #dialog-text { max-height: 8; margin: 1 0; }
-    NewPlanScreen #dialog-text Static { width: 1fr; }
+    NewPlanScreen #all-words { text-style: dim; margin: 1 0; }
     """
     AUTO_FOCUS = "#ask"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -45,8 +44,9 @@ class NewPlanScreen(ModalScreen[PlanAsk | None]):
             yield Static(f"Plan {self._shown}", id="dialog-title", markup=False)
             yield Input(self._first, id="ask", compact=True, select_on_focus=False)
             yield Static("", id="ask-words", markup=False)
-            with VerticalScroll(id="dialog-text", can_focus=False):
-                yield Static(f"NAME=VALUE of {', '.join(ask_words())}, as for `odctl plan`.", markup=False)
+            yield Static(
+                f"NAME=VALUE of {', '.join(ask_words())}, as for `odctl plan`.", id="all-words", markup=False
+            )
             yield Static("enter plans it, which changes nothing", id="dialog-hint", markup=False)
             with Horizontal(id="dialog-buttons"):
                 yield Button("Cancel", id="cancel", compact=True)

@@ -302,6 +302,7 @@ async def test_a_host_that_vanishes_keeps_its_page_which_says_so(size: tuple[int
         await settle(pilot)
         text = screen_text(app)
         assert "✗ lost 30s ago" in text
+        assert "lost: what follows was measured 30s ago" in text
         assert "connection lost: reset by peer" in text
         assert "312/450W" in page_text(screen)
         feed.push(frozen.snapshot(hosts=frozen.hosts()[:-1], taken_at_s=frozen.NOW_S + 2))
