@@ -69,13 +69,10 @@ def picture_lab(lab: Lab, views: tuple[View, ...], out: Path, *, warm_up_s: floa
     odctl(lab, "bootstrap")
     odctl(lab, "models", "make-demo", str(model), "--steps", steps)
     odctl(lab, "probe", "--quick")
-    # The hosts share this machine's loopback: a gateway that moves to another host needs a port of its own there.
-    shapes = ((first, PORT, ("hybrid", "--tensor", "1,2")), (second, 0, ("pipeline", "--stages", "3")))
-    for path, port, shape in shapes:
-        listen = f"127.0.0.1:{_free_port(port)}"
-        odctl(
-            lab, "plan", str(model), "--strategy", *shape, "--context", "512", "--listen", listen, "-o", str(path)
-        )
+    # One gateway for both, so that the load goes on through every apply.
+    where = ("--controller", "h1", "--listen", f"127.0.0.1:{_free_port(PORT)}")
+    for path, shape in ((first, ("hybrid", "--tensor", "1,2")), (second, ("pipeline", "--stages", "3"))):
+        odctl(lab, "plan", str(model), "--strategy", *shape, "--context", "512", *where, "-o", str(path))
     odctl(lab, "apply", str(first), "--yes")
     missing: list[MissingView] = []
     with _load(lab):

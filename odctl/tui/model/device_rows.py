@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from agent.facts.cluster import DeviceFacts
 from agent.facts.sample import DeviceSample, Lost, Reading
 from odctl.fleet.snapshot import FleetSnapshot, HostView
+from odctl.tui.model.fleet_columns import fleet_columns
 from odctl.tui.model.marks import HOST_MARKS, HOST_ORDER, Mark
 from odctl.tui.model.readings import (
     NONE,
@@ -35,6 +36,7 @@ COLUMNS = (
 )
 
 Device = tuple[HostView, str, DeviceSample | None, DeviceFacts | None]
+"""A host, a device of it, and what its sample and its facts say of that."""
 
 
 class DeviceRows:
@@ -43,25 +45,36 @@ class DeviceRows:
     columns = COLUMNS
 
     def __init__(self, snapshot: FleetSnapshot) -> None:
-        self._devices = [device for host in snapshot.hosts for device in _devices_of(host)]
-        self.keys: Sequence[str] = tuple(f"{host.name}/{device}" for host, device, _, _ in self._devices)
+        self._hosts = snapshot.hosts
+        index = fleet_columns(snapshot).still.devices(snapshot.hosts)
+        self._places = index.places
+        self.keys: Sequence[str] = index.keys
+
+    def _device(self, row: int) -> Device:
+        place = self._places[row]
+        host = self._hosts[place.host]
+        sample = host.sample.devices[place.sample] if host.sample is not None and place.sample is not None else None
+        facts = host.facts.devices[place.facts] if host.facts is not None and place.facts is not None else None
+        return host, place.device, sample, facts
 
     def values(self, column: str) -> Sequence[Value]:
-        return [_value(device, column) for device in self._devices]
+        return [_value(self._device(row), column) for row in range(len(self._places))]
 
     def text(self, row: int) -> str:
-        host, device, _, _ = self._devices[row]
-        return f"{host.name} {device} {_name(self._devices[row])} {HOST_MARKS[host.state].word}"
+        device = self._device(row)
+        host, name, _, _ = device
+        return f"{host.name} {name} {_name(device)} {HOST_MARKS[host.state].word}"
 
     def labels(self, row: int) -> dict[str, str]:
-        facts = self._devices[row][0].facts
+        facts = self._hosts[self._places[row].host].facts
         return facts.labels if facts else {}
 
     def banner(self, row: int) -> Banner | None:  # noqa: ARG002 - every row has its cells
         return None
 
     def cell(self, row: int, column: str, width: int) -> Line:
-        host, device_id, sample, _ = self._devices[row]
+        device = self._device(row)
+        host, device_id, sample, _ = device
         match column:
             case "host":
                 return line(Span(host.name, "bold"))
@@ -70,17 +83,11 @@ class DeviceRows:
             case "state":
                 return line(_mark(host, sample).span)
             case "note":
-                return _note(self._devices[row])
+                return _note(device)
         if sample is None or (isinstance(sample.utilisation, Lost) and column not in {"util", "xid"}):
             return line(Span(NONE, "dim"))
         spans = _sample_cell(sample, column, width)
         return spans if host.state == "live" else tuple(Span(span.text, "dim") for span in spans)
-
-
-def _devices_of(host: HostView) -> list[Device]:
-    facts = {device.id: device for device in host.facts.devices} if host.facts else {}
-    samples = {device.id: device for device in host.sample.devices} if host.sample else {}
-    return [(host, name, samples.get(name), facts.get(name)) for name in sorted({*facts, *samples})]
 
 
 def _name(device: Device) -> str:

@@ -51,6 +51,40 @@ class Group(NamedTuple):
     rows: tuple[int, ...]
 
 
+class DevicePlace(NamedTuple):
+    """Where a device's sample and facts lie. An index of None: the sample, or the facts, lack the device."""
+
+    host: int
+    device: str
+    sample: int | None
+    facts: int | None
+
+
+class DeviceIndex:
+    """Every device of a fleet in the order of the table, as long as each host's sample has the same devices."""
+
+    def __init__(self, hosts: Sequence[HostView]) -> None:
+        self._sample_ids = [_sample_ids(host) for host in hosts]
+        self.places = tuple(place for row, host in enumerate(hosts) for place in _places(row, host))
+        self.keys = tuple(f"{hosts[place.host].name}/{place.device}" for place in self.places)
+
+    def is_of(self, hosts: Sequence[HostView]) -> bool:
+        return all(map(operator.eq, self._sample_ids, map(_sample_ids, hosts)))
+
+
+def _sample_ids(host: HostView) -> list[str]:
+    return [device.id for device in host.sample.devices] if host.sample is not None else []
+
+
+def _places(row: int, host: HostView) -> list[DevicePlace]:
+    facts = {device.id: index for index, device in enumerate(host.facts.devices)} if host.facts else {}
+    samples = {name: index for index, name in enumerate(_sample_ids(host))}
+    return [
+        DevicePlace(host=row, device=name, sample=samples.get(name), facts=facts.get(name))
+        for name in sorted({*facts, *samples})
+    ]
+
+
 class _Still:
     """What of a fleet stands still, as long as every host's facts are the very same value."""
 
@@ -58,6 +92,7 @@ class _Still:
         self.names = tuple(host.name for host in hosts)
         self.facts: tuple[HostFacts | None, ...] = tuple(host.facts for host in hosts)
         self._groups: dict[str, tuple[Group, ...]] = {}
+        self._devices: DeviceIndex | None = None
 
     def is_of(self, hosts: Sequence[HostView]) -> bool:
         return (
@@ -65,6 +100,12 @@ class _Still:
             and all(map(operator.is_, self.facts, (host.facts for host in hosts)))
             and all(map(operator.eq, self.names, (host.name for host in hosts)))
         )
+
+    def devices(self, hosts: Sequence[HostView]) -> DeviceIndex:
+        """Of these hosts, whose facts are the same; that of the snapshot before where their devices are, too."""
+        if self._devices is None or not self._devices.is_of(hosts):
+            self._devices = DeviceIndex(hosts)
+        return self._devices
 
     @cached_property
     def row_of(self) -> dict[str, int]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import msgspec
 
 from odctl.fleet import FleetSnapshot
+from odctl.tui.model.device_rows import DeviceRows
 from odctl.tui.model.fleet_columns import (
     FAULT,
     HEALING,
@@ -15,6 +16,7 @@ from odctl.tui.model.fleet_columns import (
     natural_key,
 )
 from odctl.tui.model.host_rows import HostRows
+from odctl.tui.model.text import line_text
 from tests.odctl.fleet import values
 from tests.odctl.tui import frozen_fleet as frozen
 
@@ -85,3 +87,24 @@ def test_groups_are_in_the_order_people_count_and_hosts_without_the_label_come_l
 def _conditions(snapshot: FleetSnapshot) -> dict[str, int]:
     columns = FleetColumns(snapshot)
     return dict(zip(columns.names, columns.conditions, strict=True))
+
+
+def test_devices_are_indexed_once_and_anew_when_one_comes_or_goes() -> None:
+    """90,000 devices are not to be sorted every second; and a card that appears is not to be missed for that."""
+    first = frozen.snapshot()
+    keys = DeviceRows(first).keys
+    assert "gpu01/cuda:2" in keys
+    later = msgspec.structs.replace(first, taken_at_s=first.taken_at_s + 1)
+    assert DeviceRows(later).keys is keys
+    *others, gpu = first.hosts
+    assert gpu.name == "gpu01"
+    assert gpu.sample is not None
+    new = frozen.gpu(7)
+    sample = msgspec.structs.replace(gpu.sample, devices=(*gpu.sample.devices[:-1], new))
+    changed = msgspec.structs.replace(first, hosts=(*others, msgspec.structs.replace(gpu, sample=sample)))
+    rows = DeviceRows(changed)
+    assert {"gpu01/cuda:2", "gpu01/cuda:7"} <= set(rows.keys), "what the facts name stays, without a sample"
+    by_key = {key: line_text(rows.cell(row, "util", 12)) for row, key in enumerate(rows.keys)}
+    assert "82%" in by_key["gpu01/cuda:7"]
+    assert by_key["gpu01/cuda:2"].strip() == "—"
+    assert DeviceRows(first).keys == keys
