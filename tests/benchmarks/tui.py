@@ -27,8 +27,13 @@ SIZES = (100, 1_000, 10_000)
 GPUS = 8
 TICK_S = 1.0
 FIRST_HOST = re.compile(rb"sim-0000\d")
-WORDS: dict[View, str] = {"table": "table", "map": "heat map", "datatable": "plain DataTable (baseline)"}
-KEYS: dict[View, bytes] = {"table": b"\x1b[B", "map": b"\x1b[C", "datatable": b"\x1b[B"}
+WORDS: dict[View, str] = {
+    "table": "table",
+    "map": "heat map",
+    "devices": "table of devices",
+    "datatable": "plain DataTable (baseline)",
+}
+KEYS: dict[View, bytes] = {"table": b"\x1b[B", "map": b"\x1b[C", "devices": b"\x1b[B", "datatable": b"\x1b[B"}
 """Down a row, or right a cell."""
 KEYS_BUDGET_S = 45.0
 """A baseline that answers late gets fewer keys."""

@@ -24,8 +24,8 @@ from odctl.tui.model.units import bytes_text
 from odctl.tui.screens import fleet as fleet_screen
 from tests.simulated_fleet import SimulatedFeed, SimulatedFleet
 
-View = Literal["table", "map", "datatable"]
-VIEWS: tuple[View, ...] = ("table", "map", "datatable")
+View = Literal["table", "map", "devices", "datatable"]
+VIEWS: tuple[View, ...] = ("table", "map", "devices", "datatable")
 
 
 CELLS: dict[str, Callable[[HostView], str]] = {
@@ -99,6 +99,13 @@ class DataTableApp(App[None]):
         self.query_one("#detail", Static).update(f" ▸ {event.row_key.value}")
 
 
+class DevicesApp(OdctlApp):
+    """Goes to the table of devices at once: a row a GPU, and one a CPU."""
+
+    def on_ready(self) -> None:
+        self.run_command("devices")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hosts", type=int, required=True)
@@ -119,7 +126,8 @@ def main() -> None:
         case view:
             # What decides between the two is the number of hosts; here it is the caller.
             fleet_screen.MAP_ABOVE_HOSTS = 0 if view == "map" else arguments.hosts
-            app = OdctlApp(feed, clock=SystemClock())
+            kind = DevicesApp if view == "devices" else OdctlApp
+            app = kind(feed, clock=SystemClock())
     app.run()
 
 
