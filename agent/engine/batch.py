@@ -56,6 +56,10 @@ class Whole:
     span: SliceSpan
     stretches: list[Range]
 
+    def length(self, window: int | None) -> int:
+        """Positions that its queries see."""
+        return self.span.end - self.span.key_begin(window)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
@@ -111,7 +115,7 @@ class Batch:
     tables: Tensor | None = None
     """T x blocks: where each row's keys are, for attention by index (`graphs`); None: the spans say so."""
     _masks: dict[tuple[int, int | None, int], Tensor] = field(default_factory=dict)
-    _reads: dict[tuple[int | None, bool], Reads] = field(default_factory=dict)
+    _reads: dict[tuple[int | None, int | None], Reads] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -143,18 +147,25 @@ class Batch:
             self._masks[key] = mask_TL.masked_fill_(is_hidden_TL, float("-inf"))
         return self._masks[key]
 
-    def reads(self, window: int | None, *, may_split: bool) -> Reads:
-        """What attention with this window reads, planned once for all layers that have it."""
-        key = (window, may_split)
+    def reads(self, window: int | None, *, split_from: int | None) -> Reads:
+        """What attention with this window reads, planned once for all layers that have it.
+
+        `split_from`: positions from which on a row's runs are read one by one; None: never.
+        """
+        key = (window, split_from)
         if key not in self._reads:
             whole = [Whole(span=span, stretches=span.stretches(window)) for span in self.spans]
-            self._reads[key] = self._split_reads(whole, window) if may_split else Reads(whole=tuple(whole))
+            if split_from is None:
+                self._reads[key] = Reads(whole=tuple(whole))
+            else:
+                self._reads[key] = self._split_reads(whole, window, split_from)
         return self._reads[key]
 
-    def _split_reads(self, reads: list[Whole], window: int | None) -> Reads:
-        """Rows that decode together are gathered. Of the others, those whose keys lie in a few runs are read run by
-        run, and those that share a run read it together."""
-        groups = _gather_groups(reads, window)
+    def _split_reads(self, reads: list[Whole], window: int | None, split_from: int) -> Reads:
+        """Rows that decode together are gathered. Of the others, long ones in a few runs are read run by run, and
+        those that share a long run read it together."""
+        sharers = _sharers(reads)
+        groups = _gather_groups(reads, sharers, window)
         taken = {read.span.row for group in groups for read in group}
         gathered = tuple(self._gathered(group, window) for group in groups)
         whole: list[Whole] = []
@@ -163,7 +174,8 @@ class Batch:
         for read in reads:
             if read.span.row in taken:
                 continue
-            if read.span.num_rows > 1 or not 1 < len(read.stretches) <= MAX_PARTS:
+            is_short = read.length(window) < split_from and not _shares_long_run(read, sharers)
+            if read.span.num_rows > 1 or is_short or not 1 < len(read.stretches) <= MAX_PARTS:
                 whole.append(read)
                 continue
             for level, places in enumerate(read.stretches):
@@ -214,7 +226,22 @@ class Batch:
         return torch.zeros(is_hidden.shape, dtype=self.kind, device=device).masked_fill_(is_hidden, float("-inf"))
 
 
-def _gather_groups(reads: list[Whole], window: int | None) -> list[list[Whole]]:
+def _sharers(reads: list[Whole]) -> dict[Range, int]:
+    """How many decoding rows read each run."""
+    found: dict[Range, int] = {}
+    for read in reads:
+        for places in read.stretches if read.span.num_rows == 1 else ():
+            found[places] = found.get(places, 0) + 1
+    return found
+
+
+def _shares_long_run(read: Whole, sharers: dict[Range, int]) -> bool:
+    return any(
+        end - begin >= SHARED_RUN and sharers.get((begin, end), 0) >= MIN_SHARERS for begin, end in read.stretches
+    )
+
+
+def _gather_groups(reads: list[Whole], sharers: dict[Range, int], window: int | None) -> list[list[Whole]]:
     """Decoding rows that are worth gathering together, rows of a group in the step's order.
 
     Reading each by itself takes ten operations a row and layer, which cost more than copying short contexts: with
@@ -222,20 +249,14 @@ def _gather_groups(reads: list[Whole], window: int | None) -> list[list[Whole]]:
     in one stretch are read in place, and a long run that several rows share is read once for all of them. A group's
     padding is at most as much as its keys.
     """
-    sharers: dict[Range, int] = {}
-    for read in reads:
-        for places in read.stretches if read.span.num_rows == 1 else ():
-            sharers[places] = sharers.get(places, 0) + 1
 
     def is_worth_it(read: Whole) -> bool:
-        length = read.span.end - read.span.key_begin(window)
+        length = read.length(window)
         if read.span.num_rows > 1 or length > GATHERED_POSITIONS // 2:
             return False
         if len(read.stretches) == 1 and length > LONG_STRETCH:
             return False
-        return not any(
-            end - begin >= SHARED_RUN and sharers[begin, end] >= MIN_SHARERS for begin, end in read.stretches
-        )
+        return not _shares_long_run(read, sharers)
 
     def num_blocks(read: Whole) -> int:
         return -(-read.span.end // BLOCK_TOKENS) - read.span.key_begin(window) // BLOCK_TOKENS

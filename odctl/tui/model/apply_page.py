@@ -204,7 +204,7 @@ def _host_strip(progress: ApplyProgress, lost: dict[str, HostView], width: int) 
 def _host_lines(progress: ApplyProgress, lost: dict[str, HostView], width: int) -> list[Line]:
     hosts = sorted(progress.plan.hosts, key=lambda host: (host not in lost, host_step(progress, host), host))
     cells = 10 if width < 100 else 20
-    lines = [line(Span(f" {'HOST':<16} {'PHASE':<9} {'':<{cells}} DETAIL", "title"))]
+    lines = [line(Span(f" {'HOST':<16} {'STEP':<12} {'':<{cells}} LAST WORD", "title"))]
     for host in hosts[:MOST_HOSTS]:
         # What a host said in full stands in the log below.
         lines.append(cut(_host_line(progress, host, lost.get(host), cells), width))
@@ -222,11 +222,14 @@ def _host_line(progress: ApplyProgress, host: str, view: HostView | None, cells:
     said: HostProgress | None = progress.hosts.get(host)
     if view is not None:
         mark = HOST_MARKS[view.state]
-        phase = said.phase if said is not None else "—"
-        return line(f" {fit(host, 16)} {fit(phase, 9)} ", mark.span, f"  {view.reason}")
+        word = f"  {view.reason}" if view.reason else ""
+        return line(
+            f" {fit(host, 16)} ", Span(fit(f"{mark.glyph} {mark.word}", 12), mark.tone), f"{' ' * cells} {word}"
+        )
+    step = _STRIP[host_step(progress, host)]
+    head = line(f" {fit(host, 16)} ", Span(fit(f"{step.glyph} {step.word}", 12), step.tone), " ")
     if said is None:
-        step = _STRIP[host_step(progress, host)]
-        return line(f" {fit(host, 16)} {fit('—', 9)} ", Span(f"{step.glyph} {step.word}, nothing heard yet", "dim"))
+        return line(*head, Span(f"{' ' * cells} nothing heard yet", "dim"))
     fraction = said.done / said.total if said.total else 0.0
     meter = Span(bar(fraction, cells), "bar") if said.total else Span(" " * cells)
-    return line(f" {fit(host, 16)} {fit(said.phase, 9)} ", meter, f" {said.message}")
+    return line(*head, meter, f" {said.message}")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agent.engine.attention import attend
+from agent.engine.attention import attend, split_from
 from agent.engine.batch import LONG_STRETCH, MIN_SHARERS, SHARED_RUN, Batch, Reads, lay_out
 from agent.engine.kv_cache import KvCache
 from agent.planner.memory import GATHERED_POSITIONS
@@ -77,7 +77,7 @@ class Sequences:
             rtol=1e-4,
             atol=1e-5,
         )
-        return batch.reads(window, may_split=True)
+        return batch.reads(window, split_from=split_from(self.cache.layer(0)))
 
 
 def scattered(count: int, *, of: int, seed: int = 1) -> list[int]:
@@ -142,9 +142,16 @@ def test_a_long_stretch_is_read_in_place_and_a_long_run_once_for_all_that_share_
     assert max(part.rows.shape[0] for part in reads.parts) == MIN_SHARERS
 
 
-def test_one_row_alone_is_read_as_its_runs_lie() -> None:
-    sequences = Sequences(64, 1)
-    sequences.add([3, 4, 20, 21], length=60)
-    reads = sequences.check()
-    assert not reads.gathered
+def test_a_short_row_is_copied_and_a_long_one_read_as_its_runs_lie() -> None:
+    """Run by run takes a dozen operations a layer, whatever their length."""
+    short = Sequences(64, 1)
+    short.add([3, 4, 20, 21], length=60)
+    reads = short.check()
+    assert [len(read.stretches) for read in reads.whole] == [2]
+    assert (reads.gathered, reads.parts) == ((), ())
+    blocks = split_from(short.cache.layer(0)) // BLOCK_TOKENS
+    long = Sequences(blocks + 2, 1)
+    long.add([*range(2), *range(3, blocks + 1)], length=blocks * BLOCK_TOKENS)
+    reads = long.check()
+    assert (reads.whole, reads.gathered) == ((), ())
     assert len(reads.parts) == 2

@@ -52,7 +52,8 @@ def test_phases_and_hosts_are_told_while_it_goes(width: int) -> None:
     assert "█ done" in text
     assert "▒ under way" in text
     assert "r0s0t0 loading" in text
-    assert "▒ has shards, nothing heard yet" in text
+    assert "▒ has shards" in text
+    assert "nothing heard yet" in text
 
 
 def test_a_host_is_as_far_as_its_own_word_and_the_phases_say() -> None:
