@@ -14,6 +14,7 @@ import msgspec
 from agent.documents import closest
 from agent.errors import FleetError
 from agent.planner.learning.records import Lesson
+from agent.planner.make import make_plan
 from agent.planner.plan import Objective, Plan, Serving
 from agent.planner.problem import PlanRequest
 from odctl.apply import add_runs, read_facts
@@ -86,8 +87,6 @@ class AskedPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     def make(self) -> Plan:
         """Raises FleetError E6xx when nothing fits, E119 for a strategy plugin that does not work."""
-        from agent.planner.make import make_plan  # with its numpy, a good part of a verb's time to start
-
         return make_plan(self.request)
 
 

@@ -26,6 +26,7 @@ from agent.planner.plan import Plan, rank_places
 from tests.benchmarks.cpu_quotas import can_limit, cpu_quotas
 from tests.benchmarks.models import Shape, write_random_model
 from tests.benchmarks.output import say
+from tests.benchmarks.pace import Pace
 from tests.benchmarks.preview_table import FIGURES, Case, Figures, summary, table, write
 from tests.benchmarks.shaped_network import ShapedLink, network_namespace
 from tests.benchmarks.table import commit_now
@@ -81,13 +82,15 @@ def main() -> int:
     head = _head()
     cases: list[Case] = []
     with tempfile.TemporaryDirectory(prefix="odp-") as folder:
-        for name in _chosen(MODELS, options.models):
-            write_random_model(Path(folder) / name, MODELS[name])
+        for name, shape in MODELS.items():
+            write_random_model(Path(folder) / name, shape)
+        pace = Pace(Path(folder) / "deep")
         for condition in CONDITIONS:
             if not options.conditions or condition.name in options.conditions.split(","):
                 cases += _measure(
                     condition,
                     Path(folder),
+                    pace,
                     models=_chosen(MODELS, options.models),
                     layouts=_chosen(LAYOUTS, options.layouts),
                 )
@@ -111,7 +114,9 @@ def _chosen(known: Iterable[str], names: str) -> list[str]:
     return [name for name in known if not names or name in names.split(",")]
 
 
-def _measure(condition: Condition, folder: Path, *, models: Sequence[str], layouts: Sequence[str]) -> list[Case]:
+def _measure(
+    condition: Condition, folder: Path, pace: Pace, *, models: Sequence[str], layouts: Sequence[str]
+) -> list[Case]:
     cases: list[Case] = []
     with ExitStack() as stack:
         cluster = stack.enter_context(open_cluster(num_hosts=1 + len(condition.cores)))
@@ -125,11 +130,15 @@ def _measure(condition: Condition, folder: Path, *, models: Sequence[str], layou
         cluster.must("probe", ranks, timeout_s=600)
         for model in models:
             say(f"{condition.name}: rehearsing {model}")
+            before = pace.measure()
             cluster.must("probe", ranks, "--model", str(folder / model), timeout_s=600)
+            rehearsed = (before + pace.measure()) / 2
             first, files = len(cases), {}
             for layout in layouts:
                 files[layout] = _plan(cluster, folder, model, layout)
+                begun = pace.measure()
                 case = _measure_case(cluster, condition, files[layout], model, layout, repeats=layout == layouts[0])
+                case = msgspec.structs.replace(case, pace=(begun + pace.measure()) / 2 / rehearsed)
                 say(_told(case))
                 cases.append(case)
             # Once more what was measured first: nothing that was known then could have said what it does now.
@@ -215,7 +224,8 @@ def _told(case: Case) -> str:
         f"{name} {case.measured[index]:.4g} for {case.predicted[index]:.4g} ({case.error(index):+.0%})"
         for index, name in enumerate(FIGURES)
     )
-    return f"{case.condition}, {case.model}, {case.layout} ({case.shape}): {errors}; {case.num_runs} runs"
+    what = f"{case.condition}, {case.model}, {case.layout} ({case.shape})"
+    return f"{what}: {errors}; {case.num_runs} runs; pace {case.pace:.2f}"
 
 
 if __name__ == "__main__":
