@@ -17,6 +17,7 @@ from textual.app import App, ComposeResult
 from textual.message import Message
 from textual.widgets import DataTable, Static
 
+import odctl.tui
 from odctl.fleet import FleetSnapshot, HostView
 from odctl.fleet.clock import SystemClock
 from odctl.tui.app import OdctlApp
@@ -101,6 +102,8 @@ class DataTableApp(App[None]):
 
 class DevicesApp(OdctlApp):
     """Goes to the table of devices at once: a row a GPU, and one a CPU."""
+
+    CSS_PATH = Path(odctl.tui.__file__).parent / "odctl.tcss"
 
     def on_ready(self) -> None:
         self.run_command("devices")
