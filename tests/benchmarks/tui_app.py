@@ -103,7 +103,7 @@ class DataTableApp(App[None]):
 class DevicesApp(OdctlApp):
     """Goes to the table of devices at once: a row a GPU, and one a CPU."""
 
-    CSS_PATH = Path(odctl.tui.__file__).parent / "odctl.tcss"
+    CSS_PATH = str(Path(odctl.tui.__file__).parent / "odctl.tcss")
 
     def on_ready(self) -> None:
         self.run_command("devices")
