@@ -10,7 +10,7 @@ import getpass
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
 
 import msgspec
@@ -70,9 +70,11 @@ def operator_name() -> str:
     return f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}"
 
 
-async def read_facts(fleet: Fleet, cluster: str) -> tuple[ClusterFacts, dict[str, FleetError]]:
-    """Facts of all hosts that answer, with what was measured of them, and why the others do not."""
-    answers = await fleet.get_all("/v1/facts", HostFacts)
+async def read_facts(
+    fleet: Fleet, cluster: str, *, hosts: Iterable[str] | None = None
+) -> tuple[ClusterFacts, dict[str, FleetError]]:
+    """Facts of the hosts that answer, with what was measured of them, and why the others do not. None: of all."""
+    answers = await fleet.get_all("/v1/facts", HostFacts, hosts=hosts)
     known = [answer for answer in answers.values() if not isinstance(answer, FleetError)]
     missing = {host: answer for host, answer in answers.items() if isinstance(answer, FleetError)}
     facts = ClusterFacts(cluster=cluster, hosts=tuple(sorted(known, key=lambda host: host.name)))

@@ -149,10 +149,8 @@ async def read_request(fleet: Fleet, inventory: Inventory, ask: PlanAsk) -> Aske
     guessing, sizes = _guessing(ask), _tensor(ask.tensor)
     plugins = load_strategies(ask.strategy)
     names, absent = chosen_hosts(ask, inventory)
-    facts, missing = await read_facts(fleet, inventory.cluster)
-    chosen = frozenset(names)
-    missing = {name: error for name, error in missing.items() if name in chosen}
-    facts = msgspec.structs.replace(facts, hosts=tuple(host for host in facts.hosts if host.name in chosen))
+    left_out, excluded_devices = hosts_and_devices(inventory, ask.exclude)
+    facts, missing = await read_facts(fleet, inventory.cluster, hosts=names)
     facts = await add_runs(fleet, facts)
     if not facts.hosts:
         raise next(iter(missing.values()), FleetError("E105", "no host is left to plan with"))
@@ -190,9 +188,9 @@ async def read_request(fleet: Fleet, inventory: Inventory, ask: PlanAsk) -> Aske
         max_hosts=ask.max_hosts,
         replicas=_count(ask.replicas),
         pinned=tuple(itertools.chain(*hosts_and_devices(inventory, ask.pin))),
-        excluded=(*ask.exclude_device, *hosts_and_devices(inventory, ask.exclude)[1]),
+        excluded=(*ask.exclude_device, *excluded_devices),
         selected="" if ask.hosts == "all" else ask.hosts,
-        left_out=hosts_and_devices(inventory, ask.exclude)[0],
+        left_out=left_out,
         reserved_bytes=_reserved(ask.reserve),
         spread=ask.spread,
         domain=ask.domain,

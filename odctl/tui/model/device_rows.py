@@ -18,7 +18,7 @@ from odctl.tui.model.readings import (
     reading_value,
 )
 from odctl.tui.model.table import Banner, Column, Value
-from odctl.tui.model.text import Line, Span, line
+from odctl.tui.model.text import Line, Span, dimmed, line
 
 COLUMNS = (
     Column(id="host", title="HOST", width=12, grow_to=24),
@@ -87,7 +87,7 @@ class DeviceRows:
         if sample is None or (isinstance(sample.utilisation, Lost) and column not in {"util", "xid"}):
             return line(Span(NONE, "dim"))
         spans = _sample_cell(sample, column, width)
-        return spans if host.state == "live" else tuple(Span(span.text, "dim") for span in spans)
+        return spans if host.state == "live" else dimmed(spans)
 
 
 def _name(device: Device) -> str:

@@ -23,7 +23,7 @@ from odctl.tui.model.readings import (
     reading_value,
 )
 from odctl.tui.model.table import GAP, Column, layout
-from odctl.tui.model.text import Line, Span, fit, fit_line, line, line_width, wrap
+from odctl.tui.model.text import Line, Span, dimmed, fit, fit_line, line, line_width, wrap
 from odctl.tui.model.units import bytes_text, rate_text
 
 BUSY = 0.2
@@ -133,7 +133,7 @@ def _row(device: DeviceSample, shown: Sequence[tuple[Column, int]], *, is_live: 
         if column.is_right and (padding := size - line_width(cell)) > 0:
             cell = (Span(" " * padding), *cell)
         spans += fit_line(cell, size)
-    return tuple(spans) if is_live else tuple(Span(span.text, "dim") for span in spans)
+    return tuple(spans) if is_live else dimmed(tuple(spans))
 
 
 def _more_lines(device: DeviceSample, shown: dict[str, int], width: int) -> list[Line]:

@@ -17,7 +17,7 @@ from odctl.tui.model.host_plots import host_strip_lines
 from odctl.tui.model.log_lines import ONE_HOST, Columns, entry_lines
 from odctl.tui.model.marks import HOST_MARKS, rank_mark
 from odctl.tui.model.probe_rows import probe_rows
-from odctl.tui.model.text import BLANK, Line, Span, Tone, fit, line, line_width, wrap
+from odctl.tui.model.text import BLANK, Line, Span, Tone, dimmed, fit, line, line_width, wrap
 from odctl.tui.model.units import age_text, bytes_text, count_text, percent_text, rate_text
 
 __all__ = ["Doing", "host_page", "host_strip_lines"]
@@ -65,7 +65,8 @@ def host_page(
             _nics(host.sample.nics),
             _disks(host.sample.disks, width),
         ]
-        sections += [_old(host), *map(_dimmed, measured)] if host.state in OLD_STATES else measured
+        is_old = host.state in OLD_STATES
+        sections += [_old(host), *(tuple(map(dimmed, each)) for each in measured)] if is_old else measured
         sections += [
             _ranks(snapshot, host, width),
             _processes(host.sample),
@@ -86,11 +87,6 @@ def _old(host: HostView) -> tuple[Line, ...]:
         f" ▲ {host.state}: what follows was measured {age_text(host.sample_age_s)} ago, and nothing has come since"
     )
     return (line(Span(said, "warn")),)
-
-
-def _dimmed(lines: tuple[Line, ...]) -> tuple[Line, ...]:
-    """Figures that are no longer of now."""
-    return tuple(tuple(Span(span.text, "dim") for span in spans) for spans in lines)
 
 
 def _title(text: str, width: int) -> tuple[Line, ...]:

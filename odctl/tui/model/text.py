@@ -23,6 +23,11 @@ def line(*parts: Span | str) -> Line:
     return tuple(Span(part) if isinstance(part, str) else part for part in parts)
 
 
+def dimmed(spans: Line) -> Line:
+    """Without its tones: what is no longer of now."""
+    return tuple(Span(span.text, "dim") for span in spans)
+
+
 def line_width(spans: Line) -> int:
     """Width in terminal cells."""
     return sum(cell_len(span.text) for span in spans)

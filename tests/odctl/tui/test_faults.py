@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import pytest
 
 from odctl.timeline import HostJournal, Timeline, fold
@@ -279,3 +280,24 @@ async def test_the_timeline_is_folded_anew_only_when_something_changed(monkeypat
             feed.push(found)
             await settle(pilot)
     assert len(folded) == 1
+
+
+async def test_the_journals_of_five_thousand_hosts_are_drawn_anew() -> None:
+    """Every host has a journal, a hundred tell of a killed rank, and one of them has just told more."""
+    told = killed_rank()
+    started = Journals().tell("x", -60.0, "AgentStarted", {"pid": 1}, deployment="", generation=0).read()["x"]
+    base, troubled = frozen.host("base"), told.read()["h1"]
+    hosts = tuple(
+        msgspec.structs.replace(base, name=f"h{number:05d}", journal=started if number % 50 else troubled)
+        for number in range(5000)
+    )
+    more = told.fault("h1", 700.0, "F-5", "rank_lost").read()["h1"]
+    later = (msgspec.structs.replace(hosts[0], journal=more), *hosts[1:])
+    app = make_app(frozen.FrozenFeed(frozen.snapshot(hosts=hosts, faults=())))
+    async with app.run_test(size=(140, 40)) as pilot:
+        screen = await opened(pilot)
+        assert screen.table.shown_keys
+        app.snapshot = frozen.snapshot(hosts=later, faults=())
+        app.redraw()
+        await pilot.pause()
+        assert screen.chosen is not None

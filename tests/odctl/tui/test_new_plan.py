@@ -77,6 +77,14 @@ async def type_words(pilot: Pilot[None], text: str) -> NewPlanScreen:
     return dialog
 
 
+async def make_plan(app: OdctlApp, pilot: Pilot[None], text: str) -> None:
+    """By command, as it is asked for first."""
+    app.run_command(f"new {text}")
+    await settle(pilot)
+    await pilot.press("enter")
+    await settle(pilot)
+
+
 @both_sizes
 async def test_a_model_is_planned_from_its_row_and_the_plan_is_previewed(size: tuple[int, int]) -> None:
     planner = ScriptedPlanner()
@@ -149,10 +157,7 @@ async def test_marked_hosts_are_what_is_planned_over() -> None:
         await pilot.press("space")
         await settle(pilot)
         assert app.marked_hosts == {"gpu01", "cpu01"}, "a device's row marks its host"
-        app.run_command("new m")
-        await settle(pilot)
-        await pilot.press("enter")
-        await settle(pilot)
+        await make_plan(app, pilot, "m")
         assert planner.asked[0].hosts == "cpu01,gpu01"
 
 
@@ -161,10 +166,7 @@ async def test_why_there_is_no_plan_is_said_and_nothing_is_lost() -> None:
     app = app_with(planner)
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
-        app.run_command("new m")
-        await settle(pilot)
-        await pilot.press("enter")
-        await settle(pilot)
+        await make_plan(app, pilot, "m")
         assert noticed(app, "there is no plan needs 40 GB more (quantisation=int4)")
         assert app.preview is None
 
@@ -176,10 +178,7 @@ async def test_a_new_plan_is_written_asked_about_before_it_is_lost_and_found_aga
     app = app_with(ScriptedPlanner())
     async with app.run_test(size=(140, 40)) as pilot:
         await settle(pilot)
-        app.run_command("new m name=other")
-        await settle(pilot)
-        await pilot.press("enter")
-        await settle(pilot)
+        await make_plan(app, pilot, "m name=other")
         await pilot.press("2")
         assert isinstance(app.screen, PlansScreen), "its own number leads nowhere else, and asks nothing"
         await pilot.press("q")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.planner.file import plan_to_toml
+from odctl.fleet import FleetSnapshot
 from odctl.tui.model.conversation import Piece
 from odctl.tui.screens.chat import ChatScreen
 from odctl.tui.screens.fleet import FleetScreen
@@ -229,3 +231,19 @@ async def test_without_colour_the_states_are_still_told_apart(monkeypatch: pytes
         text = screen_text(app)
         assert "✗ lost" in text
         assert "▲ stale" in text
+
+
+async def test_five_thousand_hosts_are_drawn_anew() -> None:
+    base = frozen.host("base")
+
+    def crowd(taken_at_s: float) -> FleetSnapshot:
+        hosts = tuple(msgspec.structs.replace(base, name=f"h{number:05d}") for number in range(5000))
+        return frozen.snapshot(hosts=hosts, taken_at_s=taken_at_s, faults=())
+
+    app = make_app(frozen.FrozenFeed(crowd(frozen.NOW_S)))
+    async with app.run_test(size=(140, 40)) as pilot:
+        await settle(pilot)
+        app.snapshot = crowd(frozen.NOW_S + 1)
+        app.redraw()
+        await pilot.pause()
+        assert "5,000 hosts" in screen_text(app)
