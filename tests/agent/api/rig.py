@@ -263,8 +263,12 @@ class Rig:
         ]
         return found
 
-    def sent_params(self, name: str = "demo-r0s0t0-g1") -> list[dict[str, Any]]:
-        """Sampling parameters of all sequences that a rank was sent, in order."""
+    def sent_params(self, name: str = "demo-r0s1t0-g1") -> list[dict[str, Any]]:
+        """Sampling parameters of all sequences that a rank was sent, in order.
+
+        Of a rank that answers: it writes a step down before its answer can reach anybody. Others need not have
+        seen the step yet when a client has its answer.
+        """
         steps = [msgspec.json.decode(line) for line in (self.directory / f"{name}.steps").read_bytes().splitlines()]
         return [part[4] for step in steps for part in step["slices"] if part[4] is not None]
 
