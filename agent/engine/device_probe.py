@@ -9,7 +9,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 
 import msgspec
@@ -224,21 +224,32 @@ def seconds_of(act: Callable[[int], object], device: torch.device, span_s: float
     A CPU's is the median of single ones. A GPU's are launched behind each other, between two events: its queue
     stays full, as in a step, and the launch of one overlaps with the work of the one before.
     """
+    return seconds_in_turn([act], device, span_s)[0]
+
+
+def seconds_in_turn(acts: Sequence[Callable[[int], object]], device: torch.device, span_s: float) -> list[float]:
+    """Seconds of each of several acts that follow each other round and round; otherwise as `seconds_of`.
+
+    What each finds in a CPU's caches is what the others left there: measured, a head between steps takes nearly
+    twice as long as a head again and again. A GPU's take no turns: one that waits for its result would empty the
+    queue of the next.
+    """
     if device.type == "cuda":
-        return _cuda_seconds_of(act, device, span_s)
-    act(0)
-    times: list[float] = []
+        return [_cuda_seconds_of(act, device, span_s) for act in acts]
+    for act in acts:
+        act(0)
+    times: list[list[float]] = [[] for _ in acts]
     begun = time.perf_counter()
     for number in count(1):
-        before = time.perf_counter()
-        act(number)
-        after = time.perf_counter()
-        times.append(after - before)
+        for act, seconds in zip(acts, times, strict=True):
+            before = time.perf_counter()
+            act(number)
+            seconds.append(time.perf_counter() - before)
         # A slow device gets fewer repeats rather than no figures at all.
-        is_long = after - begun >= (span_s if number >= MIN_REPEATS else LONG_SPANS * span_s)
+        is_long = time.perf_counter() - begun >= (span_s if number >= MIN_REPEATS else LONG_SPANS * span_s)
         if number >= MAX_REPEATS or is_long:
             break
-    return statistics.median(times)
+    return [statistics.median(seconds) for seconds in times]
 
 
 def _cuda_seconds_of(act: Callable[[int], object], device: torch.device, span_s: float) -> float:

@@ -14,7 +14,7 @@ import msgspec
 import torch
 
 from agent.engine.decoder import Decoder
-from agent.engine.device_probe import KINDS, check_room, seconds_of
+from agent.engine.device_probe import KINDS, check_room, seconds_in_turn
 from agent.engine.layer_steps import blocks_of, decoding, prompt, step_through
 from agent.engine.random_weights import random_weights
 from agent.engine.sampling import Sampler
@@ -27,13 +27,19 @@ from agent.wire.rank import SamplingParams, SequenceSlice
 
 DECODING_SEQUENCES = (1, 8)
 DECODE_CONTEXT = 256
-PROMPT_ROWS = (32, 128)
-"""Rows of chunks; the longest is what the plan lets a step have."""
+PROMPT_ROWS = (31, 127)
+"""Rows of chunks; the longest is what the plan lets a step have.
+
+Uneven, as a prompt's last chunk mostly is: kernels fill it up and cut their results, and attention has a tile that
+is not full. Measured, 127 rows take 8 to 10% longer than 128.
+"""
 IDLE_S = (0.002, 0.01, 0.05)
 REST_REPEATS = 8
 SPANS = 2
 """A point is measured for so many of a probe's spans: fewer points than there, and each counts for more."""
 MIN_LAYERS = 2
+Act = Callable[[int], object]
+"""Does something that is measured; is told its number."""
 
 
 def measure_model(config: ModelProbeConfig) -> ModelReport:
@@ -78,23 +84,18 @@ class _Rehearsal:
     def measure(self) -> ModelProbe:
         order = self._order
         chunks = sorted({min(rows, order.prefill_chunk) for rows in (*PROMPT_ROWS, order.prefill_chunk)})
-        decodes = [self._decode(sequences) for sequences in DECODING_SEQUENCES]
-        span_s = SPANS * order.sizes.span_s
+        decodes = [(self._decode(sequences), self._draw(sequences)) for sequences in DECODING_SEQUENCES]
+        timed = [self._seconds_of(*step) for step in decodes]
         steps = [
-            StepProbe(
-                rows=sequences,
-                sequences=sequences,
-                context=DECODE_CONTEXT,
-                seconds=seconds_of(act, self._device, span_s) / self._num_layers,
-            )
-            for sequences, act in zip(DECODING_SEQUENCES, decodes, strict=True)
+            StepProbe(rows=sequences, sequences=sequences, context=DECODE_CONTEXT, seconds=layer_s)
+            for sequences, (layer_s, _) in zip(DECODING_SEQUENCES, timed, strict=True)
         ]
         steps += [
             StepProbe(
                 rows=rows,
                 sequences=1,
                 context=rows,
-                seconds=seconds_of(self._chunk(rows), self._device, span_s) / self._num_layers,
+                seconds=self._seconds_of(self._chunk(rows), *decodes[0])[0],
             )
             for rows in chunks
         ]
@@ -104,7 +105,7 @@ class _Rehearsal:
                 rows=chunks[-1] + beside,
                 sequences=beside + 1,
                 context=DECODE_CONTEXT,
-                seconds=seconds_of(self._mixed(chunks[-1], beside), self._device, span_s) / self._num_layers,
+                seconds=self._seconds_of(self._mixed(chunks[-1], beside), *decodes[-1])[0],
             )
         )
         return ModelProbe(
@@ -115,38 +116,44 @@ class _Rehearsal:
             num_layers=self._num_layers,
             steps=tuple(steps),
             heads=tuple(
-                HeadProbe(rows=rows, seconds=seconds_of(self._draw(rows), self._device, span_s))
-                for rows in DECODING_SEQUENCES
+                HeadProbe(rows=rows, seconds=head_s)
+                for rows, (_, head_s) in zip(DECODING_SEQUENCES, timed, strict=True)
             ),
-            rests=tuple(self._rests(decodes[0])) if self._parts == 1 else (),
+            rests=tuple(self._rests(*decodes[0])) if self._parts == 1 else (),
             measured_at_s=time.time(),
         )
 
-    def _rests(self, act: Callable[[int], object]) -> Sequence[RestProbe]:
+    def _seconds_of(self, layers: Act, *others: Act) -> tuple[float, float]:
+        """Of one layer, and of the last of the others: in turn, as steps and draws are when a rank serves."""
+        seconds = seconds_in_turn([layers, *others], self._device, SPANS * self._order.sizes.span_s)
+        return seconds[0] / self._num_layers, seconds[-1]
+
+    def _rests(self, layers: Act, draw: Act) -> Sequence[RestProbe]:
         """A GPU's launches wait for nothing that a rest takes away, so nothing is measured there."""
         if self._device.type != "cpu":
             return []
         return [
-            RestProbe(idle_s=idle_s, seconds=_longer_after(act, idle_s) / self._num_layers) for idle_s in IDLE_S
+            RestProbe(idle_s=idle_s, seconds=_longer_after(layers, draw, idle_s) / self._num_layers)
+            for idle_s in IDLE_S
         ]
 
-    def _decode(self, sequences: int) -> Callable[[int], object]:
+    def _decode(self, sequences: int) -> Act:
         return self._step(decoding(sequences, context=DECODE_CONTEXT))
 
-    def _chunk(self, rows: int) -> Callable[[int], object]:
+    def _chunk(self, rows: int) -> Act:
         return self._step([prompt(0, rows, first_block=0)])
 
-    def _mixed(self, rows: int, beside: int) -> Callable[[int], object]:
+    def _mixed(self, rows: int, beside: int) -> Act:
         """A prompt's chunk and the tokens of other sequences."""
         used = beside * blocks_of(DECODE_CONTEXT)
         return self._step([*decoding(beside, context=DECODE_CONTEXT), prompt(beside, rows, first_block=used)])
 
-    def _step(self, slices: list[SequenceSlice]) -> Callable[[int], object]:
+    def _step(self, slices: list[SequenceSlice]) -> Act:
         return step_through(
             self._decoder, self._order.model, self._extent, slices, device=self._device, kind=self._kind
         )
 
-    def _draw(self, rows: int) -> Callable[[int], object]:
+    def _draw(self, rows: int) -> Act:
         sampler = Sampler(rows)
         pieces = [
             SequenceSlice(slot=slot, start=0, tokens=[0], samples=True, params=SamplingParams())
@@ -173,14 +180,17 @@ def _extent(config: ModelProbeConfig, parts: int) -> ShardExtent:
     return extent_of(spec, (max(0, spec.num_layers - wanted), spec.num_layers), share)
 
 
-def _longer_after(act: Callable[[int], object], idle_s: float) -> float:
-    """Seconds that an act takes longer after doing nothing for so long than right after another."""
+def _longer_after(layers: Act, draw: Act, idle_s: float) -> float:
+    """Seconds that a step takes longer through the layers after doing nothing for so long than at once."""
     longer = []
     for number in range(REST_REPEATS):
         time.sleep(idle_s)
         begun = time.perf_counter()
-        act(number)
-        rested = time.perf_counter()
-        act(number)
-        longer.append(rested - begun - (time.perf_counter() - rested))
+        layers(number)
+        rested_s = time.perf_counter() - begun
+        draw(number)
+        begun = time.perf_counter()
+        layers(number)
+        longer.append(rested_s - (time.perf_counter() - begun))
+        draw(number)
     return max(0.0, statistics.median(longer))

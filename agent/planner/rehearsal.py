@@ -40,11 +40,12 @@ def layer_s(known: ModelProbe, step: StepShape, modelled_s: Callable[[StepShape]
         measured_s, at = on_line(decodes, step.sequences), _decode_context(known)
         reference = StepShape(rows=step.rows, sequences=step.sequences, context=at, sampled=0)
         return _moved(measured_s, modelled_s(step) - modelled_s(reference))
-    prompts = [(each.rows, each.seconds) for each in known.steps if each.is_prefill and each.sequences == 1]
+    prompts = [
+        (_filled_up(each.rows), each.seconds) for each in known.steps if each.is_prefill and each.sequences == 1
+    ]
     chunks = [*decodes[:1], *prompts]
     further = step.sequences - 1
-    rows = -(-(step.rows - further) // ROWS_AT_ONCE) * ROWS_AT_ONCE
-    measured_s = on_line(chunks, rows) + further * _beside_s(known, chunks, decodes)
+    measured_s = on_line(chunks, _filled_up(step.rows - further)) + further * _beside_s(known, chunks, decodes)
     alone = msgspec.structs.replace(step, sequences=1)
     reference = StepShape(rows=step.rows, sequences=1, context=max(1, step.rows // 2), sampled=0)
     return _moved(measured_s, modelled_s(alone) - modelled_s(reference))
@@ -80,6 +81,10 @@ def on_line(points: Curve, at: float) -> float:
     return low_s + (at - low) / (high - low) * (high_s - low_s)
 
 
+def _filled_up(rows: int) -> int:
+    return -(-rows // ROWS_AT_ONCE) * ROWS_AT_ONCE
+
+
 def _beside_s(known: ModelProbe, chunks: Curve, decodes: Curve) -> float:
     """Of one more sequence beside a chunk; at least what one more takes in a step of decoding."""
     (first, first_s), (last, last_s) = decodes[0], decodes[-1]
@@ -87,7 +92,7 @@ def _beside_s(known: ModelProbe, chunks: Curve, decodes: Curve) -> float:
     for each in known.steps:
         if each.is_prefill and each.sequences > 1:
             beside = each.sequences - 1
-            return max(decoding_s, (each.seconds - on_line(chunks, each.rows - beside)) / beside)
+            return max(decoding_s, (each.seconds - on_line(chunks, _filled_up(each.rows - beside))) / beside)
     return decoding_s
 
 

@@ -54,6 +54,15 @@ def flat(_point: StepShape) -> float:
     return 1.0
 
 
+def test_a_chunk_that_was_not_full_counts_for_what_kernels_filled_it_up_to() -> None:
+    uneven = rehearsed()
+    steps = tuple(msgspec.structs.replace(each, rows=95) if each.rows == 96 else each for each in uneven.steps)
+    uneven = msgspec.structs.replace(uneven, steps=steps)
+    for rows, sequences in ((81, 1), (96, 1), (150, 1), (99, 4)):
+        step = StepShape(rows=rows, sequences=sequences, context=rows, sampled=0)
+        assert layer_s(uneven, step, flat) == layer_s(rehearsed(), step, flat)
+
+
 def test_between_two_points_there_is_a_line_and_behind_the_last_it_goes_on() -> None:
     points = [(1.0, 10.0), (8.0, 17.0), (18.0, 37.0)]
     assert [on_line(points, at) for at in (0.5, 1, 2, 8, 13, 28)] == [10.0, 10.0, 11.0, 17.0, 27.0, 57.0]
