@@ -265,7 +265,7 @@ class Backend:
             return
         if channel.endpoint != replica.leader:
             raise FleetError("E810", f"rank {channel.endpoint.rank_id} answered a step in its leader's place")
-        now_s = time.monotonic()
+        now_s, streams = time.monotonic(), replica.scheduler.num_running
         for advance in replica.scheduler.complete(done):
             request = advance.request
             if isinstance(advance, Embedding):
@@ -277,7 +277,7 @@ class Backend:
             if was_over:
                 continue  # a stop string ended it among the tokens of one step
             is_stopped = request.deliver(advance.sampled, advance.finish, now_s)
-            self.metrics.count_token(request, now_s)
+            self.metrics.count_token(request, now_s, streams=streams)
             if is_stopped:
                 replica.scheduler.cancel(request)
             if request.is_over:

@@ -34,6 +34,9 @@ class MeasuredRun(msgspec.Struct, frozen=True, kw_only=True):
     """Of the requests measured, on average; 0 where an earlier release did not tell."""
     tokens_per_s: float = 0.0
     """Tokens of all answers, per second in which the deployment had any request."""
+    tokens_by_streams: dict[int, int] = {}
+    """Those tokens by how many requests ran in their replica when they were drawn; empty where an earlier release
+    did not tell. A load of one request now and of eight then is none of four."""
     measured_at_s: float = 0.0
     """Seconds since the epoch, by the controller's clock."""
 

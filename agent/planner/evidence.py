@@ -25,9 +25,10 @@ from agent.planner.calibration import (
     corrections_of,
     fit_calibration,
     link_factors,
+    scale_parts,
     sum_parts,
 )
-from agent.planner.cost import Estimate, estimate_layout
+from agent.planner.cost import REQUEST_PART, Estimate, estimate_layout
 from agent.planner.file import plan_from_toml
 from agent.planner.layout import Layout, layouts_of_plan
 from agent.planner.plan import Plan, Serving
@@ -148,6 +149,22 @@ def time_per_token_parts(estimate: Estimate, *, way_s: float) -> Parts:
     return sum_parts(estimate.time_per_token_parts, {GATEWAY_PART: way_s})
 
 
+def streams_of(run: MeasuredRun) -> list[tuple[int, float]]:
+    """How many streams there were, and for which share of the tokens; none where nobody counted.
+
+    Numbers within a factor of two count as their mean: an estimate is made for each.
+    """
+    alike: dict[int, list[tuple[int, int]]] = {}
+    for streams, tokens in sorted(run.tokens_by_streams.items()):
+        alike.setdefault(streams.bit_length(), []).append((streams, tokens))
+    total = sum(run.tokens_by_streams.values())
+    found = []
+    for pairs in alike.values():
+        tokens = sum(each for _, each in pairs)
+        found.append((round(sum(streams * each for streams, each in pairs) / tokens), tokens / total))
+    return found
+
+
 def _told_by(run: MeasuredRun, facts: ClusterFacts, calibration: Calibration) -> Told:
     """Against the replica that should be slowest: a gateway's figures are those of all together."""
     plan = plan_from_toml(run.plan_toml, file=f"plan {run.plan_hash[:12]}")
@@ -155,52 +172,69 @@ def _told_by(run: MeasuredRun, facts: ClusterFacts, calibration: Calibration) ->
         layouts = layouts_of_plan(plan, facts)
     except FleetError:
         return Told()
-    streams = max(1, -(-run.streams // len(layouts)))
-    serving = msgspec.structs.replace(plan.serving, batch=streams)
-    links = LinkTable(facts, is_network_trusted=serving.trusted_network)
-    estimated = [
-        (
-            estimate_layout(
-                run.spec,
+    links = LinkTable(facts, is_network_trusted=plan.serving.trusted_network)
+
+    def slowest(streams: int) -> tuple[Estimate, Layout]:
+        estimated = [
+            (
+                estimate_layout(
+                    run.spec,
+                    layout,
+                    msgspec.structs.replace(plan.serving, batch=streams),
+                    prompt_tokens=run.prompt_tokens,
+                    calibration=calibration,
+                    answer_tokens=run.answer_tokens,
+                    links=links,
+                ),
                 layout,
-                serving,
-                prompt_tokens=run.prompt_tokens,
-                calibration=calibration,
-                answer_tokens=run.answer_tokens,
-                links=links,
-            ),
-            layout,
-        )
-        for layout in layouts
-    ]
-    estimate, layout = max(estimated, key=lambda pair: pair[0].time_per_token_s)
-    times = _against(run, plan, estimate, way_s=gateway_way_s(layout, links, gateway=plan.gateway_host))
+            )
+            for layout in layouts
+        ]
+        return max(estimated, key=lambda pair: pair[0].time_per_token_s)
+
+    estimate, layout = slowest(max(1, -(-run.streams // len(layouts))))
+    mix = [(slowest(streams)[0], share) for streams, share in streams_of(run)] or [(estimate, 1.0)]
+    times = _against(run, plan, estimate, mix, way_s=gateway_way_s(layout, links, gateway=plan.gateway_host))
     crossed = {name for time in times for part in time.parts for name in corrections_of(part)[1:]}
     return Told(
         times=tuple(times),
         touched=frozenset(crossed or {place.name for place in layout.places}),
-        series=(model_key(run.spec, serving), *(stage.name for stage in layout.stages)),
+        series=(model_key(run.spec, plan.serving), *(stage.name for stage in layout.stages)),
         hosts=frozenset({plan.gateway_host, *(place.host for place in layout.places)}),
     )
 
 
-def _against(run: MeasuredRun, plan: Plan, estimate: Estimate, *, way_s: float) -> list[MeasuredTime]:
+def _against(
+    run: MeasuredRun, plan: Plan, estimate: Estimate, mix: Sequence[tuple[Estimate, float]], *, way_s: float
+) -> list[MeasuredTime]:
+    """`mix`: with as many streams as there were, for a share of the tokens each."""
     model = model_key(run.spec, plan.serving)
     times = []
     if run.streams == 1 and run.time_per_token_s > 0:
         parts = time_per_token_parts(estimate, way_s=way_s)
         times.append(MeasuredTime(parts=parts, measured_s=run.time_per_token_s, model=model))
     elif run.tokens_per_s > 0 and run.answer_tokens:
-        # One replica's part of what all gave together; a round of it is that many tokens.
-        rate = run.tokens_per_s / len(plan.replicas)
-        measured_s = estimate.round_tokens / rate
-        times.append(MeasuredTime(parts=estimate.round_parts, measured_s=measured_s, model=model))
+        # Seconds per token of one replica, which gave its part of what all gave together.
+        parts = sum_parts(*(scale_parts(each.round_parts, share / each.round_tokens) for each, share in mix))
+        times.append(MeasuredTime(parts=parts, measured_s=len(plan.replicas) / run.tokens_per_s, model=model))
     elif run.time_per_token_s > 0:
         # An earlier release said no more: as if answers had been long, and prompts rare between them.
         parts = estimate.round_parts
         times.append(MeasuredTime(parts=parts, measured_s=run.time_per_token_s, model=model))
     if run.ttft_s > 0 and run.streams == 1:
         # Beside other streams a first token waits for its turn, which no constant of the cost model explains.
-        parts = ttft_parts(estimate, way_s=way_s)
+        parts = _gateway_ttft_parts(run, estimate, way_s=way_s)
         times.append(MeasuredTime(parts=parts, measured_s=run.ttft_s, model=model))
     return times
+
+
+def _gateway_ttft_parts(run: MeasuredRun, estimate: Estimate, *, way_s: float) -> Parts:
+    """Of a first token as a gateway's clock sees it: between the client's request and its answer.
+
+    A check's prompts follow each other at once, so that its ranks have not rested.
+    """
+    if run.source == "check":
+        at_once = msgspec.structs.replace(estimate.last_chunk, longer_s=())
+        estimate = msgspec.structs.replace(estimate, last_chunk=at_once)
+    parts = ttft_parts(estimate, way_s=way_s)
+    return {name: seconds for name, seconds in parts.items() if name != REQUEST_PART}

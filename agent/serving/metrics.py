@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection
 
 import msgspec
@@ -37,6 +37,8 @@ class ServingSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     decode_s_sum: float = 0.0
     """Seconds between first and last tokens of the requests that ended; `decoded_tokens` came in them."""
     decoded_tokens: int = 0
+    tokens_by_streams: dict[int, int] = {}
+    """Generated tokens by how many requests ran in their replica when they were drawn."""
 
 
 class ServingMetrics:
@@ -57,12 +59,14 @@ class ServingMetrics:
         self._num_first_tokens = 0
         self._decode_s_sum = 0.0
         self._decoded_tokens = 0
+        self._tokens_by_streams: Counter[int] = Counter()
 
-    def count_token(self, request: Request, now_s: float) -> None:
-        """One drawn token; with a request's first one its prompt is computed."""
+    def count_token(self, request: Request, now_s: float, *, streams: int) -> None:
+        """One drawn token, of so many requests that ran; with a request's first one its prompt is computed."""
         if request.is_probe:
             return
         self._generated_tokens += 1
+        self._tokens_by_streams[streams] += 1
         if len(request.generated) == 1:
             self._prompt_tokens += len(request.prompt)
             self._ttft_s.append(now_s - request.arrived_s)
@@ -114,6 +118,7 @@ class ServingMetrics:
             num_first_tokens=self._num_first_tokens,
             decode_s_sum=self._decode_s_sum,
             decoded_tokens=self._decoded_tokens,
+            tokens_by_streams=dict(self._tokens_by_streams),
         )
 
     def _forget_before(self, time_s: float) -> None:

@@ -119,6 +119,7 @@ class RunSeries:
             ttft_s=stretch.ttft_s if is_plain else 0.0,
             time_per_token_s=stretch.time_per_token_s,
             tokens_per_s=stretch.tokens_per_s or 0.0,
+            tokens_by_streams=stretch.tokens_by_streams,
             measured_at_s=self._book.now_s(),
         )
 

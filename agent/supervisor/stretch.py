@@ -75,6 +75,13 @@ class Stretch(msgspec.Struct, frozen=True, kw_only=True):
         return self._generated / self.busy_s if self.busy_s > 0 else None
 
     @property
+    def tokens_by_streams(self) -> dict[int, int]:
+        """Tokens by how many requests ran in their replica when they were drawn."""
+        before, after = self.before.tokens_by_streams, self.after.tokens_by_streams
+        grown = {streams: count - before.get(streams, 0) for streams, count in after.items()}
+        return {streams: count for streams, count in sorted(grown.items()) if count > 0}
+
+    @property
     def has_known_prompts(self) -> bool:
         """Beginnings of prompts were in the KV cache already, and not computed."""
         return self.after.prefix_hit_tokens > self.before.prefix_hit_tokens

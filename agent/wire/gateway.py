@@ -129,6 +129,9 @@ class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
     decode_s_sum: float = 0.0
     """Seconds between first and last tokens of the requests that ended; `decoded_tokens` came in them."""
     decoded_tokens: int = 0
+    tokens_by_streams: dict[int, int] = {}
+    """Generated tokens by how many requests ran in their replica when they were drawn; empty: not counted by a
+    gateway of an earlier release."""
     kv_blocks: int = 0
     """Blocks of the KV cache, all replicas together, of which `blocks_held` are in use. 0: a gateway of an earlier
     release, which does not count them."""

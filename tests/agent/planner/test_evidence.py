@@ -6,11 +6,13 @@ import pytest
 from agent.facts.cluster import ClusterFacts
 from agent.facts.run import MeasuredRun
 from agent.planner.calibration import PRIOR
-from agent.planner.evidence import MAX_RUNS, calibrate
+from agent.planner.evidence import MAX_RUNS, calibrate, streams_of
 from agent.planner.file import plan_hash, plan_to_toml
 from agent.planner.plan import Plan
 from agent.planner.predict import predict_plan
+from agent.planner.rates import REQUEST_S, WARM_REQUEST_S
 from tests.agent.planner.clusters import LLAMA_1B, LLAMA_70B, MIXED_GPUS, THREE_CPUS, plan_for
+from tests.agent.planner.test_rehearsal import facts, rehearsed
 
 
 def run_of(
@@ -63,10 +65,23 @@ def test_a_run_at_another_prompt_is_held_against_what_was_predicted_for_it() -> 
         LLAMA_1B,
         THREE_CPUS,
     )
-    run = msgspec.structs.replace(run_of(plan, factor=1.0, prompt_tokens=16), ttft_s=short.ttft_s)
-    run = msgspec.structs.replace(run, time_per_token_s=short.time_per_token_s)
+    run = msgspec.structs.replace(
+        run_of(plan, factor=1.0, prompt_tokens=16),
+        ttft_s=short.ttft_s - REQUEST_S,
+        time_per_token_s=short.time_per_token_s,
+    )
     again = predict_plan(plan, LLAMA_1B, with_runs(THREE_CPUS, run))
+    assert again.ttft_s == pytest.approx(plan.predicted.ttft_s, rel=1e-3), "no gateway sees the client's way to it"
+
+
+def test_a_check_finds_ranks_that_have_not_rested() -> None:
+    known = facts(rehearsed())
+    plan = plan_for(LLAMA_1B, known, max_hosts=1)
+    at_once_s = predict_plan(plan, LLAMA_1B, facts(rehearsed(rests=False))).ttft_s - REQUEST_S
+    check = msgspec.structs.replace(run_of(plan, factor=1.0), source="check", ttft_s=at_once_s)
+    again = predict_plan(plan, LLAMA_1B, with_runs(known, check))
     assert again.ttft_s == pytest.approx(plan.predicted.ttft_s, rel=1e-3)
+    assert plan.predicted.ttft_s > at_once_s + WARM_REQUEST_S, "a request does find them rested"
 
 
 def test_a_run_on_devices_that_are_gone_is_left_out() -> None:
@@ -93,6 +108,32 @@ def test_runs_of_many_streams_tell_about_the_throughput() -> None:
     )
     again = predict_plan(plan, LLAMA_1B, with_runs(THREE_CPUS, *[run] * 4))
     assert again.tokens_per_s == pytest.approx(plan.predicted.tokens_per_s / 1.5, rel=0.05)
+
+
+def test_a_load_of_one_request_now_and_of_many_then_is_held_against_both() -> None:
+    plan = plan_for(LLAMA_1B, THREE_CPUS)
+
+    def rate(streams: int) -> float:
+        serving = msgspec.structs.replace(plan.serving, batch=streams)
+        return predict_plan(msgspec.structs.replace(plan, serving=serving), LLAMA_1B, THREE_CPUS).tokens_per_s
+
+    seconds = 300 / rate(1) + 700 / rate(8)
+    run = msgspec.structs.replace(
+        run_of(plan, factor=1.0, streams=4),
+        answer_tokens=plan.predicted.answer_tokens,
+        tokens_per_s=1000 / seconds,
+        tokens_by_streams={1: 300, 8: 700},
+    )
+    assert run.tokens_per_s < 0.8 * rate(4), "one load of four streams would have given more"
+    again = predict_plan(plan, LLAMA_1B, with_runs(THREE_CPUS, *[run] * 4))
+    assert again.tokens_per_s == pytest.approx(plan.predicted.tokens_per_s, rel=1e-3)
+
+
+def test_numbers_of_streams_within_a_factor_of_two_are_one() -> None:
+    plan = plan_for(LLAMA_1B, THREE_CPUS)
+    run = msgspec.structs.replace(run_of(plan, factor=1.0), tokens_by_streams={1: 10, 4: 10, 5: 20, 7: 10, 9: 50})
+    assert streams_of(run) == [(1, 0.1), (5, 0.4), (9, 0.5)]
+    assert streams_of(run_of(plan, factor=1.0)) == []
 
 
 def test_runs_of_earlier_releases_tell_about_decoding_alone() -> None:

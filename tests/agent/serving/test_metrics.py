@@ -26,14 +26,19 @@ def served(arrived_s: float, token_times: list[float], *, is_probe: bool = False
 
 
 def record(
-    metrics: ServingMetrics, token_times: list[float], state: RequestState, *, is_probe: bool = False
+    metrics: ServingMetrics,
+    token_times: list[float],
+    state: RequestState,
+    *,
+    is_probe: bool = False,
+    streams: int = 1,
 ) -> None:
     request = served(0.0, [], is_probe=is_probe)
     request.state = "running"
     for position, time_s in enumerate(token_times):
         request.generated.append(7)
         request.deliver(SampledToken(slot=0, position=position, token=7), None, time_s)
-        metrics.count_token(request, time_s)
+        metrics.count_token(request, time_s, streams=streams)
     request.state = state
     metrics.count_end(request)
 
@@ -46,12 +51,13 @@ def test_time_per_token_leaves_out_the_first() -> None:
 def test_requests_and_tokens_are_counted_by_how_they_ended() -> None:
     metrics = ServingMetrics()
     record(metrics, [1.0, 2.0], "finished")
-    record(metrics, [3.0], "cancelled")
+    record(metrics, [3.0], "cancelled", streams=4)
     record(metrics, [], "failed")
     record(metrics, [1.0, 2.0], "finished", is_probe=True)
     snapshot = metrics.snapshot(3.0)
     assert (snapshot.finished, snapshot.cancelled, snapshot.failed) == (1, 1, 1)
     assert (snapshot.prompt_tokens, snapshot.generated_tokens) == (6, 3)
+    assert snapshot.tokens_by_streams == {1: 2, 4: 1}
     assert snapshot.ttft_s_p50 == 1.0
     assert snapshot.ttft_s_p95 == 3.0
     assert snapshot.time_per_token_s_p50 == 1.0

@@ -48,6 +48,15 @@ def test_streams_are_the_requests_that_were_there_together(together: int) -> Non
     assert told.streams == pytest.approx(together)
 
 
+def test_tokens_are_told_by_how_many_requests_ran() -> None:
+    told = Stretch(
+        before=after(9, tokens_by_streams={1: 40, 2: 5}),
+        after=after(40, tokens_by_streams={1: 40, 2: 7, 8: 3}),
+        observed_s=60.0,
+    )
+    assert told.tokens_by_streams == {2: 2, 8: 3}
+
+
 def test_counts_that_began_anew_are_not_subtracted_from() -> None:
     meter = GatewayMeter()
     meter.look(after(9), now_s=0.0)
