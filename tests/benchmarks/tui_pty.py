@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import pty
 import random
@@ -102,12 +103,14 @@ class PtyApp:
             self._read(timeout_s)
         return time.monotonic() - begin_s
 
-    def keys_to_paint_s(self, key: bytes, count: int, *, seed: int, budget_s: float) -> list[float]:
+    def keys_to_paint_s(self, keys: Sequence[bytes], count: int, *, seed: int, budget_s: float) -> list[float]:
         """Several, at moments that have nothing to do with the app's ticks; fewer where they take too long."""
         chance = random.Random(seed)
         out: list[float] = []
         end_s = time.monotonic() + budget_s
-        while len(out) < count and (not out or time.monotonic() < end_s):
+        for key in itertools.islice(itertools.cycle(keys), count):
+            if out and time.monotonic() >= end_s:
+                break
             self.read_for(chance.uniform(0.12, 0.6))
             out.append(self.key_to_paint_s(key))
         return out
