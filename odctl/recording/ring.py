@@ -15,7 +15,7 @@ from odctl.fleet.history import HISTORY_S
 from odctl.recording.timeline import index_at
 
 RING_BYTES = 192 * 1024 * 1024
-SAMPLED_HOSTS = 200
+SAMPLED_HOSTS = 40
 """Hosts that are looked at to reckon a snapshot's bytes; in a larger fleet, evenly chosen ones."""
 VIEW_BYTES = 900
 """A host's view with its new history row, and a tail's pointers."""

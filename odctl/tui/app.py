@@ -25,6 +25,7 @@ from odctl.tui.editing import BasisReader, FleetBasisReader
 from odctl.tui.feed import Feed, FleetFeed
 from odctl.tui.hosting import FleetHostOperator, HostOperator
 from odctl.tui.model.commands import COMMANDS, Call, CommandError, command_named, parse_command, words_of
+from odctl.tui.model.fleet_columns import prepare_columns
 from odctl.tui.model.frame import MODES as TABS
 from odctl.tui.model.keymap import Keymap
 from odctl.tui.model.plans import PlanChoice
@@ -132,6 +133,7 @@ class OdctlApp(AppMaking):
     def _take(self, snapshot: FleetSnapshot) -> None:
         """From the feed's thread: the screen is told by a message."""
         self.time.write(snapshot)
+        prepare_columns(snapshot)
         self.post_message(SnapshotTaken(snapshot))
 
     def on_snapshot_taken(self, message: SnapshotTaken) -> None:

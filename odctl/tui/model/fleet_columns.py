@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -85,6 +86,25 @@ def _places(row: int, host: HostView) -> list[DevicePlace]:
     ]
 
 
+_FACTS, _NAME, _STATE = (operator.attrgetter(name) for name in ("facts", "name", "state"))
+
+
+class Totals(NamedTuple):
+    """Sums over the live hosts."""
+
+    cores: int
+    busy_cores: float
+    memory_used_bytes: int
+    memory_total_bytes: int
+    num_gpus: int
+    num_telling: int
+    """GPUs that tell their utilisation."""
+    busy_gpus: float
+    gpu_used_bytes: float
+    gpu_total_bytes: float
+    sent_bytes_per_s: float
+
+
 class _Still:
     """What of a fleet stands still, as long as every host's facts are the very same value."""
 
@@ -97,8 +117,8 @@ class _Still:
     def is_of(self, hosts: Sequence[HostView]) -> bool:
         return (
             len(hosts) == len(self.facts)
-            and all(map(operator.is_, self.facts, (host.facts for host in hosts)))
-            and all(map(operator.eq, self.names, (host.name for host in hosts)))
+            and all(map(operator.is_, self.facts, map(_FACTS, hosts)))
+            and self.names == tuple(map(_NAME, hosts))
         )
 
     def devices(self, hosts: Sequence[HostView]) -> DeviceIndex:
@@ -145,7 +165,11 @@ class FleetColumns:
 
     @cached_property
     def states(self) -> list[HostState]:
-        return [host.state for host in self.hosts]
+        return list(map(_STATE, self.hosts))
+
+    @cached_property
+    def state_counts(self) -> Counter[HostState]:
+        return Counter(self.states)
 
     @cached_property
     def live_rows(self) -> list[int]:
@@ -160,6 +184,37 @@ class FleetColumns:
     @cached_property
     def digests(self) -> list[HostDigest | None]:
         return [host.digest if host.digest is not None else digest_of(host) for host in self.hosts]
+
+    @cached_property
+    def totals(self) -> Totals:
+        """In one pass: a host's values lie together, and ten thousand hosts' do not fit a cache."""
+        cores = used = total = num_gpus = num_telling = 0
+        busy = busy_gpus = gpu_used = gpu_total = sent = 0.0
+        for row in self.live_rows:
+            sample, digest, last = self.hosts[row].sample, self.digests[row], self.last_rows[row]
+            assert sample is not None, "as live_rows has it"
+            of_host = self.still.cores[row]
+            cores += of_host
+            busy += sample.cpu * of_host
+            used += sample.memory_used_bytes
+            total += sample.memory_total_bytes
+            if digest is not None and digest.num_gpus:
+                num_gpus += digest.num_gpus
+                num_telling += digest.num_busy
+                busy_gpus += (digest.gpu or 0.0) * digest.num_busy
+                gpu_used += digest.gpu_used_bytes or 0
+                gpu_total += digest.gpu_total_bytes or 0
+            if last is not None:
+                sent += last.sent_bytes_per_s
+        return Totals(cores, busy, used, total, num_gpus, num_telling, busy_gpus, gpu_used, gpu_total, sent)
+
+    def prepare_as(self, before: FleetColumns) -> None:
+        """Make all that was asked of the snapshot before."""
+        for name in _PREPARED:
+            if name in vars(before):
+                getattr(self, name)
+        for figure in tuple(before._figures):
+            self.figures(figure)
 
     @cached_property
     def open_faults(self) -> dict[str, list[str]]:
@@ -229,18 +284,35 @@ class FleetColumns:
         return self._figures[figure]
 
 
-_latest: FleetColumns | None = None
+_PREPARED = ("states", "state_counts", "live_rows", "last_rows", "digests", "totals")
+_latest: tuple[FleetColumns, ...] = ()
 
 
 def fleet_columns(snapshot: FleetSnapshot) -> FleetColumns:
     """The columns of a snapshot: the same value for all who draw it, recognised by identity.
 
-    Only the latest is kept. Whoever asks for another gets it anew, so the answer depends on the snapshot alone.
+    Only the latest two are kept: that which is shown, and that which is made ready meanwhile. Whoever asks for
+    another gets it anew, so the answer depends on the snapshot alone.
     """
-    global _latest  # noqa: PLW0603 - a memo of one: what it answers does not depend on it
-    if _latest is None or _latest.snapshot is not snapshot:
-        _latest = FleetColumns(snapshot, before=_latest)
-    return _latest
+    global _latest  # noqa: PLW0603 - a memo of two: what it answers does not depend on it
+    kept = _latest
+    for columns in kept:
+        if columns.snapshot is snapshot:
+            return columns
+    made = FleetColumns(snapshot, before=kept[0] if kept else None)
+    _latest = (made, *kept[:1])
+    return made
+
+
+def prepare_columns(snapshot: FleetSnapshot) -> None:
+    """Make a new snapshot's columns ready, as far as they were asked for of the latest one.
+
+    On the feed's thread: a key that is pressed meanwhile waits for a turn of the interpreter, not for all of them.
+    """
+    kept = _latest
+    columns = fleet_columns(snapshot)
+    if kept and kept[0] is not columns:
+        columns.prepare_as(kept[0])
 
 
 def digest_of(host: HostView) -> HostDigest | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from odctl.fleet.history import HISTORY_S, DeploymentRow
@@ -84,7 +83,7 @@ def _packed(parts: Sequence[Line], width: int) -> tuple[Line, ...]:
 
 
 def _hosts_part(fleet: FleetColumns) -> Line:
-    states = Counter(fleet.states)
+    states = fleet.state_counts
     spans = [Span(plural(len(fleet.hosts), "host"), "bold")]
     for state, mark in HOST_MARKS.items():
         if states[state]:
@@ -99,41 +98,33 @@ def _meter(title: str, fraction: float, width: int, text: str) -> Line:
 
 def _cpu_part(fleet: FleetColumns, width: int) -> Line:
     """Busy share over all cores, so that a big host weighs as much as it is."""
-    shares, of_host = fleet.figures("cpu"), fleet.still.cores
-    cores = sum([of_host[row] for row in fleet.live_rows])
-    busy = sum([(shares[row] or 0.0) * of_host[row] for row in fleet.live_rows]) / 100
-    fraction = busy / cores if cores else 0.0
+    totals = fleet.totals
+    fraction = totals.busy_cores / totals.cores if totals.cores else 0.0
     return _meter("CPU", fraction, width, percent_text(fraction).strip())
 
 
 def _ram_part(fleet: FleetColumns, width: int) -> Line:
-    samples = [sample for row in fleet.live_rows if (sample := fleet.hosts[row].sample) is not None]
-    used = sum([sample.memory_used_bytes for sample in samples])
-    total = sum([sample.memory_total_bytes for sample in samples])
+    used, total = fleet.totals.memory_used_bytes, fleet.totals.memory_total_bytes
     return _meter("RAM", used / total if total else 0.0, width, f"{bytes_text(used)}/{bytes_text(total)}")
 
 
 def _gpu_parts(fleet: FleetColumns, width: int) -> list[Line]:
     """Utilisation is the mean of the GPUs that tell it; memory is that of the GPUs that tell used and total."""
-    digests = [digest for row in fleet.live_rows if (digest := fleet.digests[row]) is not None and digest.num_gpus]
-    num_gpus = sum([digest.num_gpus for digest in digests])
-    if not num_gpus:
+    totals = fleet.totals
+    if not totals.num_gpus:
         return []
-    num_busy = sum([digest.num_busy for digest in digests])
-    busy = sum([digest.gpu * digest.num_busy for digest in digests if digest.gpu is not None])
-    mean = busy / num_busy if num_busy else 0.0
-    used = sum([digest.gpu_used_bytes for digest in digests if digest.gpu_used_bytes is not None])
-    total = sum([digest.gpu_total_bytes for digest in digests if digest.gpu_total_bytes is not None])
+    mean = totals.busy_gpus / totals.num_telling if totals.num_telling else 0.0
+    used, total = totals.gpu_used_bytes, totals.gpu_total_bytes
     vram = f"{bytes_text(used)}/{bytes_text(total)}" if total else "—"
+    share = percent_text(mean).strip() if totals.num_telling else "—"
     return [
-        _meter(plural(num_gpus, "GPU"), mean, width, percent_text(mean).strip() if num_busy else "—"),
+        _meter(plural(totals.num_gpus, "GPU"), mean, width, share),
         _meter("VRAM", used / total if total else 0.0, width, vram),
     ]
 
 
 def _net_part(fleet: FleetColumns) -> Line:
-    rows = [row for at in fleet.live_rows if (row := fleet.last_rows[at]) is not None]
-    return line(f"net ↑ {rate_text(sum([row.sent_bytes_per_s for row in rows]))}")
+    return line(f"net ↑ {rate_text(fleet.totals.sent_bytes_per_s)}")
 
 
 def _serving_parts(snapshot: FleetSnapshot) -> list[Line]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
 from odctl.fleet.snapshot import FleetSnapshot
+from odctl.tui.model.fleet_columns import fleet_columns
 from odctl.tui.model.fleet_summary import fleet_lines as fleet_lines  # noqa: PLC0414 - screens ask the frame for it
 from odctl.tui.model.text import Line, Span, line, spread
 
@@ -96,7 +96,7 @@ def _minutes_left(seconds: float) -> str:
 def _trouble(snapshot: FleetSnapshot | None) -> list[Span]:
     if snapshot is None:
         return []
-    states = Counter(host.state for host in snapshot.hosts)
+    states = fleet_columns(snapshot).state_counts
     open_faults = [fault for fault in snapshot.faults if fault.healed_at_s is None]
     warnings = states["stale"] + sum(fault.severity == "warning" for fault in open_faults)
     faults = states["lost"] + states["unreachable"] + sum(fault.severity == "fault" for fault in open_faults)

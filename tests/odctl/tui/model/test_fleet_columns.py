@@ -14,6 +14,7 @@ from odctl.tui.model.fleet_columns import (
     FleetColumns,
     fleet_columns,
     natural_key,
+    prepare_columns,
 )
 from odctl.tui.model.host_rows import HostRows
 from odctl.tui.model.text import line_text
@@ -25,6 +26,20 @@ def test_one_snapshot_has_one_set_of_columns_whoever_asks() -> None:
     snapshot = frozen.snapshot()
     assert fleet_columns(snapshot) is fleet_columns(snapshot)
     assert fleet_columns(frozen.snapshot()) is not fleet_columns(snapshot)
+
+
+def test_what_was_asked_of_the_last_snapshot_is_ready_in_the_next_before_anybody_asks() -> None:
+    shown = frozen.snapshot()
+    fleet_columns(shown).figures("gpu")
+    totals = fleet_columns(shown).totals
+    coming = msgspec.structs.replace(shown, taken_at_s=shown.taken_at_s + 1)
+    prepare_columns(coming)
+    assert fleet_columns(shown).totals is totals, "who draws it meanwhile is not slowed down"
+    ready = fleet_columns(coming)
+    assert ready.totals == totals
+    assert {"totals", "live_rows", "digests"} <= vars(ready).keys()
+    assert "states" not in vars(ready), "nobody asked"
+    assert ready.figures("gpu") == fleet_columns(shown).figures("gpu")
 
 
 def test_what_stands_still_is_taken_over_only_while_the_hosts_are_the_same() -> None:
