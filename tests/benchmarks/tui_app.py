@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +55,26 @@ class _Taken(Message):
 
     def can_replace(self, message: Message) -> bool:
         return isinstance(message, _Taken)
+
+
+class CountedFeed(SimulatedFeed):
+    """Writes down how many frames the app was handed."""
+
+    def __init__(self, fleet: SimulatedFleet, *, interval_s: float, counter: Path) -> None:
+        super().__init__(fleet, interval_s=interval_s)
+        self._counter = counter
+
+    def start(
+        self, on_snapshot: Callable[[FleetSnapshot], None], on_failure: Callable[[BaseException], None]
+    ) -> None:
+        numbers = itertools.count(1)
+        counter = os.open(self._counter, os.O_CREAT | os.O_WRONLY)
+
+        def counted(snapshot: FleetSnapshot) -> None:
+            on_snapshot(snapshot)
+            os.pwrite(counter, b"%8d" % next(numbers), 0)
+
+        super().start(counted, on_failure)
 
 
 class DataTableApp(App[None]):
@@ -114,6 +136,8 @@ def main() -> None:
     parser.add_argument("--hosts", type=int, required=True)
     parser.add_argument("--view", choices=VIEWS, required=True)
     parser.add_argument("--report", type=Path, required=True, help="where the cost of making the fleet is written")
+    parser.add_argument("--interval", type=float, default=1.0, help="seconds from frame to frame")
+    parser.add_argument("--counter", type=Path, required=True, help="where the number of frames is written")
     arguments = parser.parse_args()
     before_s = time.process_time()
     fleet = SimulatedFleet(arguments.hosts, now_s=time.time())
@@ -122,7 +146,7 @@ def main() -> None:
     gc.freeze()
     made_s = time.process_time() - before_s
     arguments.report.write_text(json.dumps({"made_cpu_s": made_s}))
-    feed = SimulatedFeed(fleet)
+    feed = CountedFeed(fleet, interval_s=arguments.interval, counter=arguments.counter)
     match arguments.view:
         case "datatable":
             app: App[None] = DataTableApp(feed)
