@@ -119,10 +119,10 @@ def _warm_cpu_per_tick_s(view: View, num_hosts: int, seconds: float) -> float:
             return (app.cpu_s - cpu_s) / (int((folder / "ticks").read_text()) - ticks)
 
 
-def rested_memory() -> tuple[float, float]:
-    """Seconds of reading the same small objects at once again, and after a second's rest.
+def rested_memory() -> float:
+    """How many times as long the same small objects take to read after a second's rest as at once again.
 
-    Where the second is much longer, other tenants of the machine have the caches, or its host has taken the pages.
+    Where that is much longer, other tenants of the machine have the caches, or its host has taken the pages.
     """
     values = [[float(number)] for number in range(RESTED_OBJECTS)]
 
@@ -137,7 +137,7 @@ def rested_memory() -> tuple[float, float]:
     for _ in range(3):
         time.sleep(1.0)
         rested.append(sweep())
-    return at_once, sorted(rested)[1]
+    return sorted(rested)[1] / at_once
 
 
 def quantile(values: tuple[float, ...], share: float) -> float:
@@ -162,15 +162,14 @@ def verdicts(cost: Cost) -> list[str]:
     return said
 
 
-def lines(costs: list[Cost], *, seconds: float, load: float) -> list[str]:
-    at_once_s, rested_s = rested_memory()
+def lines(costs: list[Cost], *, seconds: float, load: float, slower: float) -> list[str]:
     out = [
         f"Commit {commit_now()}, {os.cpu_count()} cores, load {load:.1f} before it; {WIDTH}x{HEIGHT}, {GPUS} GPUs "
         f"a host, all figures new each second, {seconds:.0f} s of ticks, then {len(costs[0].key_s)} keys at random "
         "moments. Goals: at 10,000 hosts at most 6% of a core, 60 kB a tick and 50 ms from key to paint (p95); "
         "first hosts on the screen within 0.8 s of CPU, the interpreter's start and imports counted.",
         "",
-        f"Memory that has rested for a second is read {rested_s / at_once_s:.1f} times as slowly here as at once "
+        f"Memory that has rested for a second is read {slower:.1f} times as slowly here as at once "
         "again: others have the caches, or the pages. A tick a second finds all of it rested, so the same is "
         "measured at ten ticks a second, too.",
         "",
@@ -207,7 +206,7 @@ def main() -> int:
     views = [view for view in VIEWS if view in arguments.views.split(",")]
     if not views:
         parser.error(f"--views {arguments.views}: none of {', '.join(VIEWS)}")
-    load, costs = os.getloadavg()[0], []
+    load, slower, costs = os.getloadavg()[0], rested_memory(), []
     for num_hosts in map(int, arguments.hosts.split(",")):
         for view in views:
             say(f"{num_hosts:,} hosts, {WORDS[view]}")
@@ -215,7 +214,7 @@ def main() -> int:
                 measure(view, num_hosts, seconds=arguments.seconds, keys=arguments.keys, settle_s=arguments.settle)
             )
             say(row(costs[-1]))
-    text = "\n".join(lines(costs, seconds=arguments.seconds, load=load))
+    text = "\n".join(lines(costs, seconds=arguments.seconds, load=load, slower=slower))
     print(text)
     if not arguments.no_write:
         write_between(DOCUMENT, BEGIN, END, text)
