@@ -9,7 +9,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 
 import msgspec
@@ -20,7 +20,7 @@ from agent.engine.attention import attend
 from agent.engine.batch import lay_out
 from agent.engine.decoder import Decoder
 from agent.engine.kv_cache import KvCache
-from agent.engine.layer_steps import decoding, step_through
+from agent.engine.layer_steps import Act, decoding, step_through
 from agent.engine.linear import Linear
 from agent.engine.memory import check_memory
 from agent.engine.random_weights import random_weights
@@ -146,7 +146,7 @@ def _measure_gemms(
         )
 
 
-def _in_turn(linears: list[Linear], rows_RK: Tensor) -> Callable[[int], object]:
+def _in_turn(linears: list[Linear], rows_RK: Tensor) -> Act:
     return lambda number: linears[number % len(linears)](rows_RK)
 
 
@@ -218,7 +218,7 @@ def _measure_layers(
         )
 
 
-def seconds_of(act: Callable[[int], object], device: torch.device, span_s: float) -> float:
+def seconds_of(act: Act, device: torch.device, span_s: float) -> float:
     """Seconds of one `act`, which is told its number; the first one is warm-up and not counted.
 
     A CPU's is the median of single ones. A GPU's are launched behind each other, between two events: its queue
@@ -227,7 +227,7 @@ def seconds_of(act: Callable[[int], object], device: torch.device, span_s: float
     return seconds_in_turn([act], device, span_s)[0]
 
 
-def seconds_in_turn(acts: Sequence[Callable[[int], object]], device: torch.device, span_s: float) -> list[float]:
+def seconds_in_turn(acts: Sequence[Act], device: torch.device, span_s: float) -> list[float]:
     """Seconds of each of several acts that follow each other round and round; otherwise as `seconds_of`.
 
     What each finds in a CPU's caches is what the others left there: measured, a head between steps takes nearly
@@ -252,7 +252,7 @@ def seconds_in_turn(acts: Sequence[Callable[[int], object]], device: torch.devic
     return [statistics.median(seconds) for seconds in times]
 
 
-def _cuda_seconds_of(act: Callable[[int], object], device: torch.device, span_s: float) -> float:
+def _cuda_seconds_of(act: Act, device: torch.device, span_s: float) -> float:
     first = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     last = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     act(0)

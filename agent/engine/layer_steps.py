@@ -15,6 +15,9 @@ from agent.planner.plan import BLOCK_TOKENS
 from agent.planner.shards import ShardExtent
 from agent.wire.rank import SamplingParams, SequenceSlice, Step
 
+Act = Callable[[int], object]
+"""Does something that is measured; is told its number."""
+
 
 def decoding(sequences: int, *, context: int) -> list[SequenceSlice]:
     """A token for each sequence at the end of its context; blocks lie as earlier requests left them."""
@@ -56,7 +59,7 @@ def step_through(
     *,
     device: torch.device,
     kind: torch.dtype,
-) -> Callable[[int], object]:
+) -> Act:
     """Lays these slices out and passes them through the decoder's layers, whenever it is called with a number."""
     num_blocks = sum(len(piece.new_blocks) for piece in slices)
     cache = KvCache(

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import torch
 
 from agent.engine.decoder import Decoder
 from agent.engine.device_probe import KINDS, check_room, seconds_in_turn
-from agent.engine.layer_steps import blocks_of, decoding, prompt, step_through
+from agent.engine.layer_steps import Act, blocks_of, decoding, prompt, step_through
 from agent.engine.random_weights import random_weights
 from agent.engine.sampling import Sampler
 from agent.facts.model import DTYPE_BYTES
@@ -38,8 +38,6 @@ REST_REPEATS = 8
 SPANS = 2
 """A point is measured for so many of a probe's spans: fewer points than there, and each counts for more."""
 MIN_LAYERS = 2
-Act = Callable[[int], object]
-"""Does something that is measured; is told its number."""
 
 
 def measure_model(config: ModelProbeConfig) -> ModelReport:

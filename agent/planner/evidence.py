@@ -6,7 +6,7 @@ for what was wrong before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -28,7 +28,7 @@ from agent.planner.calibration import (
     scale_parts,
     sum_parts,
 )
-from agent.planner.cost import REQUEST_PART, Estimate, estimate_layout
+from agent.planner.cost import REQUEST_PART, Estimate, StageCosts, estimate_layout
 from agent.planner.file import plan_from_toml
 from agent.planner.layout import Layout, layouts_of_plan
 from agent.planner.plan import Plan, Serving
@@ -173,6 +173,7 @@ def _told_by(run: MeasuredRun, facts: ClusterFacts, calibration: Calibration) ->
     except FleetError:
         return Told()
     links = LinkTable(facts, is_network_trusted=plan.serving.trusted_network)
+    costs = StageCosts(run.spec, links, dtype=plan.serving.dtype, quantisation=plan.serving.quantisation)
 
     def slowest(streams: int) -> tuple[Estimate, Layout]:
         estimated = [
@@ -185,6 +186,7 @@ def _told_by(run: MeasuredRun, facts: ClusterFacts, calibration: Calibration) ->
                     calibration=calibration,
                     answer_tokens=run.answer_tokens,
                     links=links,
+                    known=costs,
                 ),
                 layout,
             )
@@ -193,8 +195,8 @@ def _told_by(run: MeasuredRun, facts: ClusterFacts, calibration: Calibration) ->
         return max(estimated, key=lambda pair: pair[0].time_per_token_s)
 
     estimate, layout = slowest(max(1, -(-run.streams // len(layouts))))
-    mix = [(slowest(streams)[0], share) for streams, share in streams_of(run)] or [(estimate, 1.0)]
-    times = _against(run, plan, estimate, mix, way_s=gateway_way_s(layout, links, gateway=plan.gateway_host))
+    way_s = gateway_way_s(layout, links, gateway=plan.gateway_host)
+    times = _against(run, plan, estimate, lambda streams: slowest(streams)[0], way_s=way_s)
     crossed = {name for time in times for part in time.parts for name in corrections_of(part)[1:]}
     return Told(
         times=tuple(times),
@@ -205,9 +207,9 @@ def _told_by(run: MeasuredRun, facts: ClusterFacts, calibration: Calibration) ->
 
 
 def _against(
-    run: MeasuredRun, plan: Plan, estimate: Estimate, mix: Sequence[tuple[Estimate, float]], *, way_s: float
+    run: MeasuredRun, plan: Plan, estimate: Estimate, with_streams: Callable[[int], Estimate], *, way_s: float
 ) -> list[MeasuredTime]:
-    """`mix`: with as many streams as there were, for a share of the tokens each."""
+    """`estimate` is for the run's streams on average, `with_streams` makes one for another number."""
     model = model_key(run.spec, plan.serving)
     times = []
     if run.streams == 1 and run.time_per_token_s > 0:
@@ -215,6 +217,7 @@ def _against(
         times.append(MeasuredTime(parts=parts, measured_s=run.time_per_token_s, model=model))
     elif run.tokens_per_s > 0 and run.answer_tokens:
         # Seconds per token of one replica, which gave its part of what all gave together.
+        mix = [(with_streams(streams), share) for streams, share in streams_of(run)] or [(estimate, 1.0)]
         parts = sum_parts(*(scale_parts(each.round_parts, share / each.round_tokens) for each, share in mix))
         times.append(MeasuredTime(parts=parts, measured_s=len(plan.replicas) / run.tokens_per_s, model=model))
     elif run.time_per_token_s > 0:

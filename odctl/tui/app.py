@@ -133,7 +133,8 @@ class OdctlApp(AppMaking):
     def _take(self, snapshot: FleetSnapshot) -> None:
         """From the feed's thread: the screen is told by a message."""
         self.time.write(snapshot)
-        prepare_columns(snapshot)
+        if not self.time.is_past:
+            prepare_columns(snapshot)
         self.post_message(SnapshotTaken(snapshot))
 
     def on_snapshot_taken(self, message: SnapshotTaken) -> None:

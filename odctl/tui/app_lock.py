@@ -35,8 +35,8 @@ class AppLock(AppLooks):
 
     def redraw(self) -> None:
         """Draw the current screen anew; the others draw when they come back."""
-        # While the app leaves, the last snapshots come when its screens are gone, or without their parts.
-        if self.is_running and self.screen_stack and isinstance(self.screen, FrameScreen):
+        # While the app leaves, the last snapshots come when its screens are gone.
+        if self.screen_stack and isinstance(self.screen, FrameScreen):
             self.screen.redraw()
 
     @property

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from agent.engine.decoder import Decoder
+from agent.engine.device_probe import seconds_of
 from agent.engine.layer_steps import decoding, step_through
 from agent.engine.random_weights import random_weights
 from agent.models.spec import read_spec
@@ -49,13 +48,4 @@ class Pace:
     def _of(self, core: int) -> float:
         os.sched_setaffinity(0, {core})
         with torch.inference_mode():
-            return 1.0 / statistics.median(_times(self._step, SPAN_S))
-
-
-def _times(act: Callable[[int], object], span_s: float) -> list[float]:
-    end_s = time.perf_counter() + span_s
-    found: list[float] = []
-    while (begun := time.perf_counter()) < end_s:
-        act(len(found))
-        found.append(time.perf_counter() - begun)
-    return found
+            return 1.0 / seconds_of(self._step, torch.device("cpu"), SPAN_S)

@@ -28,6 +28,8 @@ GPUS = 8
 TICK_S = 1.0
 WARM_TICK_S, WARM_SETTLE_S = 0.1, 2.0
 RESTED_OBJECTS = 300_000
+REPORT, TICKS = "report.json", "ticks"
+"""What an app writes into its folder."""
 FIRST_HOST = re.compile(rb"sim-0000\d")
 WORDS: dict[View, str] = {
     "table": "table",
@@ -74,37 +76,38 @@ class Cost(NamedTuple):
 def measure(view: View, num_hosts: int, *, seconds: float, keys: int, settle_s: float) -> Cost:
     """One app from its start: first paint, then ticks alone, then keys between ticks."""
     warm_s = None if view == "datatable" else _warm_cpu_per_tick_s(view, num_hosts, seconds)
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.json"
-        with PtyApp(_argv(view, num_hosts, Path(folder)), width=WIDTH, height=HEIGHT) as app:
-            app.wait_for(FIRST_HOST, timeout_s=120)
-            first_s = app.cpu_s - msgspec.json.decode(report.read_bytes(), type=_Report).made_cpu_s
-            app.read_for(settle_s)
-            cpu_s, num_bytes = app.cpu_s, app.num_bytes
-            app.read_for(seconds)
-            ticks = seconds / TICK_S
-            cpu_s, num_bytes = (app.cpu_s - cpu_s) / ticks, app.num_bytes - num_bytes
-            app.key_to_paint_s(KEYS[view][0])  # the first one finds caches empty
-            before_s, begin_s = app.cpu_s, time.monotonic()
-            latencies = app.keys_to_paint_s(KEYS[view], keys, seed=num_hosts, budget_s=KEYS_BUDGET_S)
-            of_ticks_s = cpu_s * (time.monotonic() - begin_s) / TICK_S
-            return Cost(
-                view=view,
-                num_hosts=num_hosts,
-                first_paint_cpu_s=first_s,
-                cpu_per_tick_s=cpu_s,
-                warm_cpu_per_tick_s=warm_s,
-                bytes_per_tick=num_bytes / ticks,
-                key_s=tuple(sorted(latencies)),
-                cpu_per_key_s=max(0.0, app.cpu_s - before_s - of_ticks_s) / len(latencies),
-                rss_bytes=app.rss_bytes,
-            )
+    with (
+        tempfile.TemporaryDirectory() as name,
+        PtyApp(_argv(view, num_hosts, folder := Path(name)), width=WIDTH, height=HEIGHT) as app,
+    ):
+        app.wait_for(FIRST_HOST, timeout_s=120)
+        first_s = app.cpu_s - msgspec.json.decode((folder / REPORT).read_bytes(), type=_Report).made_cpu_s
+        app.read_for(settle_s)
+        cpu_s, num_bytes = app.cpu_s, app.num_bytes
+        app.read_for(seconds)
+        ticks = seconds / TICK_S
+        cpu_s, num_bytes = (app.cpu_s - cpu_s) / ticks, app.num_bytes - num_bytes
+        app.key_to_paint_s(KEYS[view][0])  # the first one finds caches empty
+        before_s, begin_s = app.cpu_s, time.monotonic()
+        latencies = app.keys_to_paint_s(KEYS[view], keys, seed=num_hosts, budget_s=KEYS_BUDGET_S)
+        of_ticks_s = cpu_s * (time.monotonic() - begin_s) / TICK_S
+        return Cost(
+            view=view,
+            num_hosts=num_hosts,
+            first_paint_cpu_s=first_s,
+            cpu_per_tick_s=cpu_s,
+            warm_cpu_per_tick_s=warm_s,
+            bytes_per_tick=num_bytes / ticks,
+            key_s=tuple(sorted(latencies)),
+            cpu_per_key_s=max(0.0, app.cpu_s - before_s - of_ticks_s) / len(latencies),
+            rss_bytes=app.rss_bytes,
+        )
 
 
 def _argv(view: View, num_hosts: int, folder: Path, *, interval_s: float = TICK_S) -> list[str]:
     return [
         sys.executable, "-m", "tests.benchmarks.tui_app", "--hosts", str(num_hosts), "--view", view,
-        "--report", str(folder / "report.json"), "--counter", str(folder / "ticks"), "--interval", str(interval_s),
+        "--report", str(folder / REPORT), "--counter", str(folder / TICKS), "--interval", str(interval_s),
     ]  # fmt: skip
 
 
@@ -114,9 +117,9 @@ def _warm_cpu_per_tick_s(view: View, num_hosts: int, seconds: float) -> float:
         with PtyApp(_argv(view, num_hosts, folder, interval_s=WARM_TICK_S), width=WIDTH, height=HEIGHT) as app:
             app.wait_for(FIRST_HOST, timeout_s=120)
             app.read_for(WARM_SETTLE_S)
-            cpu_s, ticks = app.cpu_s, int((folder / "ticks").read_text())
+            cpu_s, ticks = app.cpu_s, int((folder / TICKS).read_text())
             app.read_for(seconds / 2)
-            return (app.cpu_s - cpu_s) / (int((folder / "ticks").read_text()) - ticks)
+            return (app.cpu_s - cpu_s) / (int((folder / TICKS).read_text()) - ticks)
 
 
 def rested_memory() -> float:

@@ -210,8 +210,8 @@ class FleetColumns:
 
     def prepare_as(self, before: FleetColumns) -> None:
         """Make all that was asked of the snapshot before."""
-        for name in _PREPARED:
-            if name in vars(before):
+        for name in tuple(vars(before)):
+            if isinstance(getattr(FleetColumns, name, None), cached_property):
                 getattr(self, name)
         for figure in tuple(before._figures):
             self.figures(figure)
@@ -284,7 +284,6 @@ class FleetColumns:
         return self._figures[figure]
 
 
-_PREPARED = ("states", "state_counts", "live_rows", "last_rows", "digests", "totals")
 _latest: tuple[FleetColumns, ...] = ()
 
 

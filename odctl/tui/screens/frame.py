@@ -73,7 +73,8 @@ class FrameScreen(Screen[None]):
 
     def redraw(self) -> None:
         """Draw everything anew from the latest snapshot, if this screen is the one that is seen."""
-        if not self.is_mounted or self.size.width == 0:
+        # While the app leaves, a screen stands there without its parts.
+        if not self.is_mounted or not self.app.is_running or self.size.width == 0:
             return
         snapshot, width = self.odctl.snapshot, self.size.width
         self.query_one("#title", LinesBar).show(
