@@ -224,7 +224,10 @@ def seconds_of(act: Act, device: torch.device, span_s: float) -> float:
     A CPU's is the median of single ones. A GPU's are launched behind each other, between two events: its queue
     stays full, as in a step, and the launch of one overlaps with the work of the one before.
     """
-    return seconds_in_turn([act], device, span_s)[0]
+    if device.type == "cuda":
+        return _cuda_seconds_of(act, device, span_s)
+    [times] = _timed_in_turn([act], span_s)
+    return statistics.median(times)
 
 
 def seconds_in_turn(acts: Sequence[Act], device: torch.device, span_s: float) -> list[float]:
@@ -233,9 +236,16 @@ def seconds_in_turn(acts: Sequence[Act], device: torch.device, span_s: float) ->
     What each finds in a CPU's caches is what the others left there: measured, a head between steps takes nearly
     twice as long as a head again and again. A GPU's take no turns: one that waits for its result would empty the
     queue of the next.
+
+    Means, for they are to be added up. Where processes have a quota, a short act takes its own time or that and a
+    pause: its median is one of the two.
     """
     if device.type == "cuda":
         return [_cuda_seconds_of(act, device, span_s) for act in acts]
+    return [statistics.fmean(times) for times in _timed_in_turn(acts, span_s)]
+
+
+def _timed_in_turn(acts: Sequence[Act], span_s: float) -> list[list[float]]:
     for act in acts:
         act(0)
     times: list[list[float]] = [[] for _ in acts]
@@ -249,7 +259,7 @@ def seconds_in_turn(acts: Sequence[Act], device: torch.device, span_s: float) ->
         is_long = time.perf_counter() - begun >= (span_s if number >= MIN_REPEATS else LONG_SPANS * span_s)
         if number >= MAX_REPEATS or is_long:
             break
-    return [statistics.median(seconds) for seconds in times]
+    return times
 
 
 def _cuda_seconds_of(act: Act, device: torch.device, span_s: float) -> float:

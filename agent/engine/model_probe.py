@@ -35,8 +35,12 @@ is not full. Measured, 127 rows take 8 to 10% longer than 128.
 """
 IDLE_S = (0.002, 0.01, 0.05)
 REST_REPEATS = 8
-SPANS = 2
-"""A point is measured for so many of a probe's spans: fewer points than there, and each counts for more."""
+ROUNDS = 3
+"""Every point is measured so many times, all of them in turn, for one of a probe's spans each.
+
+A machine's pace changes within seconds where others share its memory: measured one after the other, points would
+each say what one moment was like.
+"""
 MIN_LAYERS = 2
 
 
@@ -83,28 +87,21 @@ class _Rehearsal:
         order = self._order
         chunks = sorted({min(rows, order.prefill_chunk) for rows in (*PROMPT_ROWS, order.prefill_chunk)})
         decodes = [(self._decode(sequences), self._draw(sequences)) for sequences in DECODING_SEQUENCES]
-        timed = [self._seconds_of(*step) for step in decodes]
+        beside = DECODING_SEQUENCES[-1] - 1
+        prompts = [(self._chunk(rows), *decodes[0]) for rows in chunks]
+        mixed = (self._mixed(chunks[-1], beside), *decodes[-1])
+        *timed, mixed_s = self._seconds_of([*decodes, *prompts, mixed])
+        decode_s, prompt_s = timed[: len(decodes)], timed[len(decodes) :]
         steps = [
             StepProbe(rows=sequences, sequences=sequences, context=DECODE_CONTEXT, seconds=layer_s)
-            for sequences, (layer_s, _) in zip(DECODING_SEQUENCES, timed, strict=True)
+            for sequences, (layer_s, _) in zip(DECODING_SEQUENCES, decode_s, strict=True)
         ]
         steps += [
-            StepProbe(
-                rows=rows,
-                sequences=1,
-                context=rows,
-                seconds=self._seconds_of(self._chunk(rows), *decodes[0])[0],
-            )
-            for rows in chunks
+            StepProbe(rows=rows, sequences=1, context=rows, seconds=layer_s)
+            for rows, (layer_s, _) in zip(chunks, prompt_s, strict=True)
         ]
-        beside = DECODING_SEQUENCES[-1] - 1
         steps.append(
-            StepProbe(
-                rows=chunks[-1] + beside,
-                sequences=beside + 1,
-                context=DECODE_CONTEXT,
-                seconds=self._seconds_of(self._mixed(chunks[-1], beside), *decodes[-1])[0],
-            )
+            StepProbe(rows=chunks[-1] + beside, sequences=beside + 1, context=DECODE_CONTEXT, seconds=mixed_s[0])
         )
         return ModelProbe(
             widths=order.model.widths,
@@ -115,16 +112,23 @@ class _Rehearsal:
             steps=tuple(steps),
             heads=tuple(
                 HeadProbe(rows=rows, seconds=head_s)
-                for rows, (_, head_s) in zip(DECODING_SEQUENCES, timed, strict=True)
+                for rows, (_, head_s) in zip(DECODING_SEQUENCES, decode_s, strict=True)
             ),
             rests=tuple(self._rests(*decodes[0])) if self._parts == 1 else (),
             measured_at_s=time.time(),
         )
 
-    def _seconds_of(self, layers: Act, *others: Act) -> tuple[float, float]:
-        """Of one layer, and of the last of the others: in turn, as steps and draws are when a rank serves."""
-        seconds = seconds_in_turn([layers, *others], self._device, SPANS * self._order.sizes.span_s)
-        return seconds[0] / self._num_layers, seconds[-1]
+    def _seconds_of(self, points: Sequence[tuple[Act, ...]]) -> list[tuple[float, float]]:
+        """Of each point's layers, for one of them, and of the last of its acts, a draw.
+
+        Acts of a point take turns, as steps and draws do when a rank serves.
+        """
+        span_s = self._order.sizes.span_s
+        rounds = [[seconds_in_turn(acts, self._device, span_s) for acts in points] for _ in range(ROUNDS)]
+        medians = [
+            [statistics.median(times) for times in zip(*each, strict=True)] for each in zip(*rounds, strict=True)
+        ]
+        return [(seconds[0] / self._num_layers, seconds[-1]) for seconds in medians]
 
     def _rests(self, layers: Act, draw: Act) -> Sequence[RestProbe]:
         """A GPU's launches wait for nothing that a rest takes away, so nothing is measured there."""

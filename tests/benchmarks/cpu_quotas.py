@@ -4,6 +4,11 @@ The kernel's quotas (cgroup v1 or v2), with periods of a few milliseconds: a ran
 full speed until it is stopped for the rest of a tenth of a second. All threads of a host stay on one core, where
 shares of several hosts fit: quota that a thread on another core has fetched and not used is lost to the rest, a
 millisecond at a time, and would make ranks slower than their share whenever a message wakes another thread.
+
+What that is worth was measured: a pipeline of two hosts with 0.4 of a core each takes 27 ms for a token where whole
+cores take 11.3, with a period of 4 ms; 31 ms with one of 2 ms, of which a timer of 4 ms loses a part, and 19 ms with
+one of 10 ms, in which short steps are over before the quota is. Two hosts on one core are in each other's way: with
+0.4 each they have 18% less throughput than on two.
 """
 
 from __future__ import annotations
@@ -14,7 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 V1, V2 = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
-PERIOD_US = 2000
+PERIOD_US = 4000
+"""A tick of kernels with HZ=250, which is when use is charged."""
 LEAST_QUOTA_US = 1000
 """The kernel accepts no less."""
 
