@@ -26,7 +26,6 @@ from agent.planner.plan import Plan, rank_places
 from tests.benchmarks.cpu_quotas import can_limit, cpu_quotas
 from tests.benchmarks.models import Shape, write_random_model
 from tests.benchmarks.output import say
-from tests.benchmarks.pace import Pace
 from tests.benchmarks.preview_table import FIGURES, Case, Figures, summary, table, write
 from tests.benchmarks.shaped_network import ShapedLink, network_namespace
 from tests.benchmarks.table import commit_now
@@ -57,12 +56,12 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     """Two hosts, and a rate as tc writes it."""
 
 
-# Half of what the machine has, at most: gateway, clients and agents need room, and hosts on one core need some
+# About half of what the machine has: gateway, clients and agents need room, and hosts on one core need some
 # to get out of each other's way.
 CONDITIONS = (
-    Condition(name="equal", cores=(0.3, 0.3, 0.3)),
-    Condition(name="unequal", cores=(0.5, 0.3, 0.2)),
-    Condition(name="slow link", cores=(0.3, 0.3, 0.3), slow_link=("h2", "h3", "20mbit")),
+    Condition(name="equal", cores=(0.35, 0.35, 0.35)),
+    Condition(name="unequal", cores=(0.6, 0.3, 0.2)),
+    Condition(name="slow link", cores=(0.35, 0.35, 0.35), slow_link=("h2", "h3", "20mbit")),
 )
 
 
@@ -86,13 +85,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="odp-") as folder:
         for name, shape in MODELS.items():
             write_random_model(Path(folder) / name, shape)
-        pace = Pace(Path(folder) / "deep")
         for condition in CONDITIONS:
             if not options.conditions or condition.name in options.conditions.split(","):
                 cases += _measure(
                     condition,
                     Path(folder),
-                    pace,
                     models=_chosen(MODELS, options.models),
                     layouts=_chosen(LAYOUTS, options.layouts),
                 )
@@ -116,9 +113,7 @@ def _chosen(known: Iterable[str], names: str) -> list[str]:
     return [name for name in known if not names or name in names.split(",")]
 
 
-def _measure(
-    condition: Condition, folder: Path, pace: Pace, *, models: Sequence[str], layouts: Sequence[str]
-) -> list[Case]:
+def _measure(condition: Condition, folder: Path, *, models: Sequence[str], layouts: Sequence[str]) -> list[Case]:
     cases: list[Case] = []
     with ExitStack() as stack:
         cluster = stack.enter_context(open_cluster(num_hosts=1 + len(condition.cores)))
@@ -132,43 +127,36 @@ def _measure(
         cluster.must("probe", ranks, timeout_s=600)
         for model in models:
             say(f"{condition.name}: rehearsing {model}")
-            before = pace.measure()
             cluster.must("probe", ranks, "--model", str(folder / model), timeout_s=600)
-            rehearsed = (before + pace.measure()) / 2
-            first, files = len(cases), {}
-            for layout in layouts:
-                files[layout] = _plan(cluster, folder, model, layout)
-                begun = pace.measure()
-                case = _measure_case(cluster, condition, files[layout], model, layout, repeats=layout == layouts[0])
-                case = msgspec.structs.replace(case, pace=(begun + pace.measure()) / 2 / rehearsed)
-                say(_told(case))
-                cases.append(case)
-            # Once more what was measured first: nothing that was known then could have said what it does now.
-            later, _, _ = _measure_plan(cluster, files[layouts[0]], repeats=False)
-            cases[first] = msgspec.structs.replace(cases[first], later=later)
-            say(f"{cases[first].layout} again: {later[0]:.4g} s, {later[1]:.4g} s, {later[2]:.4g} tokens/s")
+            files = [folder / f"{model} {layout}.toml" for layout in layouts]
+            first = []
+            for layout, file in zip(layouts, files, strict=True):
+                _plan(cluster, folder / model, file, layout)
+                first.append(_measure_case(cluster, condition, file, model, layout))
+                say(_told(first[-1]))
+            # Once more, as no prediction made then could have known the machine to be now.
+            for case, file in zip(first, files, strict=True):
+                later, _ = _measure_plan(cluster, file)
+                cases.append(msgspec.structs.replace(case, passes=(*case.passes, later)))
+                say(_told(cases[-1]))
     return cases
 
 
-def _plan(cluster: Cluster, folder: Path, model: str, layout: str) -> Path:
-    """The plan's file, of the cluster as it is known now."""
-    file = folder / f"{model} {layout}.toml"
+def _plan(cluster: Cluster, model: Path, file: Path, layout: str) -> None:
+    """Write the plan's file, of the cluster as it is known now."""
     cluster.plan(
-        folder / model,
+        model,
         file,
         *("--name", NAME, "--listen", free_listen(), "--controller", GATEWAY),
         *("--exclude-device", f"{GATEWAY}/cpu", "--context", str(CONTEXT), "--batch", str(BATCH)),
         *("--prompt-tokens", str(PROMPT), "--answer-tokens", str(ANSWER)),
         *LAYOUTS[layout],
     )
-    return file
 
 
-def _measure_case(
-    cluster: Cluster, condition: Condition, file: Path, model: str, layout: str, *, repeats: bool
-) -> Case:
+def _measure_case(cluster: Cluster, condition: Condition, file: Path, model: str, layout: str) -> Case:
     plan = plan_from_toml(file.read_text(), file=str(file))
-    measured, again, held = _measure_plan(cluster, file, repeats=repeats)
+    measured, held = _measure_plan(cluster, file)
     predicted = plan.predicted
     return Case(
         condition=condition.name,
@@ -177,24 +165,22 @@ def _measure_case(
         shape=_shape(plan),
         predicted=(predicted.ttft_s, predicted.time_per_token_s, predicted.tokens_per_s),
         bounds=(predicted.ttft_bounds_s, predicted.time_per_token_bounds_s, predicted.tokens_per_s_bounds),
-        measured=measured,
-        again=again,
+        passes=(measured,),
         planned_bytes=sum(place.shard.bytes.weights + place.shard.bytes.kv_cache for place in rank_places(plan)),
         held_bytes=held,
         num_runs=predicted.num_measured_runs,
     )
 
 
-def _measure_plan(cluster: Cluster, file: Path, *, repeats: bool) -> tuple[Figures, Figures | None, int]:
-    """What it does, what it does once more where that is asked for, and bytes that its ranks hold."""
+def _measure_plan(cluster: Cluster, file: Path) -> tuple[Figures, int]:
+    """What it does, and bytes that its ranks hold."""
     listen = plan_from_toml(file.read_text(), file=str(file)).serving.listen
     cluster.apply(file)
     status = cluster.wait_serving(GATEWAY, NAME)
     held = sum(view.status.weight_bytes + view.status.kv_cache_bytes for view in status.ranks if view.status)
     measured = _ask(cluster, listen)
-    again = _ask(cluster, listen) if repeats else None
     cluster.must("destroy", NAME, "--yes")
-    return measured, again, held
+    return measured, held
 
 
 def _ask(cluster: Cluster, listen: str) -> Figures:
@@ -222,12 +208,13 @@ def _shape(plan: Plan) -> str:
 
 
 def _told(case: Case) -> str:
+    """What the last pass showed."""
+    last = case.passes[-1]
     errors = ", ".join(
-        f"{name} {case.measured[index]:.4g} for {case.predicted[index]:.4g} ({case.error(index):+.0%})"
+        f"{name} {last[index]:.4g} for {case.predicted[index]:.4g} ({case.predicted[index] / last[index] - 1:+.0%})"
         for index, name in enumerate(FIGURES)
     )
-    what = f"{case.condition}, {case.model}, {case.layout} ({case.shape})"
-    return f"{what}: {errors}; {case.num_runs} runs; pace {case.pace:.2f}"
+    return f"{case.condition}, {case.model}, {case.layout} ({case.shape}): {errors}; {case.num_runs} runs"
 
 
 if __name__ == "__main__":

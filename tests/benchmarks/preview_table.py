@@ -35,53 +35,43 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     predicted: Figures
     bounds: tuple[tuple[float, ...], ...]
     """Low and high of each prediction."""
-    measured: Figures
-    again: Figures | None
-    """The same deployment under the same load a second time, right after: the machine's own noise."""
-    later: Figures | None = None
-    """The same plan applied once more, after all other layouts of its model: how the machine drifts meanwhile."""
+    passes: tuple[Figures, ...]
+    """Measured right after the prediction, and again when all other layouts of the model had been."""
     planned_bytes: int
     held_bytes: int
     num_runs: int
-    pace: float = 1.0
-    """The machine's while this was measured, as a share of its pace while devices were rehearsed."""
+
+    @property
+    def measured(self) -> Figures:
+        """The mean of the passes."""
+        ttft_s, time_per_token_s, tokens_per_s = (statistics.fmean(each) for each in zip(*self.passes, strict=True))
+        return ttft_s, time_per_token_s, tokens_per_s
 
     def error(self, figure: int) -> float:
         return self.predicted[figure] / self.measured[figure] - 1
 
-    def error_at_pace(self, figure: int) -> float:
-        """The error left when the machine's own change since the rehearsal is taken off."""
-        slowed = self.pace if FIGURES[figure] == "throughput" else 1 / self.pace
-        return self.predicted[figure] * slowed / self.measured[figure] - 1
+    def drift(self, figure: int) -> float:
+        """How far the last pass is from the first: what that one says of the same deployment some minutes later."""
+        return self.passes[0][figure] / self.passes[-1][figure] - 1
 
 
 def summary(cases: Sequence[Case]) -> list[str]:
     lines = [
-        "| figure | error, p50 | p90 | within the interval | at the machine's pace, p50 | p90 "
-        "| again at once, p50 (worst) | minutes later | |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| figure | error, p50 | p90 | within the interval | one pass for the other: p50 | p90 | |",
+        "|---|---|---|---|---|---|---|",
     ]
     every: list[float] = []
-    every_at_pace: list[float] = []
+    every_drift: list[float] = []
     for index, name in enumerate(FIGURES):
         errors = [abs(case.error(index)) for case in cases]
-        at_pace = [abs(case.error_at_pace(index)) for case in cases]
+        drift = [abs(case.drift(index)) for case in cases]
         every += errors
-        every_at_pace += at_pace
+        every_drift += drift
         inside = sum(low <= case.measured[index] <= high for case in cases for low, high in [case.bounds[index]])
-        noise = [abs(case.again[index] / case.measured[index] - 1) for case in cases if case.again]
-        drift = [abs(case.later[index] / case.measured[index] - 1) for case in cases if case.later]
         lines.append(
-            f"| {name} | {_p50_p90(errors)} | {inside} of {len(cases)} | {_p50_p90(at_pace)} | {_spread(noise)} "
-            f"| {_spread(drift)} | {_verdict(errors)} |"
+            f"| {name} | {_p50_p90(errors)} | {inside} of {len(cases)} | {_p50_p90(drift)} | {_verdict(errors)} |"
         )
-    lines.append(f"| all | {_p50_p90(every)} | | {_p50_p90(every_at_pace)} | | | {_verdict(every)} |")
-    paces = sorted(case.pace for case in cases)
-    lines += [
-        "",
-        "The machine's pace (steps of a small decoder by themselves) while plans were measured was "
-        f"{paces[0]:.2f} to {paces[-1]:.2f} times what it was while their devices were rehearsed.",
-    ]
+    lines.append(f"| all | {_p50_p90(every)} | | {_p50_p90(every_drift)} | {_verdict(every)} |")
     memory = max(abs(case.planned_bytes / case.held_bytes - 1) for case in cases)
     lines += [
         "",
@@ -120,21 +110,18 @@ def _rankings(cases: Sequence[Case]) -> list[str]:
 def table(cases: Sequence[Case]) -> list[str]:
     lines = [
         "| cluster | model | layout | hosts and layers | runs before | TTFT: predicted, measured | time per token "
-        "| tokens/s | pace | again | later |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| tokens/s | first pass for last |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for case in cases:
         ttft, tpot, rate = (
             f"{case.predicted[i] * k:.4g}, {case.measured[i] * k:.4g} {unit} ({case.error(i):+.0%})"
             for i, k, unit in ((0, 1e3, "ms"), (1, 1e3, "ms"), (2, 1, ""))
         )
-        again, later = (
-            ", ".join(f"{b / a - 1:+.0%}" for a, b in zip(case.measured, other, strict=True)) if other else ""
-            for other in (case.again, case.later)
-        )
+        drift = ", ".join(f"{case.drift(index):+.0%}" for index in range(len(FIGURES)))
         lines.append(
             f"| {case.condition} | {case.model} | {case.layout} | {case.shape} | {case.num_runs} | {ttft} | {tpot} "
-            f"| {rate} | {case.pace:.2f} | {again} | {later} |"
+            f"| {rate} | {drift} |"
         )
     return lines
 
@@ -146,10 +133,6 @@ def _quantile(values: Sequence[float], share: float) -> float:
 
 def _p50_p90(errors: Sequence[float]) -> str:
     return f"{_quantile(errors, 0.5):.1%} | {_quantile(errors, 0.9):.1%}"
-
-
-def _spread(noise: Sequence[float]) -> str:
-    return f"{_quantile(noise, 0.5):.1%} ({max(noise):.1%})" if noise else "—"
 
 
 def _verdict(errors: Sequence[float]) -> str:
