@@ -10,6 +10,7 @@ from textual.pilot import Pilot
 
 from odctl.recording import RecordingWriter, open_recording
 from odctl.tui.app import OdctlApp
+from odctl.tui.model.fleet_columns import fleet_columns
 from odctl.tui.replay import replay_app
 from odctl.tui.screens.chat import ChatScreen
 from odctl.tui.screens.confirm import ConfirmScreen
@@ -152,6 +153,19 @@ async def test_playing_from_the_past_catches_up() -> None:
         await settle(pilot)
         assert shown_second(app) == 39
         assert "● live" in title(app)
+
+
+async def test_columns_are_made_ready_only_for_what_is_about_to_be_shown() -> None:
+    app, feed, clock = live_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await push(pilot, feed, clock, 0, 5)
+        feed.push(SNAPSHOTS[5])
+        assert "totals" in vars(fleet_columns(SNAPSHOTS[5])), "before the screen has had its turn"
+        await settle(pilot)
+        await pilot.press("T")
+        await settle(pilot)
+        feed.push(SNAPSHOTS[6])
+        assert "totals" not in vars(fleet_columns(SNAPSHOTS[6])), "it is not what the screen shows next"
 
 
 async def test_keys_of_time_are_the_screens_while_the_session_is_live() -> None:
