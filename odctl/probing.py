@@ -39,7 +39,7 @@ MAX_GROUP = 4
 MAX_LOCAL_DEVICES = 8
 DOMAIN_LABELS = ("domain", "rack", "site", "zone", "region")
 """The first of these labels that a host has says where it stands."""
-ANSWER_LIMIT_S = 150.0
+ANSWER_LIMIT_S = 250.0
 """Of an agent that measures; its processes end themselves long before."""
 
 OnProgress = Callable[[str], None]

@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 DEVICE_LIMIT_S = 45
 """Of one device, once torch is loaded; its process ends itself by then."""
+REHEARSAL_LIMIT_S = 100
+"""Likewise. A host with a fifth of a core needs half of it for a model whose layers have 35 million weights."""
 LINKS_LIMIT_S = 60
 KILL_GRACE_S = 2.0
 LOG_NAME = "probe"
@@ -196,7 +198,7 @@ class Probes:
             device=device.id,
             threads=self._config.threads,
             order=request,
-            limit_s=DEVICE_LIMIT_S,
+            limit_s=REHEARSAL_LIMIT_S,
         )
         report = await self._run(config, ModelReport, what=f"the rehearsal of {request.model.name} on {device.id}")
         probe = known.device(device.id)

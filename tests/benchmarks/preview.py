@@ -60,7 +60,7 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
 # to get out of each other's way.
 CONDITIONS = (
     Condition(name="equal", cores=(0.35, 0.35, 0.35)),
-    Condition(name="unequal", cores=(0.6, 0.3, 0.2)),
+    Condition(name="unequal", cores=(0.6, 0.35, 0.25)),
     Condition(name="slow link", cores=(0.35, 0.35, 0.35), slow_link=("h2", "h3", "20mbit")),
 )
 
