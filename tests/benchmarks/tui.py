@@ -81,14 +81,16 @@ def measure(view: View, num_hosts: int, *, seconds: float, keys: int, settle_s: 
         PtyApp(_argv(view, num_hosts, folder := Path(name)), width=WIDTH, height=HEIGHT) as app,
     ):
         app.wait_for(FIRST_HOST, timeout_s=120)
-        first_s = app.cpu_s - msgspec.json.decode((folder / REPORT).read_bytes(), type=_Report).made_cpu_s
+        first_s = (
+            _own_cpu_s(app, folder) - msgspec.json.decode((folder / REPORT).read_bytes(), type=_Report).made_cpu_s
+        )
         app.read_for(settle_s)
-        cpu_s, num_bytes = app.cpu_s, app.num_bytes
+        cpu_s, num_bytes = _own_cpu_s(app, folder), app.num_bytes
         app.read_for(seconds)
         ticks = seconds / TICK_S
-        cpu_s, num_bytes = (app.cpu_s - cpu_s) / ticks, app.num_bytes - num_bytes
+        cpu_s, num_bytes = (_own_cpu_s(app, folder) - cpu_s) / ticks, app.num_bytes - num_bytes
         app.key_to_paint_s(KEYS[view][0])  # the first one finds caches empty
-        before_s, begin_s = app.cpu_s, time.monotonic()
+        before_s, begin_s = _own_cpu_s(app, folder), time.monotonic()
         latencies = app.keys_to_paint_s(KEYS[view], keys, seed=num_hosts, budget_s=KEYS_BUDGET_S)
         of_ticks_s = cpu_s * (time.monotonic() - begin_s) / TICK_S
         return Cost(
@@ -99,7 +101,7 @@ def measure(view: View, num_hosts: int, *, seconds: float, keys: int, settle_s: 
             warm_cpu_per_tick_s=warm_s,
             bytes_per_tick=num_bytes / ticks,
             key_s=tuple(sorted(latencies)),
-            cpu_per_key_s=max(0.0, app.cpu_s - before_s - of_ticks_s) / len(latencies),
+            cpu_per_key_s=max(0.0, _own_cpu_s(app, folder) - before_s - of_ticks_s) / len(latencies),
             rss_bytes=app.rss_bytes,
         )
 
@@ -117,9 +119,20 @@ def _warm_cpu_per_tick_s(view: View, num_hosts: int, seconds: float) -> float:
         with PtyApp(_argv(view, num_hosts, folder, interval_s=WARM_TICK_S), width=WIDTH, height=HEIGHT) as app:
             app.wait_for(FIRST_HOST, timeout_s=120)
             app.read_for(WARM_SETTLE_S)
-            cpu_s, ticks = app.cpu_s, int((folder / TICKS).read_text())
+            cpu_s, ticks = _own_cpu_s(app, folder), _received(folder)[0]
             app.read_for(seconds / 2)
-            return (app.cpu_s - cpu_s) / (int((folder / TICKS).read_text()) - ticks)
+            return (_own_cpu_s(app, folder) - cpu_s) / (_received(folder)[0] - ticks)
+
+
+def _received(folder: Path) -> tuple[int, float]:
+    """Frames, and seconds of CPU that their receipt took; none before the first."""
+    written = (folder / TICKS).read_bytes() if (folder / TICKS).exists() else b""
+    return msgspec.json.decode(written, type=tuple[int, float]) if written else (0, 0.0)
+
+
+def _own_cpu_s(app: PtyApp, folder: Path) -> float:
+    """Seconds of CPU so far, the receipt of frames not counted."""
+    return app.cpu_s - _received(folder)[1]
 
 
 def rested_memory() -> float:
@@ -173,8 +186,9 @@ def lines(costs: list[Cost], *, seconds: float, load: float, slower: float) -> l
         "first hosts on the screen within 0.8 s of CPU, the interpreter's start and imports counted.",
         "",
         f"Memory that has rested for a second is read {slower:.1f} times as slowly here as at once "
-        "again: others have the caches, or the pages. A tick a second finds all of it rested, so the same is "
-        "measured at ten ticks a second, too.",
+        "again: others have the caches, or the pages. A frame is read through when it comes, as decoding would "
+        "leave it, which is not counted; what the app itself keeps has rested for a second at every tick, so the "
+        "same is measured at ten ticks a second, too.",
         "",
         "| hosts | view | first paint, CPU | CPU a tick | of a core | CPU a tick of ten a second | bytes a tick | "
         "key to paint p50 / p95 | CPU a key | memory | |",
