@@ -224,9 +224,7 @@ def seconds_of(act: Act, device: torch.device, span_s: float) -> float:
     A CPU's is the median of single ones. A GPU's are launched behind each other, between two events: its queue
     stays full, as in a step, and the launch of one overlaps with the work of the one before.
     """
-    if device.type == "cuda":
-        return _cuda_seconds_of(act, device, span_s)
-    [times] = _timed_in_turn([act], span_s)
+    [times] = _timed_in_turn([act], device, span_s)
     return statistics.median(times)
 
 
@@ -240,12 +238,13 @@ def seconds_in_turn(acts: Sequence[Act], device: torch.device, span_s: float) ->
     Means, for they are to be added up. Where processes have a quota, a short act takes its own time or that and a
     pause: its median is one of the two.
     """
+    return [statistics.fmean(times) for times in _timed_in_turn(acts, device, span_s)]
+
+
+def _timed_in_turn(acts: Sequence[Act], device: torch.device, span_s: float) -> list[list[float]]:
+    """Seconds of every repeat of every act; of a GPU's one figure each, which is a mean already."""
     if device.type == "cuda":
-        return [_cuda_seconds_of(act, device, span_s) for act in acts]
-    return [statistics.fmean(times) for times in _timed_in_turn(acts, span_s)]
-
-
-def _timed_in_turn(acts: Sequence[Act], span_s: float) -> list[list[float]]:
+        return [[_cuda_seconds_of(act, device, span_s)] for act in acts]
     for act in acts:
         act(0)
     times: list[list[float]] = [[] for _ in acts]

@@ -7,8 +7,7 @@ millisecond at a time, and would make ranks slower than their share whenever a m
 
 What that is worth was measured: a pipeline of two hosts with 0.4 of a core each takes 27 ms for a token where whole
 cores take 11.3, with a period of 4 ms; 31 ms with one of 2 ms, of which a timer of 4 ms loses a part; 19 with one
-of 10 ms, in which short steps are over before the quota is. Two hosts on one core are in each other's way: with
-0.4 each they have 18% less throughput than on two.
+of 10 ms, in which short steps are over before the quota is.
 """
 
 from __future__ import annotations

@@ -56,8 +56,7 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     """Two hosts, and a rate as tc writes it."""
 
 
-# About half of what the machine has: gateway, clients and agents need room, and hosts on one core need some
-# to get out of each other's way.
+# About half of what the machine has: gateway, clients and agents need room beside them.
 CONDITIONS = (
     Condition(name="equal", cores=(0.35, 0.35, 0.35)),
     Condition(name="unequal", cores=(0.6, 0.35, 0.25)),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from agent.serving.metrics import percentile
 from tests.benchmarks.output import write_between
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "preview-accuracy.md"
@@ -126,18 +127,13 @@ def table(cases: Sequence[Case]) -> list[str]:
     return lines
 
 
-def _quantile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if share != 0.5 else statistics.median(ordered)
-
-
 def _p50_p90(errors: Sequence[float]) -> str:
-    return f"{_quantile(errors, 0.5):.1%} | {_quantile(errors, 0.9):.1%}"
+    return f"{statistics.median(errors):.1%} | {percentile(errors, 90):.1%}"
 
 
 def _verdict(errors: Sequence[float]) -> str:
     median, high = TIMES
-    met = _quantile(errors, 0.5) <= median and _quantile(errors, 0.9) <= high
+    met = statistics.median(errors) <= median and percentile(errors, 90) <= high
     return "met" if met else "**missed**"
 
 

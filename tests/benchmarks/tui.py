@@ -28,7 +28,7 @@ GPUS = 8
 TICK_S = 1.0
 WARM_TICK_S, WARM_SETTLE_S = 0.1, 2.0
 RESTED_OBJECTS = 300_000
-REPORT, TICKS = "report.json", "ticks"
+COUNTER = "counter"
 """What an app writes into its folder."""
 FIRST_HOST = re.compile(rb"sim-0000\d")
 WORDS: dict[View, str] = {
@@ -51,10 +51,6 @@ KEYS_BUDGET_S = 45.0
 """A baseline that answers late gets fewer keys."""
 CORE_GOAL, BYTES_GOAL, KEY_GOAL_S, FIRST_GOAL_S = 0.06, 60_000, 0.050, 0.8
 """At 10,000 hosts: share of a core, bytes a tick, p95 from key to paint; CPU until hosts are seen."""
-
-
-class _Report(msgspec.Struct, frozen=True, kw_only=True):
-    made_cpu_s: float
 
 
 class Cost(NamedTuple):
@@ -81,9 +77,7 @@ def measure(view: View, num_hosts: int, *, seconds: float, keys: int, settle_s: 
         PtyApp(_argv(view, num_hosts, folder := Path(name)), width=WIDTH, height=HEIGHT) as app,
     ):
         app.wait_for(FIRST_HOST, timeout_s=120)
-        first_s = (
-            _own_cpu_s(app, folder) - msgspec.json.decode((folder / REPORT).read_bytes(), type=_Report).made_cpu_s
-        )
+        first_s = _own_cpu_s(app, folder)
         app.read_for(settle_s)
         cpu_s, num_bytes = _own_cpu_s(app, folder), app.num_bytes
         app.read_for(seconds)
@@ -109,7 +103,7 @@ def measure(view: View, num_hosts: int, *, seconds: float, keys: int, settle_s: 
 def _argv(view: View, num_hosts: int, folder: Path, *, interval_s: float = TICK_S) -> list[str]:
     return [
         sys.executable, "-m", "tests.benchmarks.tui_app", "--hosts", str(num_hosts), "--view", view,
-        "--report", str(folder / REPORT), "--counter", str(folder / TICKS), "--interval", str(interval_s),
+        "--counter", str(folder / COUNTER), "--interval", str(interval_s),
     ]  # fmt: skip
 
 
@@ -119,20 +113,19 @@ def _warm_cpu_per_tick_s(view: View, num_hosts: int, seconds: float) -> float:
         with PtyApp(_argv(view, num_hosts, folder, interval_s=WARM_TICK_S), width=WIDTH, height=HEIGHT) as app:
             app.wait_for(FIRST_HOST, timeout_s=120)
             app.read_for(WARM_SETTLE_S)
-            cpu_s, ticks = _own_cpu_s(app, folder), _received(folder)[0]
+            cpu_s, (ticks, _) = _own_cpu_s(app, folder), _counted(folder)
             app.read_for(seconds / 2)
-            return (_own_cpu_s(app, folder) - cpu_s) / (_received(folder)[0] - ticks)
+            return (_own_cpu_s(app, folder) - cpu_s) / (_counted(folder)[0] - ticks)
 
 
-def _received(folder: Path) -> tuple[int, float]:
-    """Frames, and seconds of CPU that their receipt took; none before the first."""
-    written = (folder / TICKS).read_bytes() if (folder / TICKS).exists() else b""
-    return msgspec.json.decode(written, type=tuple[int, float]) if written else (0, 0.0)
+def _counted(folder: Path) -> tuple[int, float]:
+    """Frames that an app was handed, and seconds of CPU that are the benchmark's own."""
+    return msgspec.json.decode((folder / COUNTER).read_bytes(), type=tuple[int, float])
 
 
 def _own_cpu_s(app: PtyApp, folder: Path) -> float:
-    """Seconds of CPU so far, the receipt of frames not counted."""
-    return app.cpu_s - _received(folder)[1]
+    """Seconds of CPU so far, the making and the receipt of frames not counted."""
+    return app.cpu_s - _counted(folder)[1]
 
 
 def rested_memory() -> float:
