@@ -69,7 +69,9 @@ class DeploymentWatch:
         history: HistoryBook,
         own_heartbeat: Callable[[], Heartbeat],
         is_apply_pending: Callable[[], bool],
+        is_new: bool,
     ) -> None:
+        """`is_new`: the layout has just been switched to; else an earlier controller of this host watched it."""
         self.controlled = controlled
         self.plan: Plan = plan_from_toml(controlled.plan_toml, file="plan.toml")
         self._host = host
@@ -80,7 +82,7 @@ class DeploymentWatch:
         self._runs = runs.open(self.plan, controlled)
         self._history = history
         history.note(self.plan.name, controlled)
-        self._meter = GatewayMeter()
+        self._meter = GatewayMeter(is_new=is_new, now_s=time.monotonic())
         self._own_heartbeat = own_heartbeat
         self._is_apply_pending = is_apply_pending
         self._beats: dict[str, Heartbeat] = {}

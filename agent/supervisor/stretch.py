@@ -112,18 +112,27 @@ class Stretch(msgspec.Struct, frozen=True, kw_only=True):
 class GatewayMeter:
     """Cuts what one deployment's backend does into stretches that follow each other without a gap."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_new: bool, now_s: float) -> None:
+        """`is_new`: the backend begins as the meter does, so that all its counts are this meter's to tell.
+
+        Else it served before, and what it counted until the first look has been told, or is lost.
+        """
+        self._is_new = is_new
         self._before: BackendStatus | None = None
-        self._began_s = 0.0
+        self._began_s = now_s
         self._idle_since_s: float | None = None
 
     def look(self, status: BackendStatus | None, *, now_s: float) -> Stretch | None:
         """A stretch when requests have ended and none has been there for a while, or when one is overdue."""
         if status is None:
             return None
-        if self._before is None or status.generation != self._before.generation or _restarted(status, self._before):
-            self._before, self._began_s, self._idle_since_s = status, now_s, None
+        before = self._before
+        if before is None and not self._is_new:
+            self._before, self._began_s = status, now_s
             return None
+        if before is None or status.generation != before.generation or _restarted(status, before):
+            before = self._before = _at_its_beginning(status)
+            self._idle_since_s = None
         if not _is_idle(status):
             self._idle_since_s = None
         elif self._idle_since_s is None:
@@ -131,11 +140,35 @@ class GatewayMeter:
         has_rested = self._idle_since_s is not None and now_s - self._idle_since_s >= IDLE_S
         if not has_rested and now_s - self._began_s < MAX_STRETCH_S:
             return None
-        stretch = Stretch(before=self._before, after=status, observed_s=now_s - self._began_s)
+        stretch = Stretch(before=before, after=status, observed_s=now_s - self._began_s)
         if stretch.finished + stretch.failed == 0:
             return None
         self._before, self._began_s = status, now_s
         return stretch
+
+
+def _at_its_beginning(status: BackendStatus) -> BackendStatus:
+    """The same backend before its first request. What is told of its present (rates, what waits) is not counted."""
+    return msgspec.structs.replace(
+        status,
+        running=0,
+        queued=0,
+        finished=0,
+        failed=0,
+        cancelled=0,
+        prompt_tokens=0,
+        generated_tokens=0,
+        prefix_hit_tokens=0,
+        preemptions=0,
+        drafts_proposed=0,
+        drafts_accepted=0,
+        busy_s=0.0,
+        ttft_s_sum=0.0,
+        num_first_tokens=0,
+        decode_s_sum=0.0,
+        decoded_tokens=0,
+        tokens_by_streams={},
+    )
 
 
 def _is_idle(status: BackendStatus) -> bool:

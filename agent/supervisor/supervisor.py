@@ -460,7 +460,7 @@ class Supervisor:
         plan = plan_from_toml(controlled.plan_toml, file="plan.toml")
         self._unwatch(plan.name)
         self._faults.close_all(plan.name)
-        self._watch(plan.name)
+        self._watch(plan.name, is_new=True)
 
     def _recover_applies(self) -> None:
         for pending in self._state.interrupted_applies():
@@ -483,7 +483,7 @@ class Supervisor:
 
     # --- watching -----------------------------------------------------------------------------------
 
-    def _watch(self, name: str) -> None:
+    def _watch(self, name: str, *, is_new: bool = False) -> None:
         controlled = self._state.get(name)
         assert controlled is not None, f"{name} is not under this controller"
         watch = DeploymentWatch(
@@ -497,6 +497,7 @@ class Supervisor:
             history=self._history,
             own_heartbeat=lambda: self.heartbeat(self._config.host),
             is_apply_pending=lambda: self._is_apply_pending(name),
+            is_new=is_new,
         )
         self._watches[name] = watch
         self._watch_tasks[name] = self._tasks.create_task(self._keep_watching(name, watch))

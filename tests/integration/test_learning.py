@@ -33,8 +33,7 @@ def test_two_applied_plans_are_shown_with_what_was_measured_and_advise_the_next(
             cluster.apply(plan)
             for _ in range(REQUESTS):
                 ask(listen, NAME, num_predict=24)
-            wanted = arm
-            until(lambda: rows().get(wanted, {}).get("executions", 0) >= REQUESTS, timeout_s=30, what=arm)  # noqa: B023
+            until(lambda: rows().get(arm, {}).get("executions", 0) >= REQUESTS, timeout_s=30, what=rows)  # noqa: B023
 
         found = rows()
         for arm in LAYOUTS:

@@ -8,8 +8,13 @@ from agent.supervisor.stretch import IDLE_S, MAX_STRETCH_S, GatewayMeter, Stretc
 from tests.agent.supervisor.gateway_counts import after, counts
 
 
+def running_meter() -> GatewayMeter:
+    """Of a backend that served before."""
+    return GatewayMeter(is_new=False, now_s=0.0)
+
+
 def test_a_stretch_is_of_what_came_between_and_is_told_when_all_is_quiet() -> None:
-    meter = GatewayMeter()
+    meter = running_meter()
     assert meter.look(after(5), now_s=0.0) is None
     assert meter.look(after(5, running=2), now_s=1.0) is None
     assert meter.look(after(7), now_s=2.0) is None, "another request may follow at once"
@@ -25,7 +30,7 @@ def test_a_stretch_is_of_what_came_between_and_is_told_when_all_is_quiet() -> No
 
 
 def test_a_look_that_sees_no_backend_changes_nothing() -> None:
-    meter = GatewayMeter()
+    meter = running_meter()
     meter.look(counts(), now_s=0.0)
     meter.look(after(2), now_s=1.0)
     assert meter.look(None, now_s=1.5) is None
@@ -33,7 +38,7 @@ def test_a_look_that_sees_no_backend_changes_nothing() -> None:
 
 
 def test_under_a_load_without_end_a_stretch_is_due_now_and_then() -> None:
-    meter = GatewayMeter()
+    meter = running_meter()
     meter.look(counts(), now_s=0.0)
     busy = after(40, running=3)
     assert meter.look(busy, now_s=MAX_STRETCH_S - 1) is None
@@ -57,13 +62,28 @@ def test_tokens_are_told_by_how_many_requests_ran() -> None:
     assert told.tokens_by_streams == {2: 2, 8: 3}
 
 
-def test_counts_that_began_anew_are_not_subtracted_from() -> None:
-    meter = GatewayMeter()
+def test_a_new_backend_is_measured_from_its_first_request_on() -> None:
+    """Looks are up to a second apart, and short requests are over by the first."""
+    meter = GatewayMeter(is_new=True, now_s=10.0)
+    assert meter.look(None, now_s=10.2) is None
+    assert meter.look(after(3, tokens_by_streams={1: 150}), now_s=11.0) is None
+    told = meter.look(after(3, tokens_by_streams={1: 150}), now_s=11.0 + IDLE_S)
+    assert told is not None
+    assert (told.finished, told.answer_tokens, told.tokens_by_streams) == (3, 50, {1: 150})
+    assert told.observed_s == 1.0 + IDLE_S
+
+
+def test_counts_that_began_anew_are_told_from_their_beginning() -> None:
+    meter = running_meter()
     meter.look(after(9), now_s=0.0)
     assert meter.look(after(1), now_s=1.0) is None
-    assert meter.look(after(1), now_s=9.0) is None
-    assert meter.look(after(3, generation=4), now_s=18.0) is None, "another generation's counts"
-    assert meter.look(after(3, generation=4), now_s=27.0) is None
+    told = meter.look(after(1), now_s=9.0)
+    assert told is not None
+    assert told.finished == 1
+    assert meter.look(after(3, generation=4), now_s=18.0) is None, "another request may follow at once"
+    told = meter.look(after(3, generation=4), now_s=27.0)
+    assert told is not None
+    assert (told.generation, told.finished) == (4, 3), "a heal's gateway counts from its own beginning"
 
 
 def test_of_nothing_there_is_no_mean() -> None:
