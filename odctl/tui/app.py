@@ -33,6 +33,7 @@ from odctl.tui.operating import FleetOperator, Operator
 from odctl.tui.options import UiOptions
 from odctl.tui.planning import FleetPlanner, Planner
 from odctl.tui.probing import FleetProber, Prober
+from odctl.tui.responsive import answer_keys_first, collect_young
 from odctl.tui.screens.bench_dialog import ask_to_bench
 from odctl.tui.screens.chat import ChatScreen
 from odctl.tui.screens.deployments import DeploymentsScreen
@@ -139,6 +140,7 @@ class OdctlApp(AppMaking):
 
     def on_snapshot_taken(self, message: SnapshotTaken) -> None:
         self.take_live(message.snapshot)
+        self.call_after_refresh(collect_young)
 
     def _fail(self, failure: BaseException) -> None:
         self._failure = failure
@@ -295,5 +297,6 @@ def run_app(inventory_path: str, options: UiOptions | None = None) -> None:
         host_operator=FleetHostOperator(inventory),
         planner=FleetPlanner(inventory),
     )
+    answer_keys_first()
     app.run()
     sys.exit(app.return_code or 0)

@@ -80,6 +80,7 @@ def replay(path: Path, *, at: str, plays: bool, options: UiOptions) -> Result:
     from odctl.recording import open_recording
     from odctl.tui.app_looks import check_theme, user_keymap
     from odctl.tui.model.playback import TIME_FORMS, TimeError
+    from odctl.tui.responsive import answer_keys_first
 
     check_theme(options.theme)
     recording = open_recording(path)
@@ -94,6 +95,7 @@ def replay(path: Path, *, at: str, plays: bool, options: UiOptions) -> Result:
         app.time.toggle()
     if recording.spare_bytes:
         sys.stderr.write(f"warning: {recording.spare_bytes:,} bytes at the end of {path} are no whole moment\n")
+    answer_keys_first()
     app.run()
     code = ExitCode.OK if not app.return_code else ExitCode.ERROR
     return Result(kind="replay", data={}, prose="", exit_code=code)

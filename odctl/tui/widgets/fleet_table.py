@@ -96,6 +96,8 @@ class FleetTable(ScrollView, can_focus=True):
         self._sort: Sort | None = None
         self._empty = empty
         self._cursor = 0
+        self._width = 1
+        """Cells of a line. The scroll bar's room is kept free, so it changes with the widget's size alone."""
         self._painted: dict[int, tuple[Line, bool]] = {}
         self._made: dict[int, Line] = {}
         """Lines by position, as long as rows, order and columns stay."""
@@ -159,10 +161,6 @@ class FleetTable(ScrollView, can_focus=True):
                 return
 
     @property
-    def _width(self) -> int:
-        return max(1, self.scrollable_content_region.width)
-
-    @property
     def _page(self) -> int:
         return max(1, self.scrollable_content_region.height - _HEADER_LINES)
 
@@ -170,11 +168,12 @@ class FleetTable(ScrollView, can_focus=True):
         self._lay_out()
 
     def on_resize(self) -> None:
-        self.virtual_size = Size(self._width, len(self._order) + _HEADER_LINES)
         self._lay_out()
+        self.virtual_size = Size(self._width, len(self._order) + _HEADER_LINES)
         self._reveal_cursor()
 
     def _lay_out(self) -> None:
+        self._width = max(1, self.scrollable_content_region.width)
         self._columns = layout(self._rows.columns, self._width - _MARGIN) if self._rows else ()
         self._painted.clear()
         self._made.clear()
@@ -213,9 +212,11 @@ class FleetTable(ScrollView, can_focus=True):
 
     def _refresh_dirty(self) -> None:
         """Ask for a repaint of the visible lines that differ from what was painted."""
-        for y in range(_HEADER_LINES, _HEADER_LINES + self._page):
-            if self._painted.get(y) != self._line_at(y):
-                self.refresh(Region(0, y, self._width, 1))
+        lines = range(_HEADER_LINES, _HEADER_LINES + self._page)
+        dirty = [y for y in lines if self._painted.get(y) != self._line_at(y)]
+        regions = [Region(0, first, self._width, count) for first, count in _runs(dirty)]
+        if regions:
+            self.refresh(*regions)
 
     def _line_at(self, y: int) -> tuple[Line, bool]:
         """What stands on a line of the viewport, and whether the cursor does."""
@@ -331,3 +332,15 @@ class FleetTable(ScrollView, can_focus=True):
         if position == self._cursor:
             self.action_choose()
         self._set_cursor(position)
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Ascending numbers as runs without a gap: the first of each, and how many."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        first, count = runs[-1] if runs else (number, 0)
+        if first + count == number:
+            runs[-1:] = [(first, count + 1)]
+        else:
+            runs.append((number, 1))
+    return runs

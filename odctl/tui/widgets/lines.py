@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
+from textual.messages import Update
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widget import Widget
@@ -31,6 +32,10 @@ class LinesBar(Widget):
         has_new_height = len(lines) != len(self.lines)
         self.lines = tuple(lines)
         self.refresh(layout=has_new_height)
+        if self.is_attached:
+            # Told at once and not when this bar is idle: the screen then paints it with the table above, in one go.
+            # A bar that comes later waits for the screen's next frame, a sixtieth of a second or two.
+            self.screen.post_message(Update(self))
         if has_new_height:
             self.call_after_refresh(self._take_height)
 
