@@ -332,11 +332,13 @@ class SimulatedFeed:
     ) -> None:
         def run() -> None:
             try:
-                tick = 0
+                tick, due_s = 0, time.monotonic()
                 while True:
                     on_snapshot(msgspec.structs.replace(self._fleet.frame(tick), taken_at_s=time.time()))
                     tick += 1
-                    if self._is_stopped.wait(self._interval_s):
+                    # However long a frame takes to hand over, as many come; none twice to make up for a late one.
+                    due_s = max(time.monotonic(), due_s + self._interval_s)
+                    if self._is_stopped.wait(due_s - time.monotonic()):
                         return
             except Exception as error:  # as the real feed's: the app says so and ends
                 on_failure(error)

@@ -12,7 +12,7 @@ from agent.facts.run import MeasuredRun
 DeviceKind = Literal["cpu", "cuda"]
 
 
-class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
+class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One GPU, or the CPU of a host.
 
     `memory_bytes` is physical; `usable_bytes` is what the inventory's limits leave to us (at most the
@@ -35,7 +35,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What `odctl probe` found; it goes before both rates above."""
 
 
-class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
+class HostFacts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What an agent says of its own host. `boot_id` tells a reboot from a restart of the agent."""
 
     name: str

@@ -77,7 +77,7 @@ def following_of(view: ViewOptions) -> Following | None:
     return Following(every_s=every_s, as_json=view.as_json) if view.watches else None
 
 
-def rows_in_order(rows: Rows, *, filter_text: str, sort: str) -> list[int]:
+def rows_in_order(rows: Rows, *, filter_text: str, sort: str) -> Sequence[int]:
     """Raises FleetError E109 for a filter or a column that means nothing."""
     try:
         return chosen_rows(rows, filter_text=filter_text, sort=sort)

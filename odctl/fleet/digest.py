@@ -5,7 +5,7 @@ No I/O, no clock.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import msgspec
 
 from agent.facts.sample import HostSample, Lost, Ok, Stale
 
@@ -17,9 +17,11 @@ OLD_READING_S = 5.0
 """A device's last value is worth a warning from this age on; a second late now and then is nothing."""
 
 
-class HostDigest(NamedTuple):
+class HostDigest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One sample over all devices of its host. Fractions 0 to 1; None where no device says anything."""
 
+    device_ids: tuple[str, ...] = ()
+    """All devices that the sample has, in its order."""
     num_gpus: int = 0
     gpu: float | None = None
     """Mean utilisation of the GPUs that have a value, fresh or stale."""
@@ -71,6 +73,7 @@ def host_digest(sample: HostSample) -> HostDigest:
             loud = [reason for reason in device.throttle_reasons if reason not in QUIET_THROTTLES]
             warning = f"{device.id} throttled: {', '.join(loud)}" if loud else ""
     return HostDigest(
+        device_ids=tuple([device.id for device in sample.devices]),
         num_gpus=num_gpus,
         gpu=busy / num_busy if num_busy else None,
         num_busy=num_busy,

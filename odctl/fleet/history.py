@@ -7,7 +7,9 @@ taken earlier never changes under its reader.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
 
 from agent.facts.sample import HostSample, Ok, Reading
 from agent.wire.gateway import BackendStatus
@@ -17,7 +19,7 @@ HISTORY_S = 900.0
 _CHUNK_ROWS = 60
 
 
-class HostRow(NamedTuple):
+class HostRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One moment of a host. Fractions 0 to 1, watts, bytes per second; None where nothing could be read."""
 
     at_s: float
@@ -35,7 +37,7 @@ class HostRow(NamedTuple):
     """Read and written, over all disks."""
 
 
-class DeploymentRow(NamedTuple):
+class DeploymentRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One moment of a deployment, as its gateway counts."""
 
     at_s: float

@@ -22,7 +22,7 @@ STALE_AFTER_S = 3.5
 """Agents sample once a second; three missed samples and a half are silence, not jitter."""
 
 
-class HostView(msgspec.Struct, frozen=True, kw_only=True):
+class HostView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One host as we see it.
 
     live: samples arrive. stale: connected, but silent. lost: answered before, does not now; the last values stay.

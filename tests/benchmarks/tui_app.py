@@ -23,6 +23,7 @@ from odctl.fleet import FleetSnapshot, HostView
 from odctl.fleet.clock import SystemClock
 from odctl.tui.app import OdctlApp
 from odctl.tui.model.units import bytes_text
+from odctl.tui.responsive import answer_keys_first
 from odctl.tui.screens import fleet as fleet_screen
 from tests.simulated_fleet import SimulatedFeed, SimulatedFleet
 
@@ -30,6 +31,8 @@ View = Literal["table", "map", "devices", "datatable"]
 VIEWS: tuple[View, ...] = ("table", "map", "devices", "datatable")
 
 
+HOSTS_AT_A_TIME, PAUSE_S = 25, 0.001
+"""A frame is read through in such portions, with time for other threads between them."""
 CELLS: dict[str, Callable[[HostView], str]] = {
     "HOST": lambda host: host.name,
     "STATE": lambda host: host.state,
@@ -87,11 +90,14 @@ class CountedFeed(SimulatedFeed):
 
 
 def _read_through(snapshot: FleetSnapshot) -> None:
-    """Every value that a second brings."""
-    for host in snapshot.hosts:
+    """Every value that a second brings; a little at a time, as agents' messages come one by one."""
+    for number, host in enumerate(snapshot.hosts):
+        if number % HOSTS_AT_A_TIME == 0:
+            time.sleep(PAUSE_S)
         astuple(host)
-        tuple(host.history.last or ())
-        tuple(host.digest or ())
+        for part in (host.history.last, host.digest):
+            if part is not None:
+                astuple(part)
         if host.sample is not None:
             astuple(host.sample)
             for device in host.sample.devices:
@@ -176,6 +182,7 @@ def main() -> None:
             fleet_screen.MAP_ABOVE_HOSTS = 0 if view == "map" else arguments.hosts
             kind = DevicesApp if view == "devices" else OdctlApp
             app = kind(feed, clock=SystemClock())
+            answer_keys_first()
     app.run()
 
 

@@ -46,11 +46,18 @@ class DeviceRows:
 
     def __init__(self, snapshot: FleetSnapshot) -> None:
         self._hosts = snapshot.hosts
-        index = fleet_columns(snapshot).still.devices(snapshot.hosts)
+        index = fleet_columns(snapshot).devices
         self._places = index.places
         self.keys: Sequence[str] = index.keys
+        self._last: tuple[int, Device] | None = None
 
     def _device(self, row: int) -> Device:
+        """A row's cells are asked for one after the other: the last device is kept."""
+        if self._last is None or self._last[0] != row:
+            self._last = row, self._found(row)
+        return self._last[1]
+
+    def _found(self, row: int) -> Device:
         place = self._places[row]
         host = self._hosts[place.host]
         sample = host.sample.devices[place.sample] if host.sample is not None and place.sample is not None else None

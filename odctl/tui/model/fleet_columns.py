@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
+import msgspec
+
 from agent.facts.cluster import HostFacts
 from odctl.fleet.digest import HostDigest, host_digest
 from odctl.fleet.history import HostRow
@@ -52,7 +54,7 @@ class Group(NamedTuple):
     rows: tuple[int, ...]
 
 
-class DevicePlace(NamedTuple):
+class DevicePlace(msgspec.Struct, frozen=True, gc=False):
     """Where a device's sample and facts lie. An index of None: the sample, or the facts, lack the device."""
 
     host: int
@@ -64,22 +66,26 @@ class DevicePlace(NamedTuple):
 class DeviceIndex:
     """Every device of a fleet in the order of the table, as long as each host's sample has the same devices."""
 
-    def __init__(self, hosts: Sequence[HostView]) -> None:
-        self._sample_ids = [_sample_ids(host) for host in hosts]
-        self.places = tuple(place for row, host in enumerate(hosts) for place in _places(row, host))
+    def __init__(self, hosts: Sequence[HostView], digests: Sequence[HostDigest | None]) -> None:
+        self._sample_ids = [_sample_ids(digest) for digest in digests]
+        self.places = tuple(
+            place
+            for row, (host, ids) in enumerate(zip(hosts, self._sample_ids, strict=True))
+            for place in _places(row, host, ids)
+        )
         self.keys = tuple(f"{hosts[place.host].name}/{place.device}" for place in self.places)
 
-    def is_of(self, hosts: Sequence[HostView]) -> bool:
-        return all(map(operator.eq, self._sample_ids, map(_sample_ids, hosts)))
+    def is_of(self, digests: Sequence[HostDigest | None]) -> bool:
+        return all(map(operator.eq, self._sample_ids, map(_sample_ids, digests)))
 
 
-def _sample_ids(host: HostView) -> list[str]:
-    return [device.id for device in host.sample.devices] if host.sample is not None else []
+def _sample_ids(digest: HostDigest | None) -> tuple[str, ...]:
+    return digest.device_ids if digest is not None else ()
 
 
-def _places(row: int, host: HostView) -> list[DevicePlace]:
+def _places(row: int, host: HostView, sample_ids: Sequence[str]) -> list[DevicePlace]:
     facts = {device.id: index for index, device in enumerate(host.facts.devices)} if host.facts else {}
-    samples = {name: index for index, name in enumerate(_sample_ids(host))}
+    samples = {name: index for index, name in enumerate(sample_ids)}
     return [
         DevicePlace(host=row, device=name, sample=samples.get(name), facts=facts.get(name))
         for name in sorted({*facts, *samples})
@@ -121,10 +127,10 @@ class _Still:
             and self.names == tuple(map(_NAME, hosts))
         )
 
-    def devices(self, hosts: Sequence[HostView]) -> DeviceIndex:
+    def devices(self, hosts: Sequence[HostView], digests: Sequence[HostDigest | None]) -> DeviceIndex:
         """Of these hosts, whose facts are the same; that of the snapshot before where their devices are, too."""
-        if self._devices is None or not self._devices.is_of(hosts):
-            self._devices = DeviceIndex(hosts)
+        if self._devices is None or not self._devices.is_of(digests):
+            self._devices = DeviceIndex(hosts, digests)
         return self._devices
 
     @cached_property
@@ -186,14 +192,19 @@ class FleetColumns:
         return [host.digest if host.digest is not None else digest_of(host) for host in self.hosts]
 
     @cached_property
+    def devices(self) -> DeviceIndex:
+        return self.still.devices(self.hosts, self.digests)
+
+    @cached_property
     def totals(self) -> Totals:
         """In one pass: a host's values lie together, and ten thousand hosts' do not fit a cache."""
         cores = used = total = num_gpus = num_telling = 0
         busy = busy_gpus = gpu_used = gpu_total = sent = 0.0
-        for row in self.live_rows:
-            sample, digest, last = self.hosts[row].sample, self.digests[row], self.last_rows[row]
-            assert sample is not None, "as live_rows has it"
-            of_host = self.still.cores[row]
+        every = zip(self.hosts, self.still.cores, self.digests, self.last_rows, strict=True)
+        for host, of_host, digest, last in every:
+            sample = host.sample
+            if sample is None or host.state != "live":
+                continue
             cores += of_host
             busy += sample.cpu * of_host
             used += sample.memory_used_bytes

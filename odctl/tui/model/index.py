@@ -97,9 +97,9 @@ def label_keys(rows: Rows) -> frozenset[str]:
     return frozenset(key for row in range(len(rows.keys)) for key in rows.labels(row))
 
 
-def row_order(rows: Rows, *, terms: Sequence[Term] = (), sort: Sort | None = None) -> list[int]:
+def row_order(rows: Rows, *, terms: Sequence[Term] = (), sort: Sort | None = None) -> Sequence[int]:
     """Row numbers that pass every term, sorted; ties, and rows without a value, stay in the order of keys."""
-    order = list(range(len(rows.keys)))
+    order: Sequence[int] = range(len(rows.keys))
     for term in terms:
         order = _kept(rows, order, term)
     if sort is None:
@@ -119,7 +119,7 @@ def next_sort(columns: Sequence[str], sort: Sort | None, step: int) -> Sort:
     return Sort(column=columns[index], is_descending=sort.is_descending)
 
 
-def _kept(rows: Rows, order: list[int], term: Term) -> list[int]:
+def _kept(rows: Rows, order: Sequence[int], term: Term) -> list[int]:
     holds = _test(rows, term)
     return [row for row in order if holds(row) != term.is_inverse]
 

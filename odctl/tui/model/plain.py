@@ -9,7 +9,7 @@ from odctl.tui.model.table import GAP, Column, Rows, layout, row_line
 from odctl.tui.model.text import fit, line_text, line_width
 
 
-def chosen_rows(rows: Rows, *, filter_text: str = "", sort: str = "") -> list[int]:
+def chosen_rows(rows: Rows, *, filter_text: str = "", sort: str = "") -> Sequence[int]:
     """Row numbers that pass a filter of the screens' kind, in the order of a column.
 
     Raises FilterError, also for a column that there is not.

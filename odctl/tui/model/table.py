@@ -89,9 +89,15 @@ def row_line(rows: Rows, row: int, columns: Sequence[tuple[Column, int]], width:
         if banner is not None and column.id == banner[0]:
             return (*spans, *fit_line(banner[1], width - line_width(tuple(spans))))
         cell = rows.cell(row, column.id, size)
-        if column.is_right and (padding := size - line_width(cell)) > 0:
-            cell = (Span(" " * padding), *cell)
-        spans += fit_line(cell, size)
+        padding = size - line_width(cell)
+        if padding < 0:
+            spans += fit_line(cell, size)
+            continue
+        if padding and column.is_right:
+            spans.append(Span(" " * padding))
+        spans += cell
+        if padding and not column.is_right:
+            spans.append(Span(" " * padding))
     return tuple(spans)
 
 

@@ -30,7 +30,11 @@ def dimmed(spans: Line) -> Line:
 
 def line_width(spans: Line) -> int:
     """Width in terminal cells."""
-    return sum(cell_len(span.text) for span in spans)
+    width = 0
+    for text, _ in spans:
+        # Most are ASCII, where a sign that can be seen is a cell.
+        width += len(text) if text.isascii() and text.isprintable() else cell_len(text)
+    return width
 
 
 def line_text(spans: Line) -> str:
@@ -68,11 +72,17 @@ def merged(spans: Line) -> Line:
     Blanks join the span before them, whatever its tone: what has no ink has no colour either.
     """
     out: list[Span] = []
-    for span in spans:
-        if out and (span.tone == out[-1].tone or not span.text.strip(" ")):
-            out[-1] = Span(out[-1].text + span.text, out[-1].tone)
+    texts: list[str] = []
+    joined: Tone | None = None
+    for text, tone in spans:
+        if joined is not None and tone != joined and text.strip(" "):
+            out.append(Span("".join(texts), joined))
+            texts, joined = [text], tone
         else:
-            out.append(span)
+            texts.append(text)
+            joined = joined or tone
+    if joined is not None:
+        out.append(Span("".join(texts), joined))
     return tuple(out)
 
 

@@ -17,6 +17,7 @@ def test_a_host_without_gpus_has_no_figures_of_them_rather_than_zeros() -> None:
 
 def test_lost_gpus_are_left_out_of_means_and_of_memory_and_named_as_a_fault() -> None:
     digest = host_digest(frozen.gpu_sample("gpu01"))
+    assert digest.device_ids == tuple(device.id for device in frozen.gpu_sample("gpu01").devices)
     assert (digest.num_gpus, digest.num_busy, digest.num_lost) == (3, 2, 1)
     assert digest.gpu == (0.82 + 0.79) / 2, "a stale value is the last one known"
     assert (digest.gpu_used_bytes, digest.gpu_total_bytes) == (36.0 * GIB, 48.0 * GIB)
