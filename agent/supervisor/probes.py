@@ -39,10 +39,11 @@ from agent.wire.probe import (
 
 log = logging.getLogger(__name__)
 
-DEVICE_LIMIT_S = 45
-"""Of one device, once torch is loaded; its process ends itself by then."""
-REHEARSAL_LIMIT_S = 100
-"""Likewise. Layers of 35 million weights take 0.3 of a core 36 s, and 0.2 of one more than 45."""
+DEVICE_LIMIT_S = 100
+"""Of one device, once torch is loaded; its process ends itself by then. A core takes 15 to 20 s, a third of a slow
+one took more than 45."""
+REHEARSAL_LIMIT_S = 150
+"""Likewise. Layers of 35 million weights take 0.3 of a core 36 s, and twice as long when others have the caches."""
 LINKS_LIMIT_S = 60
 KILL_GRACE_S = 2.0
 LOG_NAME = "probe"

@@ -23,11 +23,11 @@ import msgspec
 
 from agent.planner.file import plan_from_toml
 from agent.planner.plan import Plan, rank_places
-from tests.benchmarks.cpu_quotas import can_limit, cpu_quotas
 from tests.benchmarks.models import Shape, write_random_model
 from tests.benchmarks.output import say
 from tests.benchmarks.preview_table import FIGURES, Case, Figures, summary, table, write
 from tests.benchmarks.shaped_network import ShapedLink, network_namespace
+from tests.benchmarks.slow_hosts import SlowHosts, can_slow, slow_hosts
 from tests.benchmarks.table import commit_now
 from tests.integration.cluster import Cluster, free_listen, open_cluster
 
@@ -35,7 +35,7 @@ NAME, GATEWAY = "preview", "h1"
 """The first host decides and speaks to clients, and has no rank: its share is what the others leave."""
 PROMPT, ANSWER, BATCH, CONTEXT = 120, 24, 8, 256
 """The load's prompts are a few tokens longer or shorter: all of them are filled up to 128 rows."""
-SINGLE_REQUESTS, FULL_REQUESTS = 6, 24
+SINGLE_REQUESTS, FULL_REQUESTS = 8, 24
 MODELS = {
     "wide": Shape(layers=3, hidden=2048, heads=32, kv_heads=8, ffn=4096, vocab=8_000),
     "deep": Shape(layers=8, hidden=512, heads=8, kv_heads=4, ffn=1408, vocab=8_000),
@@ -56,11 +56,11 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     """Two hosts, and a rate as tc writes it."""
 
 
-# About half of what the machine has: gateway, clients and agents need room beside them.
+# Two thirds of what the machine has: gateway, clients and agents need room beside them.
 CONDITIONS = (
-    Condition(name="equal", cores=(0.35, 0.35, 0.35)),
-    Condition(name="unequal", cores=(0.6, 0.35, 0.25)),
-    Condition(name="slow link", cores=(0.35, 0.35, 0.35), slow_link=("h2", "h3", "20mbit")),
+    Condition(name="equal", cores=(0.45, 0.45, 0.45)),
+    Condition(name="unequal", cores=(0.7, 0.45, 0.3)),
+    Condition(name="slow link", cores=(0.45, 0.45, 0.45), slow_link=("h2", "h3", "20mbit")),
 )
 
 
@@ -72,8 +72,8 @@ def main() -> int:
     parser.add_argument("--models", default="", help="likewise")
     parser.add_argument("--layouts", default="", help="likewise")
     options = parser.parse_args()
-    if not can_limit():
-        say("unequal hosts are made with the kernel's cpu controller, which takes root: nothing measured")
+    if not can_slow():
+        say("slow hosts are told apart by a control group, which takes root: nothing measured")
         return 1
     if not options.inside:
         with network_namespace(f"odctl-{NAME}-{os.getpid()}") as enter:
@@ -116,8 +116,9 @@ def _measure(condition: Condition, folder: Path, *, models: Sequence[str], layou
     cases: list[Case] = []
     with ExitStack() as stack:
         cluster = stack.enter_context(open_cluster(num_hosts=1 + len(condition.cores)))
-        shares = {cluster.agent_pid(f"h{index}"): share for index, share in enumerate(condition.cores, start=2)}
-        stack.enter_context(cpu_quotas(shares, name=NAME))
+        shares = {f"h{index}": share for index, share in enumerate(condition.cores, start=2)}
+        agents = {host: cluster.agent_pid(host) for host in shares}
+        slowed = stack.enter_context(slow_hosts(agents, shares, name=NAME))
         if condition.slow_link is not None:
             one, other, rate = condition.slow_link
             ShapedLink(cluster.hosts[one].address, cluster.hosts[other].address).set_rate(rate)
@@ -131,11 +132,11 @@ def _measure(condition: Condition, folder: Path, *, models: Sequence[str], layou
             first = []
             for layout, file in zip(layouts, files, strict=True):
                 _plan(cluster, folder / model, file, layout)
-                first.append(_measure_case(cluster, condition, file, model, layout))
+                first.append(_measure_case(cluster, slowed, condition, file, model, layout))
                 say(_told(first[-1]))
             # Once more, as no prediction made then could have known the machine to be now.
             for case, file in zip(first, files, strict=True):
-                later, _ = _measure_plan(cluster, file)
+                later, _ = _measure_plan(cluster, slowed, file)
                 cases.append(msgspec.structs.replace(case, passes=(*case.passes, later)))
                 say(_told(cases[-1]))
     return cases
@@ -153,9 +154,11 @@ def _plan(cluster: Cluster, model: Path, file: Path, layout: str) -> None:
     )
 
 
-def _measure_case(cluster: Cluster, condition: Condition, file: Path, model: str, layout: str) -> Case:
+def _measure_case(
+    cluster: Cluster, slowed: SlowHosts, condition: Condition, file: Path, model: str, layout: str
+) -> Case:
     plan = plan_from_toml(file.read_text(), file=str(file))
-    measured, held = _measure_plan(cluster, file)
+    measured, held = _measure_plan(cluster, slowed, file)
     predicted = plan.predicted
     return Case(
         condition=condition.name,
@@ -171,9 +174,11 @@ def _measure_case(cluster: Cluster, condition: Condition, file: Path, model: str
     )
 
 
-def _measure_plan(cluster: Cluster, file: Path) -> tuple[Figures, int]:
+def _measure_plan(cluster: Cluster, slowed: SlowHosts, file: Path) -> tuple[Figures, int]:
     """What it does, and bytes that its ranks hold."""
-    listen = plan_from_toml(file.read_text(), file=str(file)).serving.listen
+    plan = plan_from_toml(file.read_text(), file=str(file))
+    slowed.place([[shard.host for shard in stage.shards] for stage in plan.replicas[0].stages])
+    listen = plan.serving.listen
     cluster.apply(file)
     status = cluster.wait_serving(GATEWAY, NAME)
     held = sum(view.status.weight_bytes + view.status.kv_cache_bytes for view in status.ranks if view.status)
