@@ -53,8 +53,8 @@ bench: $(VENV)/.dev ## ratios to llama.cpp and transformers (ROWS=names, once: b
 soak: $(VENV)/.dev ## an hour of mixed load on a lab (SECONDS=3600): leaks, and answers without an end
 	$(BIN)/python -m tests.benchmarks.soak --seconds $(SECONDS)
 
-bench-preview: $(VENV)/.dev ## predicted against measured, 24 plans on throttled hosts (root); writes docs/preview-accuracy.md
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.preview
+bench-preview: $(VENV)/.dev ## predicted against measured, 24 plans on slowed hosts (root; CLUSTERS=names); writes docs/preview-accuracy.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.preview --clusters "$(CLUSTERS)"
 
 bench-simulate: $(VENV)/.dev ## one trace on a lab and in the simulator, side by side; writes docs/benchmarks.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.simulate

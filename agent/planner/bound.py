@@ -25,6 +25,9 @@ Floats = NDArray[np.float64]
 BISECTIONS = 100
 """Halvings of the bracket: beyond what a float tells apart."""
 
+ROUNDING = 1e-12
+"""Of a sum of products; how it is rounded differs between processors."""
+
 
 class Curve(msgspec.Struct, frozen=True, kw_only=True):
     """What `count` equal machines do: tokens per second of one of them through 1, 2, … layers."""
@@ -68,13 +71,18 @@ def throughput_bound(problem: Problem) -> float:
 
 def _largest_flow(passes: Callable[[float], float], num_layers: int, *, most: float) -> float:
     """The largest F with passes(F) >= num_layers * F. passes(F) / F never grows with F, so bisection finds it."""
+
+    def can_pass(flow: float) -> bool:
+        # Where machines hold just the layers there are, both sides are equal up to the bound, but for rounding.
+        return passes(flow) >= num_layers * flow * (1 - ROUNDING)
+
     # A millionth of the least flow of interest stands for zero: below every rate, layers held are what counts.
     low, high = 0.0, most
-    if not math.isfinite(most) or most <= 0 or passes(most * 1e-9) < num_layers * most * 1e-9 * (1 - 1e-12):
+    if not math.isfinite(most) or most <= 0 or not can_pass(most * 1e-9):
         return 0.0
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        low, high = (middle, high) if passes(middle) >= num_layers * middle else (low, middle)
+        low, high = (middle, high) if can_pass(middle) else (low, middle)
     return high
 
 

@@ -4,6 +4,8 @@ Three clusters of three hosts share this machine: equal shares of a core, unequa
 devices and links are probed, and two models are applied in four layouts. A prediction is what stands in the plan
 file before it is applied; runs of earlier plans on that cluster have corrected it as they do for any operator. Then
 one client asks, and eight at once. Nothing is fitted afterwards.
+
+`make bench-preview CLUSTERS=equal` measures one cluster alone; the document is written once all have been measured.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,7 +28,17 @@ from agent.planner.file import plan_from_toml
 from agent.planner.plan import Plan, rank_places
 from tests.benchmarks.models import Shape, write_random_model
 from tests.benchmarks.output import say
-from tests.benchmarks.preview_table import FIGURES, Case, Figures, summary, table, write
+from tests.benchmarks.preview_table import (
+    FIGURES,
+    Case,
+    Figures,
+    keep_cases,
+    kept_cases,
+    summary,
+    table,
+    with_cluster,
+    write,
+)
 from tests.benchmarks.shaped_network import ShapedLink, network_namespace
 from tests.benchmarks.slow_hosts import SlowHosts, can_slow, slow_hosts
 from tests.benchmarks.table import commit_now
@@ -66,12 +79,14 @@ CONDITIONS = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dry-run", action="store_true", help="print the tables, leave the document alone")
+    parser.add_argument("--dry-run", action="store_true", help="print the tables, keep nothing")
     parser.add_argument("--inside", action="store_true", help="the network namespace is made already")
-    parser.add_argument("--conditions", default="", help="names, with commas; all")
-    parser.add_argument("--models", default="", help="likewise")
+    parser.add_argument("--clusters", default="", help="names, with commas; all")
+    parser.add_argument("--models", default="", help="likewise, and only with --dry-run")
     parser.add_argument("--layouts", default="", help="likewise")
     options = parser.parse_args()
+    if (options.models or options.layouts) and not options.dry_run:
+        parser.error("a part of a cluster is not kept: say --dry-run, too")
     if not can_slow():
         say("slow hosts are told apart by a control group, which takes root: nothing measured")
         return 1
@@ -79,31 +94,40 @@ def main() -> int:
         with network_namespace(f"odctl-{NAME}-{os.getpid()}") as enter:
             command = [*enter, sys.executable, "-m", "tests.benchmarks.preview", "--inside", *sys.argv[1:]]
             return subprocess.run(command, check=False).returncode
-    head = _head()
-    cases: list[Case] = []
+    order = [condition.name for condition in CONDITIONS]
+    cases = [] if options.dry_run else kept_cases()
     with tempfile.TemporaryDirectory(prefix="odp-") as folder:
         for name, shape in MODELS.items():
             write_random_model(Path(folder) / name, shape)
         for condition in CONDITIONS:
-            if not options.conditions or condition.name in options.conditions.split(","):
-                cases += _measure(
-                    condition,
-                    Path(folder),
-                    models=_chosen(MODELS, options.models),
-                    layouts=_chosen(LAYOUTS, options.layouts),
-                )
-    text = "\n".join([*head, *summary(cases), "", *table(cases)])
+            if condition.name not in _chosen(order, options.clusters):
+                continue
+            fresh = _measure(
+                condition,
+                Path(folder),
+                models=_chosen(MODELS, options.models),
+                layouts=_chosen(LAYOUTS, options.layouts),
+            )
+            cases = with_cluster(cases, fresh, order=order)
+            if not options.dry_run:
+                keep_cases(cases)
+    text = "\n".join([*_head(cases), *summary(cases), "", *table(cases)])
     sys.stdout.write(text + "\n")
-    if not options.dry_run:
+    missing = [name for name in order if name not in {case.condition for case in cases}]
+    if missing:
+        say(f"the document is left alone until these are measured, too: {', '.join(missing)}")
+    elif not options.dry_run:
         write(text)
     return 0
 
 
-def _head() -> list[str]:
+def _head(cases: Sequence[Case]) -> list[str]:
+    taken = {case.condition: case.taken for case in cases}
+    measured = "; ".join(f"{cluster} {when}" for cluster, when in taken.items())
     return [
-        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start; commit "
-        f"{commit_now()}. Prompts of {PROMPT} tokens, answers of {ANSWER}; time to first token and time per token: "
-        f"one client, medians of {SINGLE_REQUESTS}; throughput: {BATCH} clients, {FULL_REQUESTS} requests.",
+        f"{platform.machine()}, {os.cpu_count()} cores. Measured: {measured}. Prompts of {PROMPT} tokens, answers of "
+        f"{ANSWER}; time to first token and time per token: one client, medians of {SINGLE_REQUESTS}; throughput: "
+        f"{BATCH} clients, {FULL_REQUESTS} requests.",
         "",
     ]
 
@@ -161,6 +185,7 @@ def _measure_case(
     measured, held = _measure_plan(cluster, slowed, file)
     predicted = plan.predicted
     return Case(
+        taken=f"{time.strftime('%Y-%m-%d', time.gmtime())}, commit {commit_now()}",
         condition=condition.name,
         model=model,
         layout=layout,

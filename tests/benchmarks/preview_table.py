@@ -12,6 +12,8 @@ from agent.serving.metrics import percentile
 from tests.benchmarks.output import write_between
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "preview-accuracy.md"
+CASES = DOCUMENT.with_suffix(".json")
+"""What was measured, as it was: clusters may be measured on different days."""
 BEGIN, END = "<!-- preview: begin -->", "<!-- preview: end -->"
 FIGURES = ("time to first token", "time per token", "throughput")
 TIMES = (0.07, 0.15)
@@ -28,6 +30,8 @@ Figures = tuple[float, float, float]
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
+    taken: str
+    """When, and of which commit."""
     condition: str
     model: str
     layout: str
@@ -54,6 +58,22 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     def drift(self, figure: int) -> float:
         """How far the last pass is from the first: what that one says of the same deployment some minutes later."""
         return self.passes[0][figure] / self.passes[-1][figure] - 1
+
+
+def kept_cases() -> list[Case]:
+    """All that was measured last of each cluster; none before the first time."""
+    return msgspec.json.decode(CASES.read_bytes(), type=list[Case]) if CASES.exists() else []
+
+
+def keep_cases(cases: Sequence[Case]) -> None:
+    CASES.write_bytes(msgspec.json.format(msgspec.json.encode(cases), indent=1) + b"\n")
+
+
+def with_cluster(kept: Sequence[Case], fresh: Sequence[Case], *, order: Sequence[str]) -> list[Case]:
+    """Cases of clusters in their order, where those of the fresh one's cluster take the place of its older ones."""
+    measured = {case.condition for case in fresh}
+    cases = [case for case in kept if case.condition not in measured and case.condition in order]
+    return sorted([*cases, *fresh], key=lambda case: order.index(case.condition))
 
 
 def summary(cases: Sequence[Case]) -> list[str]:

@@ -69,9 +69,20 @@ def turns_of(
     return turns
 
 
+REAL_TIME = """
+import os, pathlib, sys
+(pathlib.Path(sys.argv[1]) / "cgroup.procs").write_text(str(os.getpid()))
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+"""
+
+
 def can_slow() -> bool:
-    """Whether this machine lets us: root, and a control group in which a host's processes can be told apart."""
-    return os.geteuid() == 0 and _controller() is not None
+    """Whether this machine lets us: control groups to tell hosts' processes apart, and real-time priority."""
+    controller = _controller()
+    if os.geteuid() != 0 or controller is None:
+        return False
+    tried = subprocess.run([sys.executable, "-c", REAL_TIME, controller], check=False, capture_output=True)
+    return tried.returncode == 0
 
 
 @contextmanager
@@ -82,6 +93,8 @@ def slow_hosts(agents: Mapping[str, int], shares: Mapping[str, float], *, name: 
     groups = {host: controller / f"odctl-{name}-{pid}" for host, pid in agents.items()}
     process = subprocess.Popen([sys.executable, "-m", "tests.benchmarks.stop_and_go"], stdin=subprocess.PIPE)
     try:
+        # A group below the root may have no real-time priority to give.
+        (controller / "cgroup.procs").write_text(str(process.pid))
         for host, pid in agents.items():
             groups[host].mkdir()
             (groups[host] / "cgroup.procs").write_text(str(pid))

@@ -57,6 +57,7 @@ def _computes(pid: int) -> bool:
 
 
 def main() -> None:
+    select.select([0], [], [])  # who began this has put it into the right group by then
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REAL_TIME_PRIORITY))
     controlled: list[tuple[Turn, _Controlled]] = []
     edges: list[tuple[float, int, _Controlled]] = []

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import msgspec
 import pytest
 
-from tests.benchmarks.preview_table import Case, summary, table
+from tests.benchmarks import preview_table
+from tests.benchmarks.preview_table import Case, keep_cases, kept_cases, summary, table, with_cluster
 
 CASE = Case(
+    taken="2026-01-01, commit abc",
     condition="equal",
     model="wide",
     layout="one device",
@@ -29,3 +34,21 @@ def test_errors_are_against_the_mean_of_the_passes_and_noise_is_one_against_the_
     assert "| time per token | 0.0% | 0.0% | 0 of 1 | 0.0% | 0.0% | met |" in text
     assert "| throughput | 20.0% | 20.0% | 0 of 1 | 22.2% | 22.2% | **missed** |" in text
     assert "| 110, 100 ms (+10%) | 50, 50 ms (+0%) | 80, 100  (-20%) | -18%, +0%, +22% |" in text
+
+
+def test_a_cluster_that_is_measured_again_takes_the_place_of_its_older_cases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preview_table, "CASES", tmp_path / "cases.json")
+    assert kept_cases() == []
+
+    def case(condition: str, layout: str) -> Case:
+        return msgspec.structs.replace(CASE, condition=condition, layout=layout)
+
+    order = ["equal", "unequal"]
+    keep_cases([case("unequal", "old"), case("gone", "old")])
+    first = with_cluster(kept_cases(), [case("equal", "new")], order=order)
+    assert [(each.condition, each.layout) for each in first] == [("equal", "new"), ("unequal", "old")]
+    keep_cases(first)
+    second = with_cluster(kept_cases(), [case("unequal", "new")], order=order)
+    assert [(each.condition, each.layout) for each in second] == [("equal", "new"), ("unequal", "new")]
