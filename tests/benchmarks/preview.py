@@ -125,9 +125,9 @@ def _head(cases: Sequence[Case]) -> list[str]:
     taken = {case.condition: case.taken for case in cases}
     measured = "; ".join(f"{cluster} {when}" for cluster, when in taken.items())
     return [
-        f"{platform.machine()}, {os.cpu_count()} cores. Measured: {measured}. Prompts of {PROMPT} tokens, answers of "
-        f"{ANSWER}; time to first token and time per token: one client, medians of {SINGLE_REQUESTS}; throughput: "
-        f"{BATCH} clients, {FULL_REQUESTS} requests.",
+        f"{platform.machine()}, {os.cpu_count()} cores. Measured: {measured}. Prompts of {PROMPT} tokens, answers "
+        f"of {ANSWER}; time to first token and time per token: one client, medians of {SINGLE_REQUESTS}; "
+        f"throughput: {BATCH} clients, {FULL_REQUESTS} requests.",
         "",
     ]
 

@@ -1,9 +1,9 @@
 """Makes lab hosts of one machine unequal: each computes for a share of every two milliseconds. Root only.
 
-All processes of a host are stopped and let go on by signals, as a slower core would take longer for everything. The
-kernel's quotas do not do that: they are charged by its timer, every 4 ms where HZ=250, and saved up meanwhile. A
-stage that computes for 3 ms and then waits for the others is never stopped by a quota of a third of a core, and one
-that computes without a pause is, for 7 ms at a time.
+A host's ranks and probes are frozen and let go on again and again, so that everything takes longer, as on a slower
+core. The kernel's quotas do not do that: they are charged by its timer, every 4 ms where HZ=250, and saved up
+meanwhile. A stage that computes for 3 ms and then waits for the others is never stopped by a quota of a third of a
+core, and one that computes without a pause is, for 7 ms at a time.
 
 Hosts that share a core have their turns one after the other. Those that compute together, ranks of one group of
 tensor parallelism, get cores of their own and turns that begin together: no machine waits for another one's pauses.
@@ -12,7 +12,6 @@ tensor parallelism, get cores of their own and turns that begin together: no mac
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +20,10 @@ from pathlib import Path
 
 import msgspec
 
-from tests.benchmarks.stop_and_go import Turn
+from tests.benchmarks.stop_and_go import ENGINE, Turn
 
-V1, V2 = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
+THROTTLE = (sys.executable, "-m", "tests.benchmarks.stop_and_go")
+V1, V2 = Path("/sys/fs/cgroup/freezer"), Path("/sys/fs/cgroup")
 
 
 class SlowHosts:
@@ -69,19 +69,11 @@ def turns_of(
     return turns
 
 
-REAL_TIME = """
-import os, pathlib, sys
-(pathlib.Path(sys.argv[1]) / "cgroup.procs").write_text(str(os.getpid()))
-os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-"""
-
-
 def can_slow() -> bool:
-    """Whether this machine lets us: control groups to tell hosts' processes apart, and real-time priority."""
-    controller = _controller()
-    if os.geteuid() != 0 or controller is None:
+    """Whether this machine lets us: root, groups that can be frozen, and real-time priority."""
+    if os.geteuid() != 0 or _controller() is None:
         return False
-    tried = subprocess.run([sys.executable, "-c", REAL_TIME, controller], check=False, capture_output=True)
+    tried = subprocess.run(THROTTLE, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     return tried.returncode == 0
 
 
@@ -91,10 +83,8 @@ def slow_hosts(agents: Mapping[str, int], shares: Mapping[str, float], *, name: 
     controller = _controller()
     assert controller is not None, "can_slow says so before"
     groups = {host: controller / f"odctl-{name}-{pid}" for host, pid in agents.items()}
-    process = subprocess.Popen([sys.executable, "-m", "tests.benchmarks.stop_and_go"], stdin=subprocess.PIPE)
+    process = subprocess.Popen(THROTTLE, stdin=subprocess.PIPE)
     try:
-        # A group below the root may have no real-time priority to give.
-        (controller / "cgroup.procs").write_text(str(process.pid))
         for host, pid in agents.items():
             groups[host].mkdir()
             (groups[host] / "cgroup.procs").write_text(str(pid))
@@ -105,17 +95,20 @@ def slow_hosts(agents: Mapping[str, int], shares: Mapping[str, float], *, name: 
         assert process.stdin is not None, "it was opened with one"
         process.stdin.close()
         process.wait()
-        for group in groups.values():
-            if group.exists():
-                for pid in _pids(group):
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGCONT)
-                    with suppress(OSError):  # it has ended since
-                        (controller / "cgroup.procs").write_text(str(pid))
-                group.rmdir()
+        for of_host in groups.values():
+            for group in (of_host / ENGINE, of_host):
+                if group.exists():
+                    for pid in _members(group):
+                        with suppress(OSError):  # it has ended since
+                            (controller / "cgroup.procs").write_text(str(pid))
+                    group.rmdir()
 
 
-def _pids(group: Path) -> list[int]:
+def _pids(host: Path) -> list[int]:
+    return [pid for group in (host, host / ENGINE) if group.exists() for pid in _members(group)]
+
+
+def _members(group: Path) -> list[int]:
     return [int(word) for word in (group / "cgroup.procs").read_text().split()]
 
 
@@ -127,7 +120,7 @@ def _pin(pid: int, core: int) -> None:
 
 
 def _controller() -> Path | None:
-    """Where groups are made: any hierarchy will do, for nothing is limited by it."""
+    """Where groups are made that can be frozen."""
     for folder in (V1, V2):
         if (folder / "cgroup.procs").exists() and os.access(folder, os.W_OK):
             return folder

@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks.stop_and_go`: stops and continues processes by turns, until its input ends.
+"""`python -m tests.benchmarks.stop_and_go`: freezes processes and lets them go on by turns, until its input ends.
 
 A line of input is a list of `Turn`s, and takes the place of the list before. It runs before all other processes, so
 that it is late by tens of microseconds; its own work is a few per cent of a core.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -18,10 +18,17 @@ PERIOD_S = 0.002
 LOOK_S = 0.02
 """How often it is looked which processes there are, and whether other turns are wanted."""
 REAL_TIME_PRIORITY = 50
+CPU_ROOT = Path("/sys/fs/cgroup/cpu/cgroup.procs")
+"""Of cgroup v1, where each controller has groups of its own."""
+ENGINE = "engine"
+"""The group below a host's in which its ranks and probes are."""
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """Processes of a control group go on from `begin` for `share` of each period, both 0 to 1, and stand else."""
+    """Engines of a control group go on from `begin` for `share` of each period, both 0 to 1, and are frozen else.
+
+    By the group's freezer: signals would stop them as well, and agents kill a rank that somebody has stopped.
+    """
 
     group: str
     begin: float
@@ -33,20 +40,29 @@ class _Controlled:
 
     def __init__(self, turn: Turn) -> None:
         self._members = Path(turn.group) / "cgroup.procs"
-        self._kept: dict[int, bool] = {}
-        self.pids: tuple[int, ...] = ()
+        self._known: set[int] = set()
+        engine = Path(turn.group) / ENGINE
+        engine.mkdir(exist_ok=True)
+        self._engine_members = engine / "cgroup.procs"
+        is_v2 = (engine / "cgroup.freeze").exists()
+        self._words = (b"0", b"1") if is_v2 else (b"THAWED", b"FROZEN")
+        self._switch = os.open(engine / ("cgroup.freeze" if is_v2 else "freezer.state"), os.O_WRONLY)
 
     def look(self) -> None:
-        found = [int(word) for word in self._members.read_text().split()]
-        self._kept = {pid: self._kept[pid] if pid in self._kept else _computes(pid) for pid in found}
-        self.pids = tuple(pid for pid, computes in self._kept.items() if computes)
+        """Take in what has been started since."""
+        found = {int(word) for word in self._members.read_text().split()}
+        for pid in found - self._known:
+            if _computes(pid):
+                with suppress(OSError):  # it has ended since
+                    self._engine_members.write_text(str(pid))
+        self._known = found
 
-    def send(self, number: int) -> None:
-        for pid in self.pids:
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
+    def set_frozen(self, is_frozen: bool) -> None:
+        os.pwrite(self._switch, self._words[is_frozen], 0)
+
+    def release(self) -> None:
+        self.set_frozen(False)
+        os.close(self._switch)
 
 
 def _computes(pid: int) -> bool:
@@ -57,10 +73,11 @@ def _computes(pid: int) -> bool:
 
 
 def main() -> None:
-    select.select([0], [], [])  # who began this has put it into the right group by then
+    if CPU_ROOT.exists():  # a group below it may have no real-time priority to give
+        CPU_ROOT.write_text(str(os.getpid()))
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REAL_TIME_PRIORITY))
     controlled: list[tuple[Turn, _Controlled]] = []
-    edges: list[tuple[float, int, _Controlled]] = []
+    edges: list[tuple[float, bool, _Controlled]] = []
     begin_s = time.monotonic()
     look_s = 0.0
     text = b""
@@ -82,30 +99,27 @@ def main() -> None:
                     return
             for _, processes in controlled:
                 processes.look()
-        for offset, number, processes in edges:
+        for offset, is_frozen, processes in edges:
             wait_s = begin_s + offset * PERIOD_S - time.monotonic()
             if wait_s > 0:
                 time.sleep(wait_s)
-            processes.send(number)
+            processes.set_frozen(is_frozen)
         begin_s = max(begin_s + PERIOD_S, time.monotonic() - PERIOD_S)
         if not edges:
             time.sleep(LOOK_S)
 
 
-def _edges(controlled: list[tuple[Turn, _Controlled]]) -> list[tuple[float, int, _Controlled]]:
-    """When in a period who is told what; who ends a turn is told before who begins one."""
+def _edges(controlled: list[tuple[Turn, _Controlled]]) -> list[tuple[float, bool, _Controlled]]:
+    """When in a period whose processes are frozen or let go on; who ends a turn is told before who begins one."""
     found = []
     for turn, processes in controlled:
-        found += [
-            (turn.begin, 1, signal.SIGCONT, processes),
-            (min(1.0, turn.begin + turn.share), 0, signal.SIGSTOP, processes),
-        ]
-    return [(at, number, processes) for at, _, number, processes in sorted(found, key=lambda edge: edge[:2])]
+        found += [(turn.begin, 1, processes), (min(1.0, turn.begin + turn.share), 0, processes)]
+    return [(at, not goes_on, processes) for at, goes_on, processes in sorted(found, key=lambda edge: edge[:2])]
 
 
 def _release(controlled: list[tuple[Turn, _Controlled]]) -> None:
     for _, processes in controlled:
-        processes.send(signal.SIGCONT)
+        processes.release()
 
 
 if __name__ == "__main__":
