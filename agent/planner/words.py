@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from agent.planner.interval import Interval
@@ -119,3 +120,19 @@ def list_words(names: list[str] | tuple[str, ...], *, most: int = 4) -> str:
     if len(names) > most:
         return ", ".join(names[: most - 1]) + f" and {len(names) - most + 1} more"
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+
+
+def runs(numbers: Iterable[int]) -> list[range]:
+    """Ascending numbers as ranges without a gap."""
+    found: list[range] = []
+    for number in numbers:
+        if found and number == found[-1].stop:
+            found[-1] = range(found[-1].start, number + 1)
+        else:
+            found.append(range(number, number + 1))
+    return found
+
+
+def runs_words(numbers: Iterable[int]) -> list[str]:
+    """`0-4`, `9`."""
+    return [f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs(numbers)]

@@ -148,9 +148,13 @@ class GatewayMeter:
 
 
 def _at_its_beginning(status: BackendStatus) -> BackendStatus:
-    """The same backend before its first request. What is told of its present (rates, what waits) is not counted."""
-    return msgspec.structs.replace(
-        status,
+    """The same backend before its first request: counts that are not named here begin at their defaults."""
+    return BackendStatus(
+        deployment=status.deployment,
+        generation=status.generation,
+        plan_hash=status.plan_hash,
+        state=status.state,
+        slots=status.slots,
         running=0,
         queued=0,
         finished=0,
@@ -158,16 +162,11 @@ def _at_its_beginning(status: BackendStatus) -> BackendStatus:
         cancelled=0,
         prompt_tokens=0,
         generated_tokens=0,
-        prefix_hit_tokens=0,
-        preemptions=0,
-        drafts_proposed=0,
-        drafts_accepted=0,
-        busy_s=0.0,
-        ttft_s_sum=0.0,
-        num_first_tokens=0,
-        decode_s_sum=0.0,
-        decoded_tokens=0,
-        tokens_by_streams={},
+        tokens_per_s=0.0,
+        ttft_s_p50=0.0,
+        ttft_s_p95=0.0,
+        time_per_token_s_p50=0.0,
+        time_per_token_s_p95=0.0,
     )
 
 

@@ -23,6 +23,7 @@ from agent.planner.words import (
     layers_words,
     list_words,
     rate_interval_words,
+    runs_words,
     seconds_interval_words,
     seconds_words,
 )
@@ -283,7 +284,7 @@ def _bounds_line(metric: Metric) -> list[str]:
 
 def _change_lines(change: PlanChange, letters: list[str]) -> list[str]:
     moved = change.layers_moved
-    which = f" ({', '.join(_runs_words(moved))})" if moved else ""
+    which = f" ({', '.join(runs_words(moved))})" if moved else ""
     parts = [f"A to {letters[change.plan]}: {len(moved)} layers change hosts or shares{which}"]
     parts.append(f"{bytes_words(change.bytes_to_move)} of weights to load")
     if change.hosts_added:
@@ -299,14 +300,3 @@ def _change_lines(change: PlanChange, letters: list[str]) -> list[str]:
         f"        {list_words(by_host, most=8)}; up to {seconds_words(change.fetch_s)} to bring them ({links}), "
         "then ranks start",
     ]
-
-
-def _runs_words(layers: tuple[int, ...]) -> list[str]:
-    """`0-4`, `9`: runs of consecutive layers."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return [f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.benchmarks.stop_and_go import ENGINE, Turn
+from tests.benchmarks.stop_and_go import ENGINE, NOT_PERMITTED, Turn, members
 
 THROTTLE = (sys.executable, "-m", "tests.benchmarks.stop_and_go")
 V1, V2 = Path("/sys/fs/cgroup/freezer"), Path("/sys/fs/cgroup")
@@ -70,10 +70,15 @@ def turns_of(
 
 
 def can_slow() -> bool:
-    """Whether this machine lets us: root, groups that can be frozen, and real-time priority."""
+    """Whether this machine lets us: root, groups that can be frozen, and real-time priority.
+
+    Raises CalledProcessError where the throttle ends for any other reason.
+    """
     if os.geteuid() != 0 or _controller() is None:
         return False
-    tried = subprocess.run(THROTTLE, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    tried = subprocess.run(THROTTLE, stdin=subprocess.DEVNULL, check=False)
+    if tried.returncode != NOT_PERMITTED:
+        tried.check_returncode()
     return tried.returncode == 0
 
 
@@ -98,18 +103,14 @@ def slow_hosts(agents: Mapping[str, int], shares: Mapping[str, float], *, name: 
         for of_host in groups.values():
             for group in (of_host / ENGINE, of_host):
                 if group.exists():
-                    for pid in _members(group):
+                    for pid in members(group):
                         with suppress(OSError):  # it has ended since
                             (controller / "cgroup.procs").write_text(str(pid))
                     group.rmdir()
 
 
 def _pids(host: Path) -> list[int]:
-    return [pid for group in (host, host / ENGINE) if group.exists() for pid in _members(group)]
-
-
-def _members(group: Path) -> list[int]:
-    return [int(word) for word in (group / "cgroup.procs").read_text().split()]
+    return [pid for group in (host, host / ENGINE) if group.exists() for pid in members(group)]
 
 
 def _pin(pid: int, core: int) -> None:

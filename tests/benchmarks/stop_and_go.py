@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ PERIOD_S = 0.002
 LOOK_S = 0.02
 """How often it is looked which processes there are, and whether other turns are wanted."""
 REAL_TIME_PRIORITY = 50
+NOT_PERMITTED = 77
+"""The exit status where this machine gives no real-time priority. Anything else that ends it is a bug."""
 CPU_ROOT = Path("/sys/fs/cgroup/cpu/cgroup.procs")
 """Of cgroup v1, where each controller has groups of its own."""
 ENGINE = "engine"
@@ -39,9 +42,10 @@ class _Controlled:
     """A turn's processes. Those that are agents stay as they are: who watches over ranks is no part of a model."""
 
     def __init__(self, turn: Turn) -> None:
-        self._members = Path(turn.group) / "cgroup.procs"
+        self.turn = turn
+        self._group = Path(turn.group)
         self._known: set[int] = set()
-        engine = Path(turn.group) / ENGINE
+        engine = self._group / ENGINE
         engine.mkdir(exist_ok=True)
         self._engine_members = engine / "cgroup.procs"
         is_v2 = (engine / "cgroup.freeze").exists()
@@ -50,7 +54,7 @@ class _Controlled:
 
     def look(self) -> None:
         """Take in what has been started since."""
-        found = {int(word) for word in self._members.read_text().split()}
+        found = set(members(self._group))
         for pid in found - self._known:
             if _computes(pid):
                 with suppress(OSError):  # it has ended since
@@ -65,6 +69,11 @@ class _Controlled:
         os.close(self._switch)
 
 
+def members(group: Path) -> list[int]:
+    """Processes of a control group, by id."""
+    return [int(word) for word in (group / "cgroup.procs").read_text().split()]
+
+
 def _computes(pid: int) -> bool:
     try:
         return b"agent.engine" in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -75,8 +84,11 @@ def _computes(pid: int) -> bool:
 def main() -> None:
     if CPU_ROOT.exists():  # a group below it may have no real-time priority to give
         CPU_ROOT.write_text(str(os.getpid()))
-    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REAL_TIME_PRIORITY))
-    controlled: list[tuple[Turn, _Controlled]] = []
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REAL_TIME_PRIORITY))
+    except PermissionError:
+        sys.exit(NOT_PERMITTED)
+    controlled: list[_Controlled] = []
     edges: list[tuple[float, bool, _Controlled]] = []
     begin_s = time.monotonic()
     look_s = 0.0
@@ -90,14 +102,12 @@ def main() -> None:
                 *lines, text = text.split(b"\n")
                 if lines:
                     _release(controlled)
-                    controlled = [
-                        (turn, _Controlled(turn)) for turn in msgspec.json.decode(lines[-1], type=list[Turn])
-                    ]
+                    controlled = [_Controlled(turn) for turn in msgspec.json.decode(lines[-1], type=list[Turn])]
                     edges = _edges(controlled)
                 if not chunk:
                     _release(controlled)
                     return
-            for _, processes in controlled:
+            for processes in controlled:
                 processes.look()
         for offset, is_frozen, processes in edges:
             wait_s = begin_s + offset * PERIOD_S - time.monotonic()
@@ -109,16 +119,17 @@ def main() -> None:
             time.sleep(LOOK_S)
 
 
-def _edges(controlled: list[tuple[Turn, _Controlled]]) -> list[tuple[float, bool, _Controlled]]:
+def _edges(controlled: list[_Controlled]) -> list[tuple[float, bool, _Controlled]]:
     """When in a period whose processes are frozen or let go on; who ends a turn is told before who begins one."""
     found = []
-    for turn, processes in controlled:
+    for processes in controlled:
+        turn = processes.turn
         found += [(turn.begin, 1, processes), (min(1.0, turn.begin + turn.share), 0, processes)]
     return [(at, not goes_on, processes) for at, goes_on, processes in sorted(found, key=lambda edge: edge[:2])]
 
 
-def _release(controlled: list[tuple[Turn, _Controlled]]) -> None:
-    for _, processes in controlled:
+def _release(controlled: list[_Controlled]) -> None:
+    for processes in controlled:
         processes.release()
 
 

@@ -44,6 +44,7 @@ def test_a_host_computes_for_its_share_and_goes_on_when_it_is_over() -> None:
                 # It is found within a moment, once the throttle's own process has begun.
                 until(lambda: _cpu_share(stats) < 0.45, timeout_s=30, what="slowed down")
             assert stats.status() != psutil.STATUS_STOPPED
+            assert _cpu_share(stats) > 0, "a process that stays frozen gets nothing"
         finally:
             process.kill()
 

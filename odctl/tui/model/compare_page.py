@@ -12,7 +12,7 @@ from agent.planner.compare import HostMove, Metric, PlanChange
 from agent.planner.interval import Interval
 from agent.planner.plan import Plan, Range, rank_places
 from agent.planner.risk import risk_words
-from agent.planner.words import bytes_words, figure_words, list_words, seconds_words
+from agent.planner.words import bytes_words, figure_words, list_words, runs_words, seconds_words
 from odctl.tui.model.columns import GAP, beside, stacked
 from odctl.tui.model.compare_view import CompareView, letter_of, origin_words
 from odctl.tui.model.plan_map import map_width, ruler
@@ -255,7 +255,7 @@ def _moves(view: CompareView, width: int) -> tuple[Line, ...]:
 def _change_words(change: PlanChange) -> str:
     if not change.layers_moved:
         return "no layer moves, nothing to bring"
-    which = ", ".join(_runs(change.layers_moved))
+    which = ", ".join(runs_words(change.layers_moved))
     parts = [f"layers {which} move, {bytes_words(change.bytes_to_move)} of weights to bring"]
     if change.bytes_to_move:
         by_host = [f"{host} {bytes_words(num_bytes)}" for host, num_bytes in change.bytes_by_host.items()]
@@ -268,17 +268,6 @@ def _change_words(change: PlanChange) -> str:
     if change.hosts_removed:
         parts.append(f"drops {list_words(change.hosts_removed)}")
     return "; ".join(parts)
-
-
-def _runs(layers: Sequence[int]) -> list[str]:
-    """`0-4`, `9`: runs of consecutive layers."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return [f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs]
 
 
 # --- hosts --------------------------------------------------------------------------------------------

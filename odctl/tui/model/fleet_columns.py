@@ -96,8 +96,9 @@ _FACTS, _NAME, _STATE = (operator.attrgetter(name) for name in ("facts", "name",
 
 
 class Totals(NamedTuple):
-    """Sums over the live hosts."""
+    """Sums over the hosts whose sample is fresh."""
 
+    num_hosts: int
     cores: int
     busy_cores: float
     memory_used_bytes: int
@@ -178,11 +179,6 @@ class FleetColumns:
         return Counter(self.states)
 
     @cached_property
-    def live_rows(self) -> list[int]:
-        """Rows of the hosts whose sample is fresh."""
-        return [row for row, host in enumerate(self.hosts) if host.state == "live" and host.sample is not None]
-
-    @cached_property
     def last_rows(self) -> list[HostRow | None]:
         """The newest row of each host's history."""
         return [host.history.last for host in self.hosts]
@@ -198,13 +194,14 @@ class FleetColumns:
     @cached_property
     def totals(self) -> Totals:
         """In one pass: a host's values lie together, and ten thousand hosts' do not fit a cache."""
-        cores = used = total = num_gpus = num_telling = 0
+        num_hosts = cores = used = total = num_gpus = num_telling = 0
         busy = busy_gpus = gpu_used = gpu_total = sent = 0.0
         every = zip(self.hosts, self.still.cores, self.digests, self.last_rows, strict=True)
         for host, of_host, digest, last in every:
             sample = host.sample
             if sample is None or host.state != "live":
                 continue
+            num_hosts += 1
             cores += of_host
             busy += sample.cpu * of_host
             used += sample.memory_used_bytes
@@ -217,7 +214,9 @@ class FleetColumns:
                 gpu_total += digest.gpu_total_bytes or 0
             if last is not None:
                 sent += last.sent_bytes_per_s
-        return Totals(cores, busy, used, total, num_gpus, num_telling, busy_gpus, gpu_used, gpu_total, sent)
+        return Totals(
+            num_hosts, cores, busy, used, total, num_gpus, num_telling, busy_gpus, gpu_used, gpu_total, sent
+        )
 
     def prepare_as(self, before: FleetColumns) -> None:
         """Make all that was asked of the snapshot before."""

@@ -17,7 +17,7 @@ def fleet_lines(snapshot: FleetSnapshot, *, width: int) -> tuple[Line, ...]:
     """Hosts by state, load and memory of those that are live, and what the deployments serve."""
     fleet = fleet_columns(snapshot)
     parts = [_hosts_part(fleet)]
-    if fleet.live_rows:
+    if fleet.totals.num_hosts:
         parts += [_cpu_part(fleet, width), _ram_part(fleet, width), *_gpu_parts(fleet, width), _net_part(fleet)]
     parts += _serving_parts(snapshot)
     return _packed(parts, width)

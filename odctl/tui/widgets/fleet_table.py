@@ -17,6 +17,7 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+from agent.planner.words import runs
 from odctl.tui.model.index import Sort
 from odctl.tui.model.marks import MARKED
 from odctl.tui.model.table import GAP, Column, Rows, layout, row_line
@@ -214,7 +215,7 @@ class FleetTable(ScrollView, can_focus=True):
         """Ask for a repaint of the visible lines that differ from what was painted."""
         lines = range(_HEADER_LINES, _HEADER_LINES + self._page)
         dirty = [y for y in lines if self._painted.get(y) != self._line_at(y)]
-        regions = [Region(0, first, self._width, count) for first, count in _runs(dirty)]
+        regions = [Region(0, run.start, self._width, len(run)) for run in runs(dirty)]
         if regions:
             self.refresh(*regions)
 
@@ -332,15 +333,3 @@ class FleetTable(ScrollView, can_focus=True):
         if position == self._cursor:
             self.action_choose()
         self._set_cursor(position)
-
-
-def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Ascending numbers as runs without a gap: the first of each, and how many."""
-    runs: list[tuple[int, int]] = []
-    for number in numbers:
-        first, count = runs[-1] if runs else (number, 0)
-        if first + count == number:
-            runs[-1:] = [(first, count + 1)]
-        else:
-            runs.append((number, 1))
-    return runs
