@@ -67,7 +67,7 @@ class BenchScreen(FrameScreen):
         finally:
             self.is_over = True
             self._ended_s = self._steady_clock()
-            if self.is_mounted and self.is_current:
+            if self.is_current:
                 self.redraw()
 
     def draw(self, snapshot: FleetSnapshot | None) -> None:  # noqa: ARG002 - the measurement says all

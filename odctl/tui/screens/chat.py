@@ -242,7 +242,7 @@ class ChatScreen(FrameScreen):
 
     def _update(self, deployment: str, conversation: Conversation) -> None:
         self.conversations[deployment] = conversation
-        if self.is_mounted and self.is_current and deployment == self.deployment:
+        if self.has_parts and self.is_current and deployment == self.deployment:
             self._draw_conversation()
 
     def _names(self) -> list[str]:

@@ -111,7 +111,7 @@ class DeploymentScreen(FrameScreen):
                 self.report, self.trouble = report, None
         finally:
             self._is_asking = False
-        if self.is_mounted and self.is_current:
+        if self.has_parts and self.is_current:
             self._draw_requests()
 
     def on_fleet_table_chosen(self) -> None:

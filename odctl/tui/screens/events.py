@@ -117,14 +117,14 @@ class EventsScreen(FrameScreen):
         self._show()
 
     def _take_waiting(self) -> None:
-        if self.is_paused or not self._waiting or not self.is_mounted:
+        if self.is_paused or not self._waiting or not self.has_parts:
             return
         entries, self._waiting = self._waiting, []
         self.window.add(entries)
         self._show()
 
     def _show(self) -> None:
-        if not self.is_mounted or self.size.width == 0:
+        if not self.has_parts:
             return
         page = self.query_one("#page", LinesView)
         summary: list[Line] = [

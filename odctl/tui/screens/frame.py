@@ -45,6 +45,11 @@ class FrameScreen(Screen[None]):
     def odctl(self) -> OdctlApp:
         return cast("OdctlApp", self.app)
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether it can be drawn. While the app leaves, a screen still stands there, and its parts are gone."""
+        return self.is_mounted and self.app.is_running and self.size.width > 0
+
     def trail(self) -> Sequence[str]:
         return (self.mode.title(),)
 
@@ -73,8 +78,7 @@ class FrameScreen(Screen[None]):
 
     def redraw(self) -> None:
         """Draw everything anew from the latest snapshot, if this screen is the one that is seen."""
-        # While the app leaves, a screen stands there without its parts.
-        if not self.is_mounted or not self.app.is_running or self.size.width == 0:
+        if not self.has_parts:
             return
         snapshot, width = self.odctl.snapshot, self.size.width
         self.query_one("#title", LinesBar).show(

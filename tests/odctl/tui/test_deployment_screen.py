@@ -12,8 +12,11 @@ from textual.screen import Screen
 from textual.widgets import Button, Input
 
 from agent.errors import ErrorDetail, FleetError
+from agent.wire.agent import DeploymentStatus
+from agent.wire.gateway import RequestReport
 from odctl.bench.load import MAX_REQUESTS
 from odctl.tui.app import OdctlApp
+from odctl.tui.feed import Feed
 from odctl.tui.operating import FleetOperator
 from odctl.tui.screens.bench import BenchScreen
 from odctl.tui.screens.bench_dialog import BenchDialog
@@ -110,6 +113,33 @@ async def test_a_request_is_cancelled_after_a_question_with_cancel_focused(size:
         assert operator.cancelled == [f"req_{'2' * 24}"]
         assert len(screen.query_one("#requests", FleetTable).shown_keys) == 2
         assert "222222" in notices(app)
+
+
+async def test_an_answer_that_comes_while_the_app_leaves_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The screen still stands then, and its parts are gone."""
+    is_asked, is_leaving, is_told = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    class SlowOperator(live.ScriptedOperator):
+        async def requests(self, feed: Feed, status: DeploymentStatus) -> RequestReport:
+            if self.asked:
+                is_asked.set()
+                await is_leaving.wait()
+                is_told.set()
+            return await super().requests(feed, status)
+
+    async def leave(self: LinesView) -> None:
+        is_leaving.set()
+        await asyncio.wait_for(is_told.wait(), timeout=10.0)
+        await asyncio.sleep(0.05)
+
+    operator = SlowOperator(*live.requests())
+    app, _ = live_app(operator)
+    async with app.run_test(size=(80, 24)) as pilot:
+        screen = await open_page(pilot, app)
+        screen.ask()
+        await asyncio.wait_for(is_asked.wait(), timeout=10.0)
+        monkeypatch.setattr(LinesView, "on_unmount", leave, raising=False)
+    assert is_told.is_set()
 
 
 async def test_the_request_that_was_asked_about_is_the_one_that_ends() -> None:
