@@ -48,6 +48,8 @@ class HostSeen(msgspec.Struct, frozen=True, kw_only=True):
     ranks: dict[str, RankSeen]
     deaths: tuple[DeathSeen, ...]
     has_gateway: bool
+    unheard: tuple[str, ...] = ()
+    """Ranks whose processes run and have not answered their agent yet."""
     gateway_evidence: Evidence = {}
     started_at_s: float = 0.0
     """When its agent started, by its own clock."""
@@ -99,11 +101,10 @@ def detect(state: DetectState, health: HealState, observation: Observation) -> t
             # Killed and started again so soon that its silence was none: it is a fault all the same.
             evidence: Evidence = {"silence_s": round(silence, 3), "agent": "killed, and started again"}
             events.append(AgentLost(host=host, silence_s=silence, evidence=evidence, at_s=now))
-            events.append(HostBack(host=host, live_ranks=tuple(sorted(seen.ranks)), at_s=now))
+            events.append(HostBack(host=host, live_ranks=_live(seen), at_s=now))
             continue
         if health.hosts.get(host) != "up":
-            live = tuple(sorted(rank_id for rank_id in seen.ranks))
-            events.append(HostBack(host=host, live_ranks=live, at_s=now))
+            events.append(HostBack(host=host, live_ranks=_live(seen), at_s=now))
             handled |= {(death.rank_id, death.pid) for death in seen.deaths}
             continue
         events += _of_ranks(health, host, seen, handled, now)
@@ -136,6 +137,10 @@ def detect(state: DetectState, health: HealState, observation: Observation) -> t
         suspects=tuple(sorted(suspects)),
     )
     return after, events
+
+
+def _live(seen: HostSeen) -> tuple[str, ...]:
+    return tuple(sorted({*seen.ranks, *seen.unheard}))
 
 
 def _was_replaced(state: DetectState, host: str, seen: HostSeen) -> bool:

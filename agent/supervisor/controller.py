@@ -88,7 +88,7 @@ class DeploymentWatch:
         self._beats: dict[str, Heartbeat] = {}
         self._restarts: dict[str, int] = {}
         self._inbox: list[HealEvent] = []
-        self._ports: dict[str, tuple[int, ...]] = {}
+        self._ports = state.step_ports(self.plan.name, controlled.spawn_generation)
         self._is_still = asyncio.Event()
         self._is_still.set()
         reach.learn(controlled.members)
@@ -197,9 +197,16 @@ class DeploymentWatch:
         )
 
     def _remember(self, beats: dict[str, Heartbeat]) -> None:
+        """The ranks' ports durably: one that has just been started must tell a silent agent from a lost host."""
         self._beats = beats
-        for host, beat in beats.items():
-            self._ports[host] = tuple(status.step_port for status in self._own_ranks(beat) if status.step_port)
+        found = {
+            host: tuple(status.step_port for status in self._own_ranks(beat) if status.step_port)
+            for host, beat in beats.items()
+        }
+        ports = self._ports | {host: numbers for host, numbers in found.items() if numbers}
+        if ports != self._ports:
+            self._ports = ports
+            self._state.put_step_ports(self.plan.name, self.controlled.spawn_generation, ports)
 
     def _own_ranks(self, beat: Heartbeat) -> list[RankStatus]:
         """Of this layout: an apply runs ranks of the same ids beside them, the new ones first and then the old."""
@@ -245,6 +252,11 @@ class DeploymentWatch:
                 DeathSeen(rank_id=dead.rank_id, pid=dead.pid, kind=dead.kind, evidence=dead.evidence)
                 for dead in beat.dead_ranks
                 if dead.deployment == name and dead.generation == self.controlled.spawn_generation
+            ),
+            unheard=tuple(
+                rank.rank_id
+                for rank in beat.unheard_ranks
+                if rank.deployment == name and rank.spawn_generation == self.controlled.spawn_generation
             ),
             has_gateway=host != self.plan.gateway_host or self.plan.serving.listen in beat.gateways,
             gateway_evidence=beat.dead_gateways.get(self.plan.serving.listen, {}),

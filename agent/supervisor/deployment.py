@@ -13,6 +13,7 @@ from agent.wire.history import Cause
 _PREFIX = "controller/"
 _APPLY_PREFIX = "apply/"
 _LEFT_PREFIX = "left/"
+_PORTS_PREFIX = "ports/"
 
 
 class Controlled(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +64,13 @@ class LeftBehind(msgspec.Struct, frozen=True, kw_only=True):
     order: StopRanks | Forget
 
 
+class StepPorts(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a layout's ranks accept connections, by host."""
+
+    spawn_generation: int
+    by_host: dict[str, tuple[int, ...]]
+
+
 class ControllerState:
     """The journal's view of both, typed."""
 
@@ -78,9 +86,22 @@ class ControllerState:
 
     def delete(self, deployment: str) -> None:
         self._journal.delete_state(_PREFIX + deployment)
+        self._journal.delete_state(_PORTS_PREFIX + deployment)
 
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(key.removeprefix(_PREFIX) for key in self._journal.list_state(_PREFIX)))
+
+    def put_step_ports(self, deployment: str, spawn_generation: int, by_host: dict[str, tuple[int, ...]]) -> None:
+        ports = StepPorts(spawn_generation=spawn_generation, by_host=by_host)
+        self._journal.put_state(_PORTS_PREFIX + deployment, msgspec.msgpack.encode(ports))
+
+    def step_ports(self, deployment: str, spawn_generation: int) -> dict[str, tuple[int, ...]]:
+        """Empty for a layout that nobody has heard a rank of."""
+        value = self._journal.get_state(_PORTS_PREFIX + deployment)
+        if value is None:
+            return {}
+        ports = msgspec.msgpack.decode(value, type=StepPorts)
+        return ports.by_host if ports.spawn_generation == spawn_generation else {}
 
     def put_apply(self, pending: PendingApply) -> None:
         self._journal.put_state(_APPLY_PREFIX + pending.deployment, msgspec.msgpack.encode(pending))

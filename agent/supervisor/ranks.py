@@ -17,7 +17,7 @@ import msgspec
 from agent.errors import FleetError
 from agent.supervisor.paths import HostPaths
 from agent.supervisor.processes import ProcessExit, ProcessRecord, ProcessTable, process_state
-from agent.wire.agent import AgentConfig, DeadRank, RankStart, StartRanks
+from agent.wire.agent import AgentConfig, DeadRank, RankStart, StartRanks, UnheardRank
 from agent.wire.framing import StreamClosed, decode, encode_frame, read_frame
 from agent.wire.rank import (
     DraftConfig,
@@ -44,7 +44,6 @@ OWN_STALL_S = 0.5
 """When this agent's own loop was late by more than this, silences are its own fault and count from anew."""
 START_GRACE_S = 60.0
 """A rank imports torch before it answers for the first time; it is not asked to hurry."""
-ADOPTION_GRACE_S = 2.0
 
 
 class HeldShard(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,6 +195,14 @@ class RankTable:
         """The last status of every rank that runs."""
         running = {record.name for record in self._processes.all("rank")}
         return tuple(self._statuses[name] for name in sorted(running) if name in self._statuses)
+
+    def unheard(self) -> tuple[UnheardRank, ...]:
+        """Ranks that run and were not heard yet. An agent that adopts them on a busy host may not wait for all."""
+        return tuple(
+            UnheardRank(deployment=record.deployment, spawn_generation=record.generation, rank_id=record.rank_id)
+            for record in self._processes.all("rank")
+            if record.name not in self._statuses
+        )
 
     def note_exit(self, event: ProcessExit) -> None:
         """A rank's process ended. Unless it was told to, that is for its controller to know."""

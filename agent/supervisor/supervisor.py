@@ -159,7 +159,7 @@ class Supervisor:
                         evidence={"pid": record.pid, "exit_status": "unknown: it ended while no agent ran"},
                     )
                     self._note_exit(exit_event)
-                # What is adopted is asked first: a rank that nobody has asked yet would look like one that is gone.
+                # What is adopted is asked first, so that the first heartbeat says how it is.
                 await asyncio.gather(self._ranks.look(), self._gateways.look())
                 self._recover_applies()
                 for name in self._state.names():
@@ -348,6 +348,7 @@ class Supervisor:
             started_at_s=self._started_at_s,
             at_s=time.time(),
             ranks=self._ranks.statuses(),
+            unheard_ranks=self._ranks.unheard(),
             dead_ranks=tuple(self._ranks.dead.values()),
             gateways=self._gateways.running(),
             backends=self._gateways.backends(),

@@ -348,6 +348,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     started_at_s: float
     at_s: float
     ranks: tuple[RankStatus, ...]
+    unheard_ranks: tuple[UnheardRank, ...] = ()
     dead_ranks: tuple[DeadRank, ...] = ()
     gateways: tuple[str, ...] = ()
     """Addresses of the gateways that run here."""
@@ -357,6 +358,14 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     """The agent before this one ended without a word."""
     dead_gateways: dict[str, dict[str, str | int | float]] = {}
     """Evidence of gateways that ended unasked and were not started again yet, by address."""
+
+
+class UnheardRank(msgspec.Struct, frozen=True, kw_only=True):
+    """A rank process that runs and has not answered this agent yet: it starts, or the host is busy."""
+
+    deployment: str
+    spawn_generation: int
+    rank_id: str
 
 
 class DeadRank(msgspec.Struct, frozen=True, kw_only=True):

@@ -140,12 +140,20 @@ class Cluster:
         return [msgspec.msgpack.decode(body, type=Event) for body in FrameSplitter().feed(frames)]
 
     def diary(self) -> str:
-        """All journals by time, for a failed test to show."""
-        events = sorted((event for host in self.hosts for event in self.events(host)), key=lambda event: event.at_s)
-        return "\n".join(
+        """All journals by time, for a failed test to show; silent agents are named."""
+        events: list[Event] = []
+        silent: list[str] = []
+        for host in self.hosts:
+            try:
+                events += self.events(host)
+            except AgentSilent as error:
+                silent.append(str(error))
+        events.sort(key=lambda event: event.at_s)
+        lines = (
             f"{event.at_s:.2f} {event.host} {event.kind} generation {event.generation} {event.body[:300]}"
             for event in events
         )
+        return "\n".join([*silent, *lines])
 
     def wait_serving(self, controller: str, deployment: str, *, timeout_s: float = 60.0) -> DeploymentStatus:
         return self.wait_state(controller, deployment, "serving", timeout_s=timeout_s)
@@ -219,6 +227,9 @@ class Cluster:
             return pid
 
         return until(answers, timeout_s=timeout_s, what=f"the agent of {host}")
+
+    def keeper_pid(self, host: str) -> int:
+        return next(pid for pid, is_keeper in _processes_of(str(self.hosts[host].prefix)) if is_keeper)
 
     def restart_keeper(self, host: str) -> None:
         """A fresh keeper: the pause before it starts a dead agent again grows with each death in a minute."""

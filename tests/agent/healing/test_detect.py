@@ -185,6 +185,8 @@ def test_a_host_that_answers_again_is_back_with_what_lives_there() -> None:
     assert watch(known, look(9.0, back)) == [[HostBack(host="h2", live_ranks=(), at_s=9.0)]]
     alive = {"h2": seen({"r0s1t0": rank()})}
     assert watch(known, look(9.0, alive)) == [[HostBack(host="h2", live_ranks=("r0s1t0",), at_s=9.0)]]
+    busy = {"h2": seen({}, unheard=("r0s1t0",))}
+    assert watch(known, look(9.0, busy)) == [[HostBack(host="h2", live_ranks=("r0s1t0",), at_s=9.0)]], "it runs"
 
 
 def test_an_agent_that_was_killed_is_told_however_soon_it_is_back() -> None:
