@@ -1,9 +1,9 @@
 """`make bench-preview`: what plans predict against what deployments do; writes docs/preview-accuracy.md.
 
 Three clusters of three hosts share this machine: equal shares of a core, unequal ones, and a slow link. On each,
-devices and links are probed, and two models are applied in four layouts. A prediction is what stands in the plan
-file before it is applied; runs of earlier plans on that cluster have corrected it as they do for any operator. Then
-one client asks, and eight at once. Nothing is fitted afterwards.
+devices and links are probed, and two models are applied in four layouts, each rehearsed before its plan is made. A
+prediction is what stands in the plan file before it is applied; runs of earlier plans on that cluster have
+corrected it as they do for any operator. Then one client asks, and eight at once. Nothing is fitted afterwards.
 
 `make bench-preview CLUSTERS=equal` measures one cluster alone; the document is written once all have been measured.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
+from agent.engine.linear.packed import PackedKernel
 from agent.planner.file import plan_from_toml
 from agent.planner.plan import Plan, rank_places
 from tests.benchmarks.models import Shape, write_random_model
@@ -41,7 +42,7 @@ from tests.benchmarks.preview_table import (
 )
 from tests.benchmarks.shaped_network import ShapedLink, network_namespace
 from tests.benchmarks.slow_hosts import SlowHosts, can_slow, slow_hosts
-from tests.benchmarks.table import commit_now
+from tests.benchmarks.table import commit_now, cpu_name
 from tests.integration.cluster import Cluster, free_listen, open_cluster
 
 NAME, GATEWAY = "preview", "h1"
@@ -59,6 +60,11 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "tensor 2": ("--strategy", "tensor", "--tensor", "2"),
     "hybrid 1,2": ("--strategy", "hybrid", "--tensor", "1,2"),
 }
+
+
+def serving_dtype() -> str:
+    """bfloat16 where the engine has a kernel for it here, else float32, as an operator would choose."""
+    return "bfloat16" if PackedKernel.supports(torch.device("cpu"), torch.bfloat16) else "float32"
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +131,7 @@ def _head(cases: Sequence[Case]) -> list[str]:
     taken = {case.condition: case.taken for case in cases}
     measured = "; ".join(f"{cluster} {when}" for cluster, when in taken.items())
     return [
-        f"{platform.machine()}, {os.cpu_count()} cores. Measured: {measured}. Prompts of {PROMPT} tokens, answers "
+        f"{os.cpu_count()} cores. Measured: {measured}. Prompts of {PROMPT} tokens, answers "
         f"of {ANSWER}; time to first token and time per token: one client, medians of {SINGLE_REQUESTS}; "
         f"throughput: {BATCH} clients, {FULL_REQUESTS} requests.",
         "",
@@ -150,11 +156,14 @@ def _measure(condition: Condition, folder: Path, *, models: Sequence[str], layou
         say(f"{condition.name}: probing")
         cluster.must("probe", ranks, timeout_s=600)
         for model in models:
-            say(f"{condition.name}: rehearsing {model}")
-            cluster.must("probe", ranks, "--model", str(folder / model), timeout_s=600)
             files = [folder / f"{model} {layout}.toml" for layout in layouts]
             first = []
             for layout, file in zip(layouts, files, strict=True):
+                # Anew, for the machine of a minute ago is another one.
+                cluster.must(
+                    *("probe", ranks, "--model", str(folder / model), "--dtype", serving_dtype(), "--force"),
+                    timeout_s=600,
+                )
                 _plan(cluster, folder / model, file, layout)
                 first.append(_measure_case(cluster, slowed, condition, file, model, layout))
                 say(_told(first[-1]))
@@ -172,7 +181,8 @@ def _plan(cluster: Cluster, model: Path, file: Path, layout: str) -> None:
         model,
         file,
         *("--name", NAME, "--listen", free_listen(), "--controller", GATEWAY),
-        *("--exclude-device", f"{GATEWAY}/cpu", "--context", str(CONTEXT), "--batch", str(BATCH)),
+        *("--exclude-device", f"{GATEWAY}/cpu", "--dtype", serving_dtype()),
+        *("--context", str(CONTEXT), "--batch", str(BATCH)),
         *("--prompt-tokens", str(PROMPT), "--answer-tokens", str(ANSWER)),
         *LAYOUTS[layout],
     )
@@ -185,7 +195,7 @@ def _measure_case(
     measured, held = _measure_plan(cluster, slowed, file)
     predicted = plan.predicted
     return Case(
-        taken=f"{time.strftime('%Y-%m-%d', time.gmtime())}, commit {commit_now()}",
+        taken=f"{time.strftime('%Y-%m-%d', time.gmtime())}, {cpu_name()}, {serving_dtype()}, commit {commit_now()}",
         condition=condition.name,
         model=model,
         layout=layout,

@@ -31,7 +31,7 @@ Figures = tuple[float, float, float]
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     taken: str
-    """When, and of which commit."""
+    """When, on which processor, in which dtype, and of which commit."""
     condition: str
     model: str
     layout: str

@@ -77,7 +77,7 @@ def _head() -> list[str]:
     kernel = platform.release().split("-")[0]
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return [
-        f"{_cpu()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB; {platform.system()} {kernel}, Python "
+        f"{cpu_name()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB; {platform.system()} {kernel}, Python "
         f"{platform.python_version()}, torch {version('torch')}, transformers {version('transformers')}, llama.cpp "
         f"of llama-cpp-python {VERSION}, compiled natively. One thread a process. Medians of the rounds of one "
         "pair, measured in alternation after one to warm up; at the end of a row its commit, the time it took and "
@@ -85,7 +85,7 @@ def _head() -> list[str]:
     ]
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
