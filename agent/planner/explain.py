@@ -29,6 +29,7 @@ from agent.planner.rates import (
     WARM_REQUEST_S,
     nominal_of,
     probed_overheads,
+    probed_rates,
     rates_of,
     slowed_link,
     turn_s,
@@ -257,8 +258,13 @@ def _best(problem: Problem) -> tuple[Layout, Estimate] | None:
 
 
 def _levers(problem: Problem, chosen: Chosen) -> list[str]:
-    """The three changes that gain most, each recomputed by itself."""
-    levers = [*_link_levers(problem, chosen), *_device_levers(problem, chosen), *_memory_levers(problem)]
+    """The changes that gain most, each recomputed by itself."""
+    levers = [
+        *_link_levers(problem, chosen),
+        *_device_levers(problem, chosen),
+        *_memory_levers(problem),
+        *_dtype_levers(problem, chosen),
+    ]
     best = sorted(levers, key=lambda lever: (lever.factor, lever.change))[:SHOWN_LEVERS]
     lines = [
         f"{lever.change}: {1 - lever.factor:.1%} better, {lever.words}"
@@ -267,7 +273,9 @@ def _levers(problem: Problem, chosen: Chosen) -> list[str]:
         for lever in best
         if lever.factor < 1 - LEAST_GAIN
     ]
-    return lines or ["nothing of what was tried by itself (links, bandwidth, compute, memory, each twice) helps"]
+    return lines or [
+        "nothing of what was tried by itself (links, bandwidth, compute, memory, each twice; another dtype) helps"
+    ]
 
 
 def _value(problem: Problem, chosen: Iterable[tuple[Layout, Estimate]]) -> float:
@@ -428,6 +436,42 @@ def _memory_levers(problem: Problem) -> list[Lever]:
         if after is not None:
             levers.append(_lever(problem, f"twice the memory of {place.name}, planned anew", after, before))
     return levers
+
+
+def _dtype_levers(problem: Problem, chosen: Chosen) -> list[Lever]:
+    """Another dtype that loses nothing of the model, planned anew: a processor may have no kernels for the model's
+    own. Told where every device was measured in it; rehearsals are left out, for they are of one dtype.
+    """
+    serving = problem.serving
+    if serving.quantisation != "none" or is_large(problem) or len(problem.places) > MAX_REPLANNED:
+        return []
+    probes = [place.device.probe for place in problem.places]
+    lossless: set[Dtype] = {"float32", problem.spec.dtype}
+    measured = [
+        dtype
+        for dtype in sorted(lossless - {serving.dtype})
+        if all(probe is not None and probed_rates(probe, dtype, "none") is not None for probe in probes)
+    ]
+    if not measured:
+        return []
+    plain = problem.varied(places=tuple(_without_rehearsals(place) for place in problem.places))
+    before, now = choose_replicas(plain), _value(problem, chosen)
+    if before is None:
+        return []
+    levers = []
+    for dtype in measured:
+        after = choose_replicas(plain.varied(serving=msgspec.structs.replace(serving, dtype=dtype)))
+        if after is not None:
+            factor = _value(plain, after) / _value(plain, before)
+            words = _figure_words(problem, now * factor)
+            levers.append(Lever(change=f"--dtype {dtype}, planned anew", factor=factor, words=words))
+    return levers
+
+
+def _without_rehearsals(place: Place) -> Place:
+    assert place.device.probe is not None
+    probe = msgspec.structs.replace(place.device.probe, models=())
+    return msgspec.structs.replace(place, device=msgspec.structs.replace(place.device, probe=probe))
 
 
 # --- bounds and rules ---------------------------------------------------------------------------------

@@ -122,6 +122,33 @@ def test_memory_helps_where_a_large_device_would_hold_it_all() -> None:
     assert any(line.startswith("twice the memory of one/cuda:0, planned anew: ") for line in lines)
 
 
+def test_a_dtype_that_the_processors_have_kernels_for_is_what_helps_most() -> None:
+    """The model's own is computed a tenth as fast here as float32, and the other way round it would lose bits."""
+    probe = device_probe(read_bytes_per_s=10e9)
+    slow_probe = msgspec.structs.replace(
+        probe,
+        gemms=tuple(
+            msgspec.structs.replace(gemm, seconds=10 * gemm.seconds) if gemm.dtype == "bfloat16" else gemm
+            for gemm in probe.gemms
+        ),
+    )
+    facts = cluster(host("old", msgspec.structs.replace(cpu(16), probe=slow_probe)))
+    assert LLAMA_1B.dtype == "bfloat16"
+    (first, *_) = explained(LLAMA_1B, facts)["what would help most"]
+    before, after = (
+        plan_for(LLAMA_1B, facts, serving=Serving(dtype=dtype)).predicted.time_per_token_s
+        for dtype in ("bfloat16", "float32")
+    )
+    assert first.startswith("--dtype float32, planned anew: ")
+    assert float(first.split(": ")[1].split("%")[0]) / 100 == pytest.approx(1 - after / before, abs=0.01)
+    in_float32 = explained(LLAMA_1B, facts, serving=Serving(dtype="float32"))["what would help most"]
+    assert not any("--dtype" in line for line in in_float32), "it is slower"
+    new = cluster(host("new", msgspec.structs.replace(cpu(16), probe=probe)))
+    wide = msgspec.structs.replace(LLAMA_1B, dtype="float32")
+    levers = explained(wide, new, serving=Serving(dtype="float32"))["what would help most"]
+    assert not any("--dtype" in line for line in levers), "the model would be rounded"
+
+
 def test_the_rule_of_thumb_is_told_with_what_it_would_cost() -> None:
     (line,) = explained(LLAMA_70B, MIXED_GPUS, serving=INT8)["rule of thumb"]
     pipeline = plan_for(LLAMA_70B, MIXED_GPUS, serving=INT8, objective=Objective(strategy="pipeline"))
