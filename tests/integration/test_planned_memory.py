@@ -25,12 +25,13 @@ from tests.agent.engine.rendezvous import serve_rendezvous
 from tests.agent.engine.threads import plan_links, rank_config
 from tests.agent.planner.clusters import cluster, cpu, drafting, host, plan_for
 
-SERVING = Serving(context=1024, batch=4, dtype="bfloat16", prefill_chunk=256)
+SERVING = Serving(context=512, batch=4, dtype="bfloat16", prefill_chunk=128)
+"""Small: a processor without bfloat16 instructions takes milliseconds a token."""
 SHAPE: dict[str, Any] = {
     "vocab_size": 16000,
     "hidden_size": 512,
     "intermediate_size": 1536,
-    "num_hidden_layers": 8,
+    "num_hidden_layers": 6,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "max_position_embeddings": 2048,
@@ -138,7 +139,7 @@ def test_ranks_hold_the_planned_bytes_and_stay_within_the_planned_memory(
     draft_dir = None
     if has_draft:
         draft_dir = folder / "draft"
-        shape = SHAPE | {"num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 512}
+        shape = SHAPE | {"num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 512}
         transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, dtype="bfloat16")).save_pretrained(
             draft_dir
         )

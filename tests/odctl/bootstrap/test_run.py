@@ -160,6 +160,7 @@ async def test_an_interrupted_upgrade_is_put_back(site: Site, bundles: Bundles) 
     assert not (site.prefix() / "install.lock").exists()
 
 
+@pytest.mark.slow
 async def test_missing_packages_are_installed_into_an_environment(
     site: Site, bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

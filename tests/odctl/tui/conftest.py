@@ -16,12 +16,19 @@ from odctl.tui.feed import Feed
 from odctl.tui.planning import Planner
 from odctl.tui.probing import Prober
 from tests.odctl.tui.frozen_fleet import FrozenClock
+from tests.odctl.tui.idle import wait_for_idle
 
 
 @pytest.fixture(autouse=True)
 def _still_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Input, "_toggle_cursor", lambda _input: None)
     monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("textual.app.wait_for_idle", wait_for_idle)
+    monkeypatch.setattr("textual.pilot.wait_for_idle", wait_for_idle)
 
 
 class RefusingApplier:
