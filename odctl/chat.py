@@ -9,7 +9,6 @@ import shlex
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
-import httpx
 import msgspec
 
 from agent.errors import FleetError
@@ -39,6 +38,8 @@ async def stream_answer(
 
     Raises E808 with the gateway's own words, also for an error in the middle of the stream.
     """
+    import httpx
+
     client = await fleet.client_of(status.gateway_host, status.gateway_socket)
     route, body = _body(request)
     try:
@@ -159,6 +160,8 @@ async def stream_chat(
     Raises E808 with the gateway's own words, also for an error in the middle of the stream and for a stream that
     ends without saying so.
     """
+    import httpx
+
     done_reason = ""
     usage: dict[str, int] = {}
     try:

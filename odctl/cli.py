@@ -102,6 +102,9 @@ def main(
         is_unlocked=is_unlocked, is_ascii=is_ascii, theme=theme, lock_reason=reason if read_only else ""
     )
     if ctx.invoked_subcommand is None:
+        from odctl.tui.responsive import collect_rarely
+
+        collect_rarely()
         from odctl.tui.app import run_app
 
         run_app(inventory_path, options)

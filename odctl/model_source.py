@@ -6,8 +6,8 @@ import asyncio
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import httpx
 import msgspec
 
 from agent.errors import ErrorDetail, FleetError
@@ -28,6 +28,9 @@ from agent.wire.agent import (
     UploadReply,
 )
 from odctl.fleet import Fleet
+
+if TYPE_CHECKING:
+    import httpx
 
 MANIFEST_TIMEOUT_S = 1800.0
 """The first question about a model makes its holder hash it."""
@@ -154,6 +157,8 @@ async def _vocabulary(fleet: Fleet, model: FoundModel, file: ManifestFile) -> di
 
 
 async def _read_ranges(client: httpx.AsyncClient, host: str, request: RangeRequest) -> bytes:
+    import httpx
+
     body, headers = msgspec.msgpack.encode(request), {"accept": MSGPACK, "content-type": MSGPACK}
     try:
         response = await client.post("/v1/ranges", content=body, headers=headers, timeout=READ_TIMEOUT_S)
@@ -181,6 +186,8 @@ async def _is_complete(fleet: Fleet, host: str, digest: str) -> bool:
 
 
 async def _put(client: httpx.AsyncClient, host: str, route: str, offset: int, body: bytes) -> UploadReply:
+    import httpx
+
     try:
         response = await client.put(route, params={"offset": offset}, content=body, timeout=300.0)
     except httpx.HTTPError as error:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-
-import httpx
+from typing import TYPE_CHECKING
 
 from agent.errors import FleetError
 from agent.planner.plan import Serving
@@ -14,6 +13,9 @@ from odctl.bench.measure import Objectives
 from odctl.bench.run import MAX_WARM_UP, Measurement, Settings
 from odctl.bench.server import find_server
 from odctl.fleet import Fleet
+
+if TYPE_CHECKING:
+    import httpx
 
 ANSWER_TIMEOUT_S = 600.0
 DEFAULT_REQUESTS = 16

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import httpx
 import msgspec
 
 from agent.errors import FleetError
 from odctl.bench.prompts import WordCost, calibration_prompt, word_cost
+
+if TYPE_CHECKING:
+    import httpx
 
 Api = Literal["openai", "ollama"]
 
@@ -74,6 +76,8 @@ class Server:
     """One model behind one address. The HTTP client belongs to the caller."""
 
     def __init__(self, client: httpx.AsyncClient, *, label: str, api: Api, model: str, timeout_s: float) -> None:
+        import httpx
+
         self.label = label
         self.api: Api = api
         self.model = model
@@ -82,6 +86,8 @@ class Server:
 
     async def ask(self, prompt: str | list[int], *, num_tokens: int) -> Answer:
         """A greedy answer of `num_tokens`, past the model's end where the server can. Raises RequestFailed."""
+        import httpx
+
         try:
             if self.api == "openai":
                 return await self._ask_openai(prompt, num_tokens)
@@ -190,6 +196,8 @@ async def find_server(
     client: httpx.AsyncClient, *, label: str, api: Api | None, model: str, timeout_s: float
 ) -> Server:
     """Look which API an address speaks and which models it has. Raises E808, E118 for a choice it leaves open."""
+    import httpx
+
     names: list[str] | None = None
     problem = "it speaks neither OpenAI's nor Ollama's API"
     for each in (api,) if api is not None else ("openai", "ollama"):

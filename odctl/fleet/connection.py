@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import httpx
 import msgspec
 
 from agent.errors import ErrorDetail, FleetError
@@ -20,6 +19,10 @@ from odctl.fleet.guard import WriteGuard
 from odctl.inventory import NO_SUCH_HOST, Inventory, select
 from odctl.ssh.failures import NO_SOCKET, connection_lost
 from odctl.ssh.transport import Transport
+
+if TYPE_CHECKING:
+    # Needed once a host is spoken to; until then the UI has painted, or a verb has refused its arguments.
+    import httpx
 
 T = TypeVar("T")
 
@@ -33,7 +36,7 @@ MSGPACK = "application/msgpack"
 NO_ANSWER = "E211"
 """An agent that is there, and silent."""
 
-OpenClient = Callable[[Transport, str], httpx.AsyncClient]
+OpenClient = Callable[[Transport, str], "httpx.AsyncClient"]
 
 
 class HostAccess(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,6 +177,8 @@ class Fleet:
 
     async def close(self) -> None:
         """Close clients, then transports, each within a limit."""
+        import httpx
+
         closers = [client.aclose for client in self._clients.values()]
         closers += [host.transport.close for host in self._hosts.values()]
         for close in closers:
@@ -216,6 +221,8 @@ class Fleet:
 
     async def _send(self, host: str, method: str, route: str, body: msgspec.Struct | None) -> httpx.Response:
         """One request. A GET that meets kept connections which an agent's restart closed is asked anew."""
+        import httpx
+
         attempts = GET_ATTEMPTS
         while True:
             attempts -= 1
@@ -293,6 +300,8 @@ def _headers(body: msgspec.Struct | None) -> dict[str, str]:
 
 def _stream_timeout() -> httpx.Timeout:
     """A stream may be silent for as long as nothing happens; getting it started may not."""
+    import httpx
+
     return httpx.Timeout(REQUEST_TIMEOUT_S, read=None)
 
 
@@ -331,6 +340,8 @@ class _naming:  # noqa: N801 - reads as a verb at its call sites
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        import httpx
+
         match error:
             case FleetError(code=code) if code == NO_SOCKET:
                 raise _no_agent(self._host) from error

@@ -11,11 +11,13 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-
-import httpx
+from typing import TYPE_CHECKING
 
 from agent.errors import FleetError
 from odctl.ssh.transport import ByteStream, RemoteResult, Transport
+
+if TYPE_CHECKING:
+    import httpx
 
 READ_ONLY = "E121"
 WAY_OUT = "^x or :unlock allows changes for ten minutes; `odctl --write` starts with them"

@@ -78,9 +78,11 @@ def replay(path: Path, *, at: str, plays: bool, options: UiOptions) -> Result:
     """Open the UI until it is left. Raises FleetError E101 or E122, E109 for a time or a theme that is none."""
     from agent.errors import FleetError
     from odctl.recording import open_recording
+    from odctl.tui.responsive import answer_keys_first, collect_rarely
+
+    collect_rarely()
     from odctl.tui.app_looks import check_theme, user_keymap
     from odctl.tui.model.playback import TIME_FORMS, TimeError
-    from odctl.tui.responsive import answer_keys_first
 
     check_theme(options.theme)
     recording = open_recording(path)

@@ -13,11 +13,16 @@ YOUNG_OBJECTS = 50_000
 painting makes thousands, and was held up by it for 10 ms, now and then for 80."""
 
 
+def collect_rarely() -> None:
+    """For this whole process; called before the UI is imported, which the collector would walk many times."""
+    gc.set_threshold(YOUNG_OBJECTS, 10, 10)
+
+
 def answer_keys_first() -> None:
     """For this whole process; called once all is imported, which the collector then never looks at again."""
     sys.setswitchinterval(GIL_TURN_S)
+    collect_rarely()
     gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS, 10, 10)
 
 
 def collect_young() -> None:

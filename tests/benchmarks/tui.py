@@ -102,7 +102,7 @@ def measure(view: View, num_hosts: int, *, seconds: float, keys: int, settle_s: 
 
 def _argv(view: View, num_hosts: int, folder: Path, *, interval_s: float = TICK_S) -> list[str]:
     return [
-        sys.executable, "-m", "tests.benchmarks.tui_app", "--hosts", str(num_hosts), "--view", view,
+        sys.executable, "-m", "tests.benchmarks.tui_main", "--hosts", str(num_hosts), "--view", view,
         "--counter", str(folder / COUNTER), "--interval", str(interval_s),
     ]  # fmt: skip
 

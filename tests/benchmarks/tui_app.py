@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks.tui_app`: what `make bench-tui` measures, run by it in a pty of its own.
+"""What `make bench-tui` measures, run by it in a pty of its own.
 
 Either the app itself over the simulated fleet, or the baseline: the same fleet on Textual's own DataTable.
 """
@@ -184,7 +184,3 @@ def main() -> None:
             app = kind(feed, clock=SystemClock())
             answer_keys_first()
     app.run()
-
-
-if __name__ == "__main__":
-    main()

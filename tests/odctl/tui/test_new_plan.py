@@ -200,10 +200,10 @@ async def test_a_new_plan_is_written_asked_about_before_it_is_lost_and_found_aga
     assert not app.is_running
 
 
-def test_the_app_is_opened_without_what_makes_plans() -> None:
+def test_the_app_is_opened_without_what_makes_plans_or_speaks_to_hosts() -> None:
     script = (
         "import sys, odctl.tui.app\n"
-        "heavy = ('numpy', 'agent.planner.make', 'agent.planner.edit', 'asyncssh')\n"
+        "heavy = ('numpy', 'agent.planner.make', 'agent.planner.edit', 'asyncssh', 'httpx')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run(
