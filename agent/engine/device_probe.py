@@ -54,6 +54,10 @@ THIN = ModelSpec(
 """A decoder whose layers take hardly longer than it takes to launch them."""
 MIN_REPEATS, MAX_REPEATS = 3, 1000
 LONG_SPANS = 2
+LONG_ROUND_S = 4.0
+"""A round of acts that takes so long is measured once, its first time: what a warm-up takes away is lost in it, and
+a slow device would not get through all it has to measure.
+"""
 """After so many spans even one repeat is enough."""
 HEADS, KV_HEADS, HEAD_SIZE = 32, 8, 128
 """Llama 3.1 8B's attention."""
@@ -245,20 +249,25 @@ def _timed_in_turn(acts: Sequence[Act], device: torch.device, span_s: float) -> 
     """Seconds of every repeat of every act; of a GPU's one figure each, which is a mean already."""
     if device.type == "cuda":
         return [[_cuda_seconds_of(act, device, span_s)] for act in acts]
-    for act in acts:
-        act(0)
+    first = [_seconds(act, 0) for act in acts]
+    if sum(first) >= LONG_ROUND_S:
+        return [[seconds] for seconds in first]
     times: list[list[float]] = [[] for _ in acts]
     begun = time.perf_counter()
     for number in count(1):
         for act, seconds in zip(acts, times, strict=True):
-            before = time.perf_counter()
-            act(number)
-            seconds.append(time.perf_counter() - before)
+            seconds.append(_seconds(act, number))
         # A slow device gets fewer repeats rather than no figures at all.
         is_long = time.perf_counter() - begun >= (span_s if number >= MIN_REPEATS else LONG_SPANS * span_s)
         if number >= MAX_REPEATS or is_long:
             break
     return times
+
+
+def _seconds(act: Act, number: int) -> float:
+    before = time.perf_counter()
+    act(number)
+    return time.perf_counter() - before
 
 
 def _cuda_seconds_of(act: Act, device: torch.device, span_s: float) -> float:

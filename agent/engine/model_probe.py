@@ -14,7 +14,7 @@ import msgspec
 import torch
 
 from agent.engine.decoder import Decoder
-from agent.engine.device_probe import KINDS, check_room, seconds_in_turn
+from agent.engine.device_probe import KINDS, LONG_ROUND_S, check_room, seconds_in_turn
 from agent.engine.layer_steps import Act, blocks_of, decoding, prompt, step_through
 from agent.engine.random_weights import random_weights
 from agent.engine.sampling import Sampler
@@ -124,7 +124,15 @@ class _Rehearsal:
         Acts of a point take turns, as steps and draws do when a rank serves.
         """
         span_s = self._order.sizes.span_s
-        rounds = [[seconds_in_turn(acts, self._device, span_s) for acts in points] for _ in range(ROUNDS)]
+        rounds = [[seconds_in_turn(acts, self._device, span_s) for acts in points]]
+        for _ in range(ROUNDS - 1):
+            rounds.append(
+                [
+                    # One that takes seconds has lasted through more than a moment already.
+                    seconds if sum(seconds) >= LONG_ROUND_S else seconds_in_turn(acts, self._device, span_s)
+                    for acts, seconds in zip(points, rounds[0], strict=True)
+                ]
+            )
         medians = [
             [statistics.median(times) for times in zip(*each, strict=True)] for each in zip(*rounds, strict=True)
         ]

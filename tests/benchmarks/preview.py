@@ -1,9 +1,9 @@
 """`make bench-preview`: what plans predict against what deployments do; writes docs/preview-accuracy.md.
 
 Three clusters of three hosts share this machine: equal shares of a core, unequal ones, and a slow link. On each,
-devices and links are probed, and two models are applied in four layouts, each rehearsed before its plan is made. A
-prediction is what stands in the plan file before it is applied; runs of earlier plans on that cluster have
-corrected it as they do for any operator. Then one client asks, and eight at once. Nothing is fitted afterwards.
+devices and links are probed, and two models are rehearsed and applied in four layouts. A prediction is what stands
+in the plan file before it is applied; runs of earlier plans on that cluster have corrected it as they do for any
+operator. Then one client asks, and eight at once. Nothing is fitted afterwards.
 
 `make bench-preview CLUSTERS=equal` measures one cluster alone; the document is written once all have been measured.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
+import signal
 import sys
 import tempfile
 import time
@@ -40,7 +40,7 @@ from tests.benchmarks.preview_table import (
     with_cluster,
     write,
 )
-from tests.benchmarks.shaped_network import ShapedLink, network_namespace
+from tests.benchmarks.shaped_network import ShapedLink, network_namespace, run_inside
 from tests.benchmarks.slow_hosts import SlowHosts, can_slow, slow_hosts
 from tests.benchmarks.table import commit_now, cpu_name
 from tests.integration.cluster import Cluster, free_listen, open_cluster
@@ -96,10 +96,12 @@ def main() -> int:
     if not can_slow():
         say("slow hosts are told apart by a control group, which takes root: nothing measured")
         return 1
+    # A stop from outside is to clean up as an interrupt does: the lab inside ends before its namespace.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not options.inside:
         with network_namespace(f"odctl-{NAME}-{os.getpid()}") as enter:
-            command = [*enter, sys.executable, "-m", "tests.benchmarks.preview", "--inside", *sys.argv[1:]]
-            return subprocess.run(command, check=False).returncode
+            status, _ = run_inside([*enter, sys.executable, "-m", __spec__.name, "--inside", *sys.argv[1:]])
+            return status
     order = [condition.name for condition in CONDITIONS]
     cases = [] if options.dry_run else kept_cases()
     with tempfile.TemporaryDirectory(prefix="odp-") as folder:
@@ -156,14 +158,13 @@ def _measure(condition: Condition, folder: Path, *, models: Sequence[str], layou
         say(f"{condition.name}: probing")
         cluster.must("probe", ranks, timeout_s=600)
         for model in models:
+            say(f"{condition.name}: rehearsing {model}")
+            cluster.must(
+                *("probe", ranks, "--model", str(folder / model), "--dtype", serving_dtype()), timeout_s=900
+            )
             files = [folder / f"{model} {layout}.toml" for layout in layouts]
             first = []
             for layout, file in zip(layouts, files, strict=True):
-                # Anew, for the machine of a minute ago is another one.
-                cluster.must(
-                    *("probe", ranks, "--model", str(folder / model), "--dtype", serving_dtype(), "--force"),
-                    timeout_s=600,
-                )
                 _plan(cluster, folder / model, file, layout)
                 first.append(_measure_case(cluster, slowed, condition, file, model, layout))
                 say(_told(first[-1]))

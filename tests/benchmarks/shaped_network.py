@@ -17,6 +17,8 @@ QUANTUM = "1514"
 """Bytes a class sends in one turn; without it the kernel complains of what it derives from such rates."""
 PARENT, OTHERS, SHAPED = "1:", "1:10", "1:20"
 COMMAND_TIMEOUT_S = 10.0
+STOP_LIMIT_S = 100.0
+"""For a lab to end that is stopped from outside."""
 
 
 @contextmanager
@@ -32,6 +34,20 @@ def network_namespace(name: str) -> Iterator[list[str]]:
         yield ["nsenter", f"--net=/run/netns/{name}"]
     finally:
         run(["ip", "netns", "del", name])
+
+
+def run_inside(argv: list[str], *, stdout: int | None = None) -> tuple[int, bytes]:
+    """Exit status, and what was written where `stdout` is a pipe. Whatever stops us stops the command first, by
+    SIGTERM, and gives its lab the time to end.
+    """
+    with subprocess.Popen(argv, stdout=stdout) as process:
+        try:
+            told, _ = process.communicate()
+        except BaseException:
+            process.terminate()
+            process.wait(STOP_LIMIT_S)
+            raise
+    return process.returncode, told or b""
 
 
 class ShapedLink:

@@ -24,7 +24,7 @@ import msgspec
 
 from odctl.lab import Lab
 from tests.benchmarks.output import say, write_between
-from tests.benchmarks.shaped_network import UNSHAPED, ShapedLink, network_namespace
+from tests.benchmarks.shaped_network import UNSHAPED, ShapedLink, network_namespace, run_inside
 from tests.benchmarks.table import commit_now
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
@@ -38,7 +38,6 @@ PLAN = ("--name", NAME, "--context", "256", "--batch", "1", "--min-hosts", "2", 
         "--controller", "h1", "--objective", "ttft", "--listen", LISTEN)  # fmt: skip
 COMMAND_LIMIT_S = 300.0
 RECORDED_LIMIT_S = 30.0
-STOP_LIMIT_S = 100.0
 PARTIAL = 5
 """Exit code of a probe of which a larger group failed: it happens beside other load, and pairs are enough."""
 SAID_CHARACTERS = 3000
@@ -89,7 +88,11 @@ def main() -> int:
     # A stop from outside is to clean up as an interrupt does: the lab inside ends before its namespace.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with network_namespace(f"odctl-slow-{secrets.token_hex(3)}") as inside:
-        told = _run_inside([*inside, sys.executable, "-m", __spec__.name, "--inside", "--rate", options.rate])
+        command = [*inside, sys.executable, "-m", __spec__.name, "--inside", "--rate", options.rate]
+        status, told = run_inside(command, stdout=subprocess.PIPE)
+    if status:
+        say(f"the lab's part ended with {status}")
+        return 1
     if options.json:
         sys.stdout.buffer.write(told)
         return 0
@@ -99,20 +102,6 @@ def main() -> int:
     if not options.dry_run:
         _write(text)
     return 0 if story.runs_until_change is not None else 1
-
-
-def _run_inside(argv: list[str]) -> bytes:
-    """What it wrote; whatever stops us stops it first, and gives its lab the time to end."""
-    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
-        try:
-            told, _ = process.communicate()
-        except BaseException:
-            process.terminate()
-            process.wait(STOP_LIMIT_S)
-            raise
-    if process.returncode:
-        raise RuntimeError(f"the lab's part ended with {process.returncode}")
-    return told
 
 
 def tell_story(rate: str) -> Story:

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from agent.engine.device_probe import LAYER_SEQUENCES, SKINNY_ROWS, measure_device, seconds_of
+from agent.engine import device_probe
+from agent.engine.device_probe import (
+    LAYER_SEQUENCES,
+    SKINNY_ROWS,
+    measure_device,
+    seconds_in_turn,
+    seconds_of,
+)
 from agent.errors import FleetError
 from agent.wire.probe import DeviceProbeConfig, ProbeSizes
 
@@ -79,6 +86,19 @@ def test_on_a_slow_device_one_repeat_is_enough() -> None:
 
     assert seconds_of(act, torch.device("cpu"), 1e-3) > 0.009
     assert calls == [0, 1]
+
+
+def test_what_takes_seconds_is_measured_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_probe, "LONG_ROUND_S", 0.02)
+    calls: list[int] = []
+
+    def act(number: int) -> None:
+        calls.append(number)
+        time.sleep(0.012)
+
+    one, other = seconds_in_turn([act, act], torch.device("cpu"), 1e-3)
+    assert calls == [0, 0]
+    assert min(one, other) >= 0.012
 
 
 def test_a_disk_without_room_is_not_filled(tmp_path: Path) -> None:
