@@ -475,7 +475,7 @@ def rank_cost(
     modelled = _modelled_rank(spec, share, step, dtype=dtype, quantisation=quantisation, rates=rates)
     kv_heads = share.kv_heads[1] - share.kv_heads[0]
     known = rehearsal.rehearsal_of(device.probe, spec, dtype, quantisation, parts=spec.num_kv_heads / kv_heads)
-    if known is None:
+    if known is None or device.probe is None:
         kind: str = device.kind if rates.is_measured or device.kind == "cuda" else f"unprobed {device.kind}"
         return msgspec.structs.replace(modelled, device=kind)
     rehearsed_share = cut_shares(spec, [spec.num_kv_heads // known.parts] * known.parts)[0]
@@ -486,7 +486,8 @@ def rank_cost(
         ).layer_s
 
     layers_alone = msgspec.structs.replace(step, sampled=0)
-    level = rehearsal.layer_s(known, layers_alone, modelled_s) / modelled_s(layers_alone)
+    filled_to = rehearsal.rows_at_once(device.probe, dtype, quantisation)
+    level = rehearsal.layer_s(known, layers_alone, modelled_s, filled_to=filled_to) / modelled_s(layers_alone)
     vocab = share.vocab[1] - share.vocab[0]
     vocab_share = vocab / (rehearsed_share.vocab[1] - rehearsed_share.vocab[0])
     return RankCost(

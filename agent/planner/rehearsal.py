@@ -14,7 +14,7 @@ import msgspec
 
 from agent.facts.model import Dtype, ModelSpec, Quantisation
 from agent.facts.probe import DeviceProbe, ModelProbe, StepProbe
-from agent.planner.step_cost import ROWS_AT_ONCE
+from agent.planner.step_cost import FILLING_KERNELS, ROWS_AT_ONCE
 from agent.planner.step_shape import StepShape
 
 Curve = Sequence[tuple[float, float]]
@@ -33,19 +33,33 @@ def rehearsal_of(
     return min(known, key=lambda each: abs(each.parts - parts), default=None)
 
 
-def layer_s(known: ModelProbe, step: StepShape, modelled_s: Callable[[StepShape], float]) -> float:
-    """Seconds of the rehearsed share of a layer; `modelled_s` is the cost model's for that share."""
+def rows_at_once(probe: DeviceProbe, dtype: Dtype, quantisation: Quantisation) -> int:
+    """Multiples of rows that this device's products of a prompt are filled up to."""
+    kernels = {gemm.kernel for gemm in probe.gemms if (gemm.dtype, gemm.quantisation) == (dtype, quantisation)}
+    return ROWS_AT_ONCE if kernels & set(FILLING_KERNELS) else 1
+
+
+def layer_s(
+    known: ModelProbe, step: StepShape, modelled_s: Callable[[StepShape], float], *, filled_to: int
+) -> float:
+    """Seconds of the rehearsed share of a layer; `modelled_s` is the cost model's for that share.
+
+    Rows of a prompt's chunk count as filled up to a multiple of `filled_to`.
+    """
     decodes = [(each.sequences, each.seconds) for each in known.steps if not each.is_prefill]
     if not step.is_prefill:
         measured_s, at = on_line(decodes, step.sequences), _decode_context(known)
         reference = StepShape(rows=step.rows, sequences=step.sequences, context=at, sampled=0)
         return _moved(measured_s, modelled_s(step) - modelled_s(reference))
     prompts = [
-        (_filled_up(each.rows), each.seconds) for each in known.steps if each.is_prefill and each.sequences == 1
+        (_filled_up(each.rows, filled_to), each.seconds)
+        for each in known.steps
+        if each.is_prefill and each.sequences == 1
     ]
     chunks = [*decodes[:1], *prompts]
     further = step.sequences - 1
-    measured_s = on_line(chunks, _filled_up(step.rows - further)) + further * _beside_s(known, chunks, decodes)
+    beside_s = _beside_s(known, chunks, decodes, filled_to)
+    measured_s = on_line(chunks, _filled_up(step.rows - further, filled_to)) + further * beside_s
     alone = msgspec.structs.replace(step, sequences=1)
     reference = StepShape(rows=step.rows, sequences=1, context=max(1, step.rows // 2), sampled=0)
     return _moved(measured_s, modelled_s(alone) - modelled_s(reference))
@@ -81,18 +95,19 @@ def on_line(points: Curve, at: float) -> float:
     return low_s + (at - low) / (high - low) * (high_s - low_s)
 
 
-def _filled_up(rows: int) -> int:
-    return -(-rows // ROWS_AT_ONCE) * ROWS_AT_ONCE
+def _filled_up(rows: int, filled_to: int) -> int:
+    return -(-rows // filled_to) * filled_to
 
 
-def _beside_s(known: ModelProbe, chunks: Curve, decodes: Curve) -> float:
+def _beside_s(known: ModelProbe, chunks: Curve, decodes: Curve, filled_to: int) -> float:
     """Of one more sequence beside a chunk; at least what one more takes in a step of decoding."""
     (first, first_s), (last, last_s) = decodes[0], decodes[-1]
     decoding_s = max(0.0, last_s - first_s) / (last - first) if last > first else 0.0
     for each in known.steps:
         if each.is_prefill and each.sequences > 1:
             beside = each.sequences - 1
-            return max(decoding_s, (each.seconds - on_line(chunks, _filled_up(each.rows - beside))) / beside)
+            alone_s = on_line(chunks, _filled_up(each.rows - beside, filled_to))
+            return max(decoding_s, (each.seconds - alone_s) / beside)
     return decoding_s
 
 

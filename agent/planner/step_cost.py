@@ -13,6 +13,8 @@ from agent.planner.plan import BLOCK_TOKENS
 ROW_COST = 1 / 16
 ROWS_AT_ONCE = 16
 """Rows that a CPU's matrix units take together: a few more cost nothing, and ranks fill prompts up to multiples."""
+FILLING_KERNELS = ("packed", "int8")
+"""The engine's products that do fill up; of all others each row counts."""
 MIN_MICRO_BATCH = 4
 """Sequences that decode together before another micro-batch is put in flight: two of 4 are 1.2 times as fast as one
 of 8 where the stages have memory buses of their own, two of 2 only 1.1 times as fast as one of 4, and slower where

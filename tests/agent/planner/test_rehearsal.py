@@ -13,7 +13,7 @@ from agent.planner.cost import decode_step, estimate_layout, prefill_step, rank_
 from agent.planner.layout import Layout, StageLayout, cut_shares
 from agent.planner.plan import Serving
 from agent.planner.rates import WARM_REQUEST_S, LinkTable, turn_s
-from agent.planner.rehearsal import layer_s, on_line, rehearsal_of, rest_s, rests_of
+from agent.planner.rehearsal import layer_s, on_line, rehearsal_of, rest_s, rests_of, rows_at_once
 from agent.planner.step_shape import StepShape
 from tests.agent.facts.probes import device_probe, record_of
 from tests.agent.planner.clusters import LLAMA_1B, cluster, cpu, host, places_of
@@ -60,7 +60,24 @@ def test_a_chunk_that_was_not_full_counts_for_what_kernels_filled_it_up_to() -> 
     uneven = msgspec.structs.replace(uneven, steps=steps)
     for rows, sequences in ((81, 1), (96, 1), (150, 1), (99, 4)):
         step = StepShape(rows=rows, sequences=sequences, context=rows, sampled=0)
-        assert layer_s(uneven, step, flat) == layer_s(rehearsed(), step, flat)
+        assert layer_s(uneven, step, flat, filled_to=16) == layer_s(rehearsed(), step, flat, filled_to=16)
+
+
+def test_where_kernels_fill_nothing_up_each_row_counts() -> None:
+    for rows, expected_ms in ((96, 20), (48, 10 + 47 / 95 * 10), (144, 25)):
+        step = StepShape(rows=rows, sequences=1, context=rows, sampled=0)
+        assert layer_s(rehearsed(), step, flat, filled_to=1) == pytest.approx(expected_ms * 1e-3)
+    plain = device_probe()
+    packed = msgspec.structs.replace(
+        plain,
+        gemms=tuple(
+            msgspec.structs.replace(each, kernel="packed") if each.dtype == "bfloat16" else each
+            for each in plain.gemms
+        ),
+    )
+    assert rows_at_once(plain, "bfloat16", "none") == 1
+    assert rows_at_once(packed, "bfloat16", "none") == 16
+    assert rows_at_once(packed, "float32", "none") == 1
 
 
 def test_between_two_points_there_is_a_line_and_behind_the_last_it_goes_on() -> None:
@@ -85,7 +102,7 @@ def test_between_two_points_there_is_a_line_and_behind_the_last_it_goes_on() -> 
 )
 def test_steps_between_those_that_were_measured(rows: int, sequences: int, expected_ms: float) -> None:
     point = StepShape(rows=rows, sequences=sequences, context=256, sampled=0)
-    assert layer_s(rehearsed(), point, flat) == pytest.approx(expected_ms * 1e-3)
+    assert layer_s(rehearsed(), point, flat, filled_to=16) == pytest.approx(expected_ms * 1e-3)
 
 
 def test_another_context_differs_by_what_the_cost_model_says() -> None:
@@ -93,8 +110,9 @@ def test_another_context_differs_by_what_the_cost_model_says() -> None:
         return 1e-6 * point.context * point.sequences
 
     longer = StepShape(rows=2, sequences=2, context=1256, sampled=0)
-    assert layer_s(rehearsed(), longer, per_position) == pytest.approx(11e-3 + 2 * 1000 * 1e-6)
-    assert layer_s(rehearsed(), StepShape(rows=8, sequences=8, context=1, sampled=0), lambda p: p.context) > 0
+    shorter = StepShape(rows=8, sequences=8, context=1, sampled=0)
+    assert layer_s(rehearsed(), longer, per_position, filled_to=16) == pytest.approx(11e-3 + 2 * 1000 * 1e-6)
+    assert layer_s(rehearsed(), shorter, lambda p: p.context, filled_to=16) > 0
 
 
 def test_the_nearest_share_stands_in_for_another() -> None:
