@@ -54,11 +54,11 @@ THIN = ModelSpec(
 """A decoder whose layers take hardly longer than it takes to launch them."""
 MIN_REPEATS, MAX_REPEATS = 3, 1000
 LONG_SPANS = 2
+"""After so many spans even one repeat is enough."""
 LONG_ROUND_S = 4.0
 """A round of acts that takes so long is measured once, its first time: what a warm-up takes away is lost in it, and
 a slow device would not get through all it has to measure.
 """
-"""After so many spans even one repeat is enough."""
 HEADS, KV_HEADS, HEAD_SIZE = 32, 8, 128
 """Llama 3.1 8B's attention."""
 DISK_WRITE_LIMIT_S = 3.0

@@ -45,7 +45,7 @@ MAX_TRIED_DEVICES = 12
 MAX_LEVERS = 48
 """Links and devices, each, whose change is estimated."""
 MAX_REPLANNED = 16
-"""Devices that are planned with twice their memory."""
+"""Devices that are planned anew with twice their memory, and in another dtype."""
 SHOWN_LEVERS = 3
 LEAST_GAIN = 0.001
 MAX_CONSTANTS = 12
@@ -259,12 +259,9 @@ def _best(problem: Problem) -> tuple[Layout, Estimate] | None:
 
 def _levers(problem: Problem, chosen: Chosen) -> list[str]:
     """The changes that gain most, each recomputed by itself."""
-    levers = [
-        *_link_levers(problem, chosen),
-        *_device_levers(problem, chosen),
-        *_memory_levers(problem),
-        *_dtype_levers(problem, chosen),
-    ]
+    levers = [*_link_levers(problem, chosen), *_device_levers(problem, chosen)]
+    if not is_large(problem) and len(problem.places) <= MAX_REPLANNED:
+        levers += [*_memory_levers(problem), *_dtype_levers(problem, chosen)]
     best = sorted(levers, key=lambda lever: (lever.factor, lever.change))[:SHOWN_LEVERS]
     lines = [
         f"{lever.change}: {1 - lever.factor:.1%} better, {lever.words}"
@@ -418,8 +415,6 @@ def _swapped(layout: Layout, old: Place, new: Place) -> Layout:
 
 def _memory_levers(problem: Problem) -> list[Lever]:
     """Twice the memory of a device, planned anew: what changes is who holds what."""
-    if is_large(problem) or len(problem.places) > MAX_REPLANNED:
-        return []
     free = choose_replicas(problem)
     if free is None:
         return []
@@ -443,7 +438,7 @@ def _dtype_levers(problem: Problem, chosen: Chosen) -> list[Lever]:
     own. Told where every device was measured in it; rehearsals are left out, for they are of one dtype.
     """
     serving = problem.serving
-    if serving.quantisation != "none" or is_large(problem) or len(problem.places) > MAX_REPLANNED:
+    if serving.quantisation != "none":
         return []
     probes = [place.device.probe for place in problem.places]
     lossless: set[Dtype] = {"float32", problem.spec.dtype}

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import torch
 from agent.engine.linear.packed import PackedKernel
 from agent.planner.file import plan_from_toml
 from agent.planner.plan import Plan, rank_places
+from agent.telemetry.cpu import cpu_name
 from tests.benchmarks.models import Shape, write_random_model
 from tests.benchmarks.output import say
 from tests.benchmarks.preview_table import (
@@ -42,13 +42,13 @@ from tests.benchmarks.preview_table import (
 )
 from tests.benchmarks.shaped_network import ShapedLink, network_namespace, run_inside
 from tests.benchmarks.slow_hosts import slow_host
-from tests.benchmarks.table import commit_now, cpu_name
+from tests.benchmarks.table import commit_now
 from tests.integration.cluster import Cluster, free_listen, open_cluster
 
 NAME, GATEWAY = "preview", "h1"
 """The first host decides and speaks to clients, and has no rank: its share is what the others leave."""
 PROMPT, ANSWER, BATCH, CONTEXT = 120, 24, 8, 256
-"""The load's prompts are a few tokens longer or shorter: all of them are filled up to 128 rows."""
+"""The load's prompts are a few tokens longer or shorter; kernels that fill rows up fill all of them up to 128."""
 SINGLE_REQUESTS, FULL_REQUESTS = 8, 24
 MODELS = {
     "wide": Shape(layers=3, hidden=1536, heads=24, kv_heads=8, ffn=3072, vocab=8_000),
@@ -146,8 +146,7 @@ def _chosen(known: Iterable[str], names: str) -> list[str]:
 
 def _measure(condition: Condition, folder: Path, *, models: Sequence[str], layouts: Sequence[str]) -> list[Case]:
     cases: list[Case] = []
-    with ExitStack() as stack:
-        cluster = stack.enter_context(open_cluster(num_hosts=1 + len(condition.cores)))
+    with open_cluster(num_hosts=1 + len(condition.cores)) as cluster:
         for index, share in enumerate(condition.cores, start=2):
             slow_host(cluster.hosts[f"h{index}"].prefix, share)
         if condition.slow_link is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from agent.telemetry.cpu import cpu_name
 from tests.benchmarks.alternate import Measured
 from tests.benchmarks.output import write_between
 from tests.benchmarks.peers import VERSION
@@ -83,13 +84,6 @@ def _head() -> list[str]:
         "pair, measured in alternation after one to warm up; at the end of a row its commit, the time it took and "
         "the load before it.",
     ]
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def _line(row: Row, result: Result) -> str:

@@ -105,6 +105,16 @@ def test_what_one_model_was_measured_to_need_says_less_of_another() -> None:
     assert own.log_width < other.log_width
 
 
+def test_one_run_says_less_against_a_rehearsal_than_against_a_table() -> None:
+    """The very run: what the engine's own layers were measured to take is known better."""
+    moved = {}
+    for device in ("cpu", "rehearsed cpu"):
+        parts = {f"{device} reads": 0.09, f"{device} launches": 0.01}
+        fitted = fit_calibration([MeasuredTime(parts=parts, measured_s=0.08, model="m")])
+        moved[device] = 1 - seconds_of(parts, fitted, model="m") / 0.1
+    assert 0 < moved["rehearsed cpu"] < 0.6 * moved["cpu"]
+
+
 def test_one_run_of_a_busy_machine_does_not_spoil_the_rest() -> None:
     parts = {"cuda reads": 0.01}
     runs = [MeasuredTime(parts=parts, measured_s=0.01, model="m") for _ in range(6)]
