@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from statistics import median
+from statistics import geometric_mean, median
 from typing import TypeVar
 
 import msgspec
@@ -25,6 +25,9 @@ from agent.facts.probe import (
 )
 
 Timed = TypeVar("Timed", GemmProbe, AttentionProbe, LayerProbe, StepProbe, HeadProbe, RestProbe)
+
+RehearsalKey = tuple[str, str, str, int, int]
+"""Widths, dtype, quantisation, parts and layers: rehearsals of one are of the same thing."""
 
 HASH_CHARACTERS = 12
 EQUAL_WITHIN: dict[DeviceKind, float] = {"cpu": 0.15, "cuda": 0.1}
@@ -92,9 +95,10 @@ def _typical_probes(
                 alike.setdefault((hashes[host.name], device.kind, device.name), []).append((host.name, device.id))
     typical = dict(probes)
     for (_, kind, _), names in alike.items():
-        in_order = sorted(names, key=lambda name: (_speed(probes[name]), name))
-        typical_speed = _speed(probes[in_order[(len(in_order) - 1) // 2]])
-        near = [name for name in in_order if abs(_speed(probes[name]) / typical_speed - 1) <= EQUAL_WITHIN[kind]]
+        speeds = dict(zip(names, _speeds([probes[name] for name in names]), strict=True))
+        in_order = sorted(names, key=lambda name: (speeds[name], name))
+        typical_speed = speeds[in_order[(len(in_order) - 1) // 2]]
+        near = [name for name in in_order if abs(speeds[name] / typical_speed - 1) <= EQUAL_WITHIN[kind]]
         pooled = _pooled([probes[name] for name in near])
         typical |= dict.fromkeys(near, pooled)
     return typical
@@ -119,10 +123,9 @@ def _pooled(probes: Sequence[DeviceProbe]) -> DeviceProbe:
 
 def _pooled_models(of_devices: Sequence[tuple[ModelProbe, ...]]) -> Iterator[ModelProbe]:
     """A model that only some have rehearsed counts for all."""
-    alike: dict[tuple[str, str, str, int, int], list[ModelProbe]] = {}
+    alike: dict[RehearsalKey, list[ModelProbe]] = {}
     for model in (model for models in of_devices for model in models):
-        key = (model.widths, model.dtype, model.quantisation, model.parts, model.num_layers)
-        alike.setdefault(key, []).append(model)
+        alike.setdefault(_key_of(model), []).append(model)
     for models in alike.values():
         yield msgspec.structs.replace(
             models[0],
@@ -131,6 +134,10 @@ def _pooled_models(of_devices: Sequence[tuple[ModelProbe, ...]]) -> Iterator[Mod
             heads=_of_medians([model.heads for model in models], "rows"),
             rests=_of_medians([model.rests for model in models], "idle_s"),
         )
+
+
+def _key_of(model: ModelProbe) -> RehearsalKey:
+    return model.widths, model.dtype, model.quantisation, model.parts, model.num_layers
 
 
 def _of_medians(of_devices: Sequence[tuple[Timed, ...]], *key: str) -> tuple[Timed, ...]:
@@ -145,7 +152,23 @@ def _of_medians(of_devices: Sequence[tuple[Timed, ...]], *key: str) -> tuple[Tim
     return tuple(msgspec.structs.replace(entry, seconds=median(seconds[key_of(entry)])) for entry in of_devices[0])
 
 
-def _speed(probe: DeviceProbe) -> float:
+def _speeds(probes: Sequence[DeviceProbe]) -> list[float]:
+    """How fast each of these decodes, to compare them: in models that all have rehearsed, or a product.
+
+    A rehearsal goes through its points three times within a minute, a product is measured in one moment: where
+    others shared its machine, that made one of three equal hosts 30% slower.
+    """
+    decoding = [
+        {_key_of(model): step.seconds for model in probe.models for step in model.steps if step.rows == 1}
+        for probe in probes
+    ]
+    shared = set(decoding[0]).intersection(*decoding)
+    if shared:
+        return [1 / geometric_mean(seconds[key] for key in sorted(shared)) for seconds in decoding]
+    return [_product_speed(probe) for probe in probes]
+
+
+def _product_speed(probe: DeviceProbe) -> float:
     """Bytes/s of the leanest product: what decoding hangs on most."""
     skinny = [gemm.weight_bytes_per_s for gemm in probe.gemms if gemm.rows == 1 and gemm.quantisation == "none"]
     return max(skinny, default=probe.read_bytes_per_s)

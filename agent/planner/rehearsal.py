@@ -1,7 +1,7 @@
 """What rehearsals of a model say of a layer and of the head, for steps between those that were measured. Pure.
 
 Between two measured points seconds lie on a line; beyond the last they go on along it. A further sequence costs
-what one more did between the fewest and the most, in a step of decoding or beside a prompt's chunk. Steps with
+what one more did in a step of several, or beside a prompt's chunk. Steps with
 another context differ by what the cost model says of the difference.
 """
 
@@ -100,8 +100,9 @@ def _filled_up(rows: int, filled_to: int) -> int:
 
 
 def _beside_s(known: ModelProbe, chunks: Curve, decodes: Curve, filled_to: int) -> float:
-    """Of one more sequence beside a chunk; at least what one more takes in a step of decoding."""
-    (first, first_s), (last, last_s) = decodes[0], decodes[-1]
+    """Of one more sequence beside a chunk; at least what one more takes in a step of decoding several."""
+    several = decodes[1:] if len(decodes) > 2 else decodes  # one alone has a kernel of its own
+    (first, first_s), (last, last_s) = several[0], several[-1]
     decoding_s = max(0.0, last_s - first_s) / (last - first) if last > first else 0.0
     for each in known.steps:
         if each.is_prefill and each.sequences > 1:

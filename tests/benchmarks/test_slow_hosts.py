@@ -32,6 +32,23 @@ def test_a_thread_rests_for_what_it_computes_and_for_nothing_else(work_s: float)
     assert took_s >= 0.85 * cpu_s / 0.25
 
 
+def test_a_wait_for_a_core_is_taken_off_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = iter([0.0, 0.03, 0.04, 0.04, 0.04])  # at the beginning, and before and after each rest
+    monkeypatch.setattr(Stretch, "_wait_for_core_s", lambda _: next(waits))
+    stretch = Stretch(0.2)
+    rests_s = []
+    for _ in range(2):
+        until_s = time.thread_time() + 0.01
+        while time.thread_time() < until_s:
+            pass
+        begun = time.perf_counter()
+        stretch.rest()
+        rests_s.append(time.perf_counter() - begun)
+    first_s, second_s = rests_s
+    assert first_s >= 0.01, "of 40 ms, 30 had been waited for already"
+    assert second_s >= first_s + 0.015
+
+
 def test_only_engines_of_the_slow_host_are_slow(tmp_path: Path) -> None:
     """The very release that agents run, beside itself."""
     rates: dict[str, list[float]] = {}

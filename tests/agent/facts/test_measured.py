@@ -63,6 +63,20 @@ def test_rehearsals_of_equal_devices_are_pooled_and_serve_those_that_have_none()
     assert all(probe is not None and probe.models == (rehearsed(),) for probe in found)
 
 
+@pytest.mark.parametrize(("product", "level", "is_equal"), [(0.6, 1.05, True), (1.0, 2.0, False)])
+def test_equal_is_what_rehearses_equally_whatever_a_product_did_in_one_moment(
+    product: float, level: float, *, is_equal: bool
+) -> None:
+    hosts = [host(name, cpu(8)) for name in ("a", "b", "c")]
+    usual = msgspec.structs.replace(device_probe(), models=(rehearsed(),))
+    other = msgspec.structs.replace(
+        device_probe(read_bytes_per_s=product * 10e9), models=(rehearsed(level=level), rehearsed(parts=2))
+    )
+    records = [record_of(each, other if each.name == "c" else usual) for each in hosts]
+    a, _, c = (each.devices[0].probe for each in with_probes(cluster(*hosts), records).hosts)
+    assert (a == c) == is_equal
+
+
 def test_a_link_carries_its_direction_and_the_line_through_its_sums() -> None:
     group = group_probe(ALPHA, BETA, small_s=100e-6, large_s=1132e-6)
     records = [

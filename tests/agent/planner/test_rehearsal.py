@@ -105,6 +105,17 @@ def test_steps_between_those_that_were_measured(rows: int, sequences: int, expec
     assert layer_s(rehearsed(), point, flat, filled_to=16) == pytest.approx(expected_ms * 1e-3)
 
 
+def test_a_few_rows_cost_what_they_were_measured_to_and_one_more_what_it_adds_to_several() -> None:
+    """One row alone has a kernel of its own: what a second one adds to it says nothing of an eighth."""
+    known = rehearsed()
+    few = tuple(StepProbe(rows=rows, sequences=rows, context=256, seconds=15e-3) for rows in (2, 4))
+    mixed = msgspec.structs.replace(known.steps[-1], seconds=known.steps[-2].seconds)
+    known = msgspec.structs.replace(known, steps=(known.steps[0], *few, *known.steps[1:-1], mixed))
+    for rows, sequences, expected_ms in ((1, 1, 10), (2, 2, 15), (4, 4, 15), (6, 6, 16), (96 + 3, 4, 20 + 3 / 3)):
+        step = StepShape(rows=rows, sequences=sequences, context=256, sampled=0)
+        assert layer_s(known, step, flat, filled_to=16) == pytest.approx(expected_ms * 1e-3)
+
+
 def test_another_context_differs_by_what_the_cost_model_says() -> None:
     def per_position(point: StepShape) -> float:
         return 1e-6 * point.context * point.sequences
