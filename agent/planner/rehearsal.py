@@ -1,8 +1,8 @@
 """What rehearsals of a model say of a layer and of the head, for steps between those that were measured. Pure.
 
 Between two measured points seconds lie on a line; beyond the last they go on along it. A further sequence costs
-what one more did in a step of several, or beside a prompt's chunk. Steps with
-another context differ by what the cost model says of the difference.
+what one more did in a step of several, or beside a prompt's chunk. Steps with another context differ by what the
+cost model says of the difference.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Stretch(threading.local):
         self._factor = 1 / share - 1
         self._owed_s = 0.0
         self._schedstat = os.open(SCHEDSTAT, os.O_RDONLY)
-        self._mark_s, self._waited_s = time.thread_time(), self._wait_for_core_s()
+        self.begin()
         ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, TIMER_SLACK_NS, 0, 0, 0)
 
     def begin(self) -> None:
@@ -50,10 +50,8 @@ class Stretch(threading.local):
             before = time.perf_counter()
             time.sleep(self._owed_s)
             self._owed_s -= time.perf_counter() - before
-            # Of the rest, not of what comes next: waking up late is in the line above.
-            waited_s = self._wait_for_core_s()
         self._owed_s = max(-MOST_AHEAD_S, self._owed_s)
-        self._mark_s, self._waited_s = time.thread_time(), waited_s
+        self.begin()  # waking up late was part of the rest
 
     def _wait_for_core_s(self) -> float:
         """Of this thread, since it began."""
