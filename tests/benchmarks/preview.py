@@ -42,6 +42,7 @@ from tests.benchmarks.preview_table import (
 )
 from tests.benchmarks.shaped_network import ShapedLink, network_namespace, run_inside
 from tests.benchmarks.slow_hosts import slow_host
+from tests.benchmarks.stretch import usual_pace_s
 from tests.benchmarks.table import commit_now
 from tests.integration.cluster import Cluster, free_listen, open_cluster
 
@@ -147,8 +148,9 @@ def _chosen(known: Iterable[str], names: str) -> list[str]:
 def _measure(condition: Condition, folder: Path, *, models: Sequence[str], layouts: Sequence[str]) -> list[Case]:
     cases: list[Case] = []
     with open_cluster(num_hosts=1 + len(condition.cores)) as cluster:
+        usual_s = usual_pace_s()
         for index, share in enumerate(condition.cores, start=2):
-            slow_host(cluster.hosts[f"h{index}"].prefix, share)
+            slow_host(cluster.hosts[f"h{index}"].prefix, share, usual_s=usual_s)
         if condition.slow_link is not None:
             one, other, rate = condition.slow_link
             ShapedLink(cluster.hosts[one].address, cluster.hosts[other].address).set_rate(rate)

@@ -16,14 +16,17 @@ STRETCH = Path(__file__).with_name("stretch.py")
 BEGIN = 'if __name__ == "__main__":\n'
 
 
-def slow_host(prefix: Path, share: float) -> None:
-    """Engines that the agent of this prefix starts from now on compute for `share` of the time."""
+def slow_host(prefix: Path, share: float, *, usual_s: float = 0.0) -> None:
+    """Engines that the agent of this prefix starts from now on compute for `share` of the time.
+
+    With `usual_s` (`stretch.usual_pace_s`), as if this machine's memory were always as quick as that.
+    """
     engine = prefix / "current" / "agent" / "engine"
     shutil.copy(STRETCH, engine / STRETCH.name)
     main = engine / "__main__.py"
     text = main.read_text()
     assert text.count(BEGIN) == 1, main
-    call = f"    from agent.engine.{STRETCH.stem} import stretch_engine\n\n    stretch_engine({share})\n"
+    call = f"    from agent.engine.{STRETCH.stem} import stretch_engine\n\n    stretch_engine({share}, {usual_s})\n"
     # A new file: releases of one lab may share the old one.
     main.unlink()
     main.write_text(text.replace(BEGIN, BEGIN + call))

@@ -15,7 +15,7 @@ import agent
 from agent.wire.probe import DeviceProbeConfig, DeviceReport
 from tests.agent.engine.test_device_probe import TINY
 from tests.benchmarks.slow_hosts import slow_host
-from tests.benchmarks.stretch import Stretch
+from tests.benchmarks.stretch import Pace, Stretch, usual_pace_s
 
 
 @pytest.mark.parametrize("work_s", [1e-3, 5e-3])
@@ -47,6 +47,32 @@ def test_a_wait_for_a_core_is_taken_off_the_rest(monkeypatch: pytest.MonkeyPatch
     first_s, second_s = rests_s
     assert first_s >= 0.01, "of 40 ms, 30 had been waited for already"
     assert second_s >= first_s + 0.015
+
+
+@pytest.mark.parametrize("slowness", [0.8, 1.0, 2.0])
+def test_what_neighbours_take_of_the_memory_is_taken_off_the_rest(slowness: float) -> None:
+    """As long in all, whatever the same work takes now: twice as much of computing leaves less to rest."""
+
+    class Told(Pace):
+        @property
+        def seconds(self) -> float:
+            return slowness * 1e-3
+
+    stretch = Stretch(0.25, pace=Told(), usual_s=1e-3)
+    stretch.begin()
+    begun, cpu_begun = time.perf_counter(), time.thread_time()
+    for _ in range(10):
+        until_s = time.thread_time() + 5e-3 * slowness
+        while time.thread_time() < until_s:
+            pass
+        stretch.rest()
+    took_s, cpu_s = time.perf_counter() - begun, time.thread_time() - cpu_begun
+    assert cpu_s >= 0.05 * slowness
+    assert took_s == pytest.approx(0.05 / 0.25, rel=0.25)
+
+
+def test_reading_memory_takes_what_it_takes() -> None:
+    assert 0.3 < Pace().seconds / usual_pace_s() < 3.0
 
 
 def test_only_engines_of_the_slow_host_are_slow(tmp_path: Path) -> None:
