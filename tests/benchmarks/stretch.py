@@ -33,8 +33,11 @@ READ_EVERY_S = 8e-3
 """Of computing, from one reading of memory to the next."""
 READINGS = 25
 """Of which the median is taken: a quarter of a second's computing."""
-READ_BYTES, READ_PIECES = 1 << 20, 64
-"""Pieces take turns, more of them than caches hold."""
+READ, SKIPPED, READ_PIECES = 1 << 18, 1 << 16, 64
+"""Numbers of four bytes; pieces take turns, more of them than caches hold. A reading begins with some that do not
+count: the first take longer, and how much longer hangs on what was computed before.
+"""
+BETWEEN_READINGS_S = 2e-3
 USUAL_SPAN_S = 3.0
 SCHEDSTAT = "/proc/thread-self/schedstat"
 """Nanoseconds on a core, nanoseconds of waiting for one, number of turns."""
@@ -44,18 +47,20 @@ class Pace:
     """How long this machine takes to read a piece of its memory, at the moment."""
 
     def __init__(self) -> None:
-        self._pieces = torch.ones((READ_PIECES, READ_BYTES // 4))
+        self._memory = torch.ones((READ_PIECES, SKIPPED + READ))
         self._number = 0
         self._readings: deque[float] = deque(maxlen=READINGS)
         for _ in range(READINGS):
-            time.sleep(5e-4)  # as after a rest: a core that has slept reads more slowly
+            time.sleep(BETWEEN_READINGS_S)
             self.read()
 
     def read(self) -> None:
         """One more."""
         self._number = (self._number + 1) % READ_PIECES
+        piece = self._memory[self._number]
+        piece[:SKIPPED].sum()
         before = time.thread_time()
-        self._pieces[self._number].sum()
+        piece[SKIPPED:].sum()
         self._readings.append(time.thread_time() - before)
 
     @property
@@ -67,7 +72,7 @@ def usual_pace_s() -> float:
     """What a reading takes now, while nothing else is done here: what hosts are to compute as if it took always."""
     pace, until_s, seconds = Pace(), time.monotonic() + USUAL_SPAN_S, []
     while time.monotonic() < until_s:
-        time.sleep(5e-4)
+        time.sleep(BETWEEN_READINGS_S)
         pace.read()
         seconds.append(pace.seconds)
     return statistics.median(seconds)
