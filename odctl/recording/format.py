@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from functools import cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -40,8 +41,16 @@ BROKEN_FRAME = "E124"
 NO_FLEET = "E123"
 """A recording was asked for what only a live fleet has."""
 
-_CHANGES = msgspec.msgpack.Decoder(FrameChange)
-_ROWS = msgspec.msgpack.Decoder(NewRows)
+
+@cache
+def _changes() -> msgspec.msgpack.Decoder[FrameChange]:
+    """Built when a recording is read: its types are all that a snapshot holds."""
+    return msgspec.msgpack.Decoder(FrameChange)
+
+
+@cache
+def _rows() -> msgspec.msgpack.Decoder[NewRows]:
+    return msgspec.msgpack.Decoder(NewRows)
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +130,7 @@ def unpack_rows(section: bytes) -> NewRows:
     """Raises BrokenSection."""
     raw = _inflated(section, b"")
     try:
-        return _ROWS.decode(raw)
+        return _rows().decode(raw)
     except msgspec.MsgspecError as error:
         raise BrokenSection(str(error)) from error
 
@@ -137,7 +146,7 @@ def unpack_change(section: bytes, dictionary: bytes) -> tuple[Any, bytes]:
     """The `FrameChange`, and the dictionary for the next one. Raises BrokenSection."""
     raw = _inflated(section, dictionary)
     try:
-        return _CHANGES.decode(raw), raw[-_DICTIONARY_BYTES:]
+        return _changes().decode(raw), raw[-_DICTIONARY_BYTES:]
     except msgspec.MsgspecError as error:
         raise BrokenSection(str(error)) from error
 

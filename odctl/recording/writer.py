@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from importlib import metadata
 from pathlib import Path
 
 from agent.errors import FleetError
@@ -109,6 +108,8 @@ class RecordingWriter:
 
 
 def _version() -> str:
+    from importlib import metadata  # with a parser of mail: nothing for the start of a UI that records nothing
+
     try:
         return metadata.version("odctl")
     except metadata.PackageNotFoundError:

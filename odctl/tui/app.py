@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
@@ -15,8 +15,8 @@ from agent.errors import FleetError
 from odctl.fleet import FleetSnapshot, WriteGuard
 from odctl.fleet.clock import Clock, SystemClock
 from odctl.inventory import load_inventory
-from odctl.recording import Recording
 from odctl.result import exit_code_of, render_error
+from odctl.tui import screens
 from odctl.tui.app_looks import check_theme, user_keymap
 from odctl.tui.app_making import AppMaking
 from odctl.tui.app_web import leave_with_parent
@@ -34,17 +34,12 @@ from odctl.tui.options import UiOptions
 from odctl.tui.planning import FleetPlanner, Planner
 from odctl.tui.probing import FleetProber, Prober
 from odctl.tui.responsive import answer_keys_first, collect_young
-from odctl.tui.screens.bench_dialog import ask_to_bench
-from odctl.tui.screens.chat import ChatScreen
-from odctl.tui.screens.deployments import DeploymentsScreen
-from odctl.tui.screens.events import EventsScreen
-from odctl.tui.screens.faults import FaultsScreen
 from odctl.tui.screens.fleet import FleetScreen
 from odctl.tui.screens.frame import FrameScreen
-from odctl.tui.screens.models import ModelsScreen
-from odctl.tui.screens.plans import PlansScreen
-from odctl.tui.screens.probes import ProbesScreen
 from odctl.tui.screens.table import TableScreen
+
+if TYPE_CHECKING:
+    from odctl.recording import Recording
 
 
 class SnapshotTaken(Message):
@@ -58,11 +53,13 @@ class SnapshotTaken(Message):
         return isinstance(message, SnapshotTaken)
 
 
-def _learning_screen() -> Screen[Any]:
-    """What was learnt is computed by the planner, with its numpy: neither is needed before it is looked at."""
-    from odctl.tui.screens.learning import LearningScreen
+def _later(screen: Callable[[], type[Screen[Any]]]) -> Callable[[], Screen[Any]]:
+    """A view's first screen, imported when it is first opened."""
 
-    return LearningScreen()
+    def make() -> Screen[Any]:
+        return screen()()
+
+    return make
 
 
 class OdctlApp(AppMaking):
@@ -73,14 +70,14 @@ class OdctlApp(AppMaking):
     VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012
     MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {
         "fleet": FleetScreen,
-        "plans": PlansScreen,
-        "deployments": DeploymentsScreen,
-        "faults": FaultsScreen,
-        "learning": _learning_screen,
-        "logs": EventsScreen,
-        "chat": ChatScreen,
-        "models": ModelsScreen,
-        "probes": ProbesScreen,
+        "plans": _later(lambda: screens.plans.PlansScreen),
+        "deployments": _later(lambda: screens.deployments.DeploymentsScreen),
+        "faults": _later(lambda: screens.faults.FaultsScreen),
+        "learning": _later(lambda: screens.learning.LearningScreen),
+        "logs": _later(lambda: screens.events.EventsScreen),
+        "chat": _later(lambda: screens.chat.ChatScreen),
+        "models": _later(lambda: screens.models.ModelsScreen),
+        "probes": _later(lambda: screens.probes.ProbesScreen),
     }
     DEFAULT_MODE = "fleet"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -148,8 +145,8 @@ class OdctlApp(AppMaking):
 
     async def action_quit(self) -> None:
         """Leave, but ask first where something would be lost."""
-        screens = [screen for stack in self._screen_stacks.values() for screen in stack]
-        questions = [screen.leave_question("Quit") for screen in screens if isinstance(screen, FrameScreen)]
+        opened = [screen for stack in self._screen_stacks.values() for screen in stack]
+        questions = [screen.leave_question("Quit") for screen in opened if isinstance(screen, FrameScreen)]
         question = next((found for found in questions if found is not None), None)
         if question is None:
             self.exit()
@@ -202,7 +199,7 @@ class OdctlApp(AppMaking):
             case "deployments" if argument:
                 self.open_deployment(argument)
             case "bench":
-                ask_to_bench(self, argument)
+                screens.bench_dialog.ask_to_bench(self, argument)
             case "deployments" | "faults" | "models" | "learning" | "probes":
                 self.open_table(call.command, argument)
             case "sort":
@@ -247,27 +244,25 @@ class OdctlApp(AppMaking):
         return do
 
     def _apply_shown(self) -> None:
-        if isinstance(self.screen, PlansScreen):
+        if isinstance(self.screen, screens.plans.PlansScreen):
             self.screen.action_apply()
         else:
             self.notify("show a plan first: 2 Plans, or :plan FILE", severity="warning")
 
     def _edit_shown(self) -> None:
-        if isinstance(self.screen, PlansScreen):
+        if isinstance(self.screen, screens.plans.PlansScreen):
             self.screen.action_edit()
         else:
             self.notify("show a plan first: 2 Plans, or :plan FILE", severity="warning")
 
     def _compare_shown(self) -> None:
-        if isinstance(self.screen, PlansScreen):
+        if isinstance(self.screen, screens.plans.PlansScreen):
             self.screen.action_compare()
         else:
             self.notify("say which: :compare A B, files or names of what runs", severity="warning")
 
     def _set(self, text: str) -> None:
-        from odctl.tui.screens.plan_editor import PlanEditorScreen
-
-        if isinstance(self.screen, PlanEditorScreen):
+        if isinstance(self.screen, screens.plan_editor.PlanEditorScreen):
             self.screen.set_serving(text)
         else:
             self.notify("open a plan's editor first: 2 Plans, then e", severity="warning")

@@ -12,13 +12,11 @@ from textual import work
 from agent.errors import FleetError
 from agent.planner.file import plan_hash, plan_to_toml
 from agent.planner.plan import Plan
+from odctl.tui import screens
 from odctl.tui.app_opening import AppOpening
 from odctl.tui.editing import BasisReader
 from odctl.tui.model.plans import NEW, PlanChoice
 from odctl.tui.planning import Planner
-from odctl.tui.screens.confirm import ConfirmScreen
-from odctl.tui.screens.file_name import FileNameScreen
-from odctl.tui.screens.plans import PlansScreen
 
 # What makes plans is imported by who needs it: with its numpy, it is a sixth of what the app would import.
 if TYPE_CHECKING:
@@ -39,13 +37,14 @@ class AppMaking(AppOpening):
             self.go_to("models")
             self.notify("choose a model: p plans it", timeout=6)
             return
-        from odctl.tui.screens.new_plan import NewPlanScreen
 
         def make(asked: PlanAsk | None) -> None:
             if asked is not None:
                 self._make_plan(asked)
 
-        self.push_screen(NewPlanScreen(model, shown=shown, hosts=sorted(self.marked_hosts), words=words), make)
+        self.push_screen(
+            screens.new_plan.NewPlanScreen(model, shown=shown, hosts=sorted(self.marked_hosts), words=words), make
+        )
 
     @work(exclusive=True, group="planning")
     async def _make_plan(self, asked: PlanAsk) -> None:
@@ -68,7 +67,6 @@ class AppMaking(AppOpening):
     @work(exclusive=True, group="editor")
     async def _open_editor(self, choice: PlanChoice) -> None:
         from odctl.tui.model.plan_editor import open_editor
-        from odctl.tui.screens.plan_editor import PlanEditorScreen
 
         try:
             found = await self._basis_reader.read(self.feed, choice.plan)
@@ -76,9 +74,9 @@ class AppMaking(AppOpening):
         except FleetError as error:
             self.notify(str(error), title=f"{choice.plan.name} cannot be edited", severity="error", timeout=12)
             return
-        if isinstance(self.screen, PlansScreen):
+        if isinstance(self.screen, screens.plans.PlansScreen):
             self.clear_notifications()
-            self.push_screen(PlanEditorScreen(state, found.basis))
+            self.push_screen(screens.plan_editor.PlanEditorScreen(state, found.basis))
             for host, reason in sorted(found.missing.items()):
                 self.notify(f"{host} does not answer: {reason.message}", severity="warning")
 
@@ -103,9 +101,13 @@ class AppMaking(AppOpening):
                     self._write_plan(choice.plan, path, then, replaces=True)
 
             lines = ["There is such a file already."]
-            self.push_screen(ConfirmScreen(title=f"Replace {path}?", lines=lines, verb="Replace it"), replace)
+            self.push_screen(
+                screens.confirm.ConfirmScreen(title=f"Replace {path}?", lines=lines, verb="Replace it"), replace
+            )
 
-        self.push_screen(FileNameScreen(title=f"Write {choice.plan.name} to which file?", name=name), write_to)
+        self.push_screen(
+            screens.file_name.FileNameScreen(title=f"Write {choice.plan.name} to which file?", name=name), write_to
+        )
 
     @work(group="write", exclusive=True)
     async def _write_plan(self, plan: Plan, path: Path, then: Callable[[Path], None], *, replaces: bool) -> None:

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from textual.binding import Binding, BindingType
 
+from odctl.tui import screens
 from odctl.tui.app_lock import AppLock
 from odctl.tui.feed import Feed
 from odctl.tui.model.frame import MODES as TABS
@@ -14,8 +15,6 @@ from odctl.tui.model.keymap import Keymap, problem_text
 from odctl.tui.model.view_history import ViewHistory
 from odctl.tui.options import UiOptions
 from odctl.tui.screens.frame import FrameScreen
-from odctl.tui.screens.help import HelpScreen, help_groups
-from odctl.tui.screens.jump import JumpScreen
 from odctl.tui.screens.time_keys import TIME_KEYS
 from odctl.tui.widgets.tabs import TabsBar
 
@@ -123,9 +122,10 @@ class AppMoving(AppLock):
             elif letter in modes:
                 self.action_mode(modes[letter])
 
-        self.push_screen(JumpScreen([*targets, *digits]), go)
+        self.push_screen(screens.jump.JumpScreen([*targets, *digits]), go)
 
     def action_help(self) -> None:
-        groups = help_groups(self.screen, self.get_key_display)
+        groups = screens.help.help_groups(self.screen, self.get_key_display)
         problems = [problem_text(problem) for problem in self.user_keymap.problems]
-        self.push_screen(HelpScreen(groups, keymap_path=self.user_keymap.path, keymap_problems=problems))
+        page = screens.help.HelpScreen(groups, keymap_path=self.user_keymap.path, keymap_problems=problems)
+        self.push_screen(page)

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textual import work
 from textual.screen import Screen
 
 from agent.errors import FleetError
+from odctl.tui import screens
 from odctl.tui.app_plans import AppPlans
 from odctl.tui.model.plans import PlanChoice, plan_choices, preview_of
 from odctl.tui.plan_files import is_plan_file, read_plan_text
-from odctl.tui.screens.chat import ChatScreen
-from odctl.tui.screens.deployment import DeploymentScreen
-from odctl.tui.screens.deployments import DeploymentsScreen
-from odctl.tui.screens.events import EventsScreen
 from odctl.tui.screens.fleet import FleetScreen
 from odctl.tui.screens.frame import FrameScreen
-from odctl.tui.screens.host import HostScreen
-from odctl.tui.screens.plans import PlansScreen
 from odctl.tui.screens.table import TableScreen
+
+if TYPE_CHECKING:
+    from odctl.tui.screens.plans import PlansScreen
 
 
 class AppOpening(AppPlans):
@@ -51,51 +49,55 @@ class AppOpening(AppPlans):
             known = ", ".join(host.name for host in self.snapshot.hosts[:12])
             self.notify(f"no host `{name}`: {known}", severity="warning")
             return
-        if isinstance(self.screen, HostScreen):
+        if isinstance(self.screen, screens.host.HostScreen):
             self.screen.host = name
             self.screen.redraw()
         else:
-            self.push_screen(HostScreen(name))
+            self.push_screen(screens.host.HostScreen(name))
 
     def open_logs(self, host: str) -> None:
         """What one host says, followed."""
         self.go_to("logs")
-        self.call_after_refresh(self._with_screen, EventsScreen, lambda screen: screen.choose(host))
+        self.call_after_refresh(self._with_screen, screens.events.EventsScreen, lambda screen: screen.choose(host))
 
     def open_deployment(self, name: str) -> None:
         """The deployment's page, above the list of them."""
         known = [view.name for view in self.snapshot.deployments] if self.snapshot is not None else []
         if name not in known:
             self.notify(f"no deployment `{name}`: {', '.join(known) or 'nothing is deployed'}", severity="warning")
-        elif isinstance(self.screen, DeploymentScreen):
+        elif isinstance(self.screen, screens.deployment.DeploymentScreen):
             self.screen.show_deployment(name)
-        elif isinstance(self.screen, DeploymentsScreen):
-            self.push_screen(DeploymentScreen(name))
+        elif isinstance(self.screen, screens.deployments.DeploymentsScreen):
+            self.push_screen(screens.deployment.DeploymentScreen(name))
         else:
             self.go_to("deployments")
             self.call_after_refresh(self._with_screen, FrameScreen, lambda _screen: self._open_on_top(name))
 
     def _open_on_top(self, name: str) -> None:
         """Of the deployments' screens, whichever of them was left open there."""
-        if isinstance(self.screen, DeploymentScreen | DeploymentsScreen):
+        if isinstance(self.screen, screens.deployment.DeploymentScreen | screens.deployments.DeploymentsScreen):
             self.open_deployment(name)
         else:
-            self.push_screen(DeploymentScreen(name))
+            self.push_screen(screens.deployment.DeploymentScreen(name))
 
     def open_plan_of(self, deployment: str) -> None:
         self.preview_error = ""
         self.go_to("plans")
-        self.call_after_refresh(self._with_screen, PlansScreen, lambda screen: screen.choose_deployment(deployment))
+        self.call_after_refresh(
+            self._with_screen, screens.plans.PlansScreen, lambda screen: screen.choose_deployment(deployment)
+        )
 
     def open_preview(self, choice: PlanChoice) -> None:
         """Show a plan that was found elsewhere as the previewed one."""
         self.preview, self.preview_error = choice, ""
         self.action_mode("plans")
-        self.call_after_refresh(self._with_screen, PlansScreen, _show_first)
+        self.call_after_refresh(self._with_screen, screens.plans.PlansScreen, _show_first)
 
     def open_chat(self, deployment: str) -> None:
         self.go_to("chat")
-        self.call_after_refresh(self._with_screen, ChatScreen, lambda screen: screen.choose(deployment))
+        self.call_after_refresh(
+            self._with_screen, screens.chat.ChatScreen, lambda screen: screen.choose(deployment)
+        )
 
     def open_plan(self, name: str, *, applies: bool = False) -> None:
         """A plan by name (that of a deployment, or the previewed one), or else the file of that name.
@@ -137,7 +139,7 @@ class AppOpening(AppPlans):
             self.preview_error = str(error)
         if self.current_mode != "plans":
             self.action_mode("plans")
-        self.call_after_refresh(self._with_screen, PlansScreen, _show_first)
+        self.call_after_refresh(self._with_screen, screens.plans.PlansScreen, _show_first)
         self.hold_views()
         if applies and self.preview is not None:
             self.ask_to_apply(self.preview)

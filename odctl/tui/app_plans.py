@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from textual import work
 from textual.message import Message
@@ -12,20 +13,17 @@ from agent.errors import ErrorDetail, FleetError
 from agent.planner.plan import Plan
 from agent.wire.agent import ApplyPhase
 from agent.wire.history import Cause
-from odctl.apply import ApplyPreview
+from odctl.tui import screens
 from odctl.tui.app_time import TimeApp
 from odctl.tui.apply_run import ApplyRun, Happening
 from odctl.tui.applying import Applier
 from odctl.tui.feed import Feed
-from odctl.tui.model.compare_view import compare_view
 from odctl.tui.model.keymap import Keymap
 from odctl.tui.model.plans import PlanChoice, running_choice
 from odctl.tui.options import UiOptions
-from odctl.tui.plan_folder import read_choice
-from odctl.tui.screens.apply import ApplyScreen, abort_question, apply_question
-from odctl.tui.screens.compare import CompareScreen
-from odctl.tui.screens.plan_history import PlanHistoryScreen
-from odctl.tui.screens.plans import PlansScreen
+
+if TYPE_CHECKING:
+    from odctl.apply import ApplyPreview
 
 
 class Applied(Message):
@@ -74,7 +72,7 @@ class AppPlans(TimeApp):
             return
         self.clear_notifications()
         self.push_screen(
-            apply_question(preview, cause, reason, typed=self._typed(preview.plan)),
+            screens.apply.apply_question(preview, cause, reason, typed=self._typed(preview.plan)),
             lambda is_sure: self._apply(preview, cause, reason) if is_sure else None,
         )
 
@@ -101,7 +99,7 @@ class AppPlans(TimeApp):
     def on_applied(self, message: Applied) -> None:
         run, happening = message.run, message.happening
         run.take(happening)
-        if isinstance(self.screen, ApplyScreen) and self.screen.apply_run is run:
+        if isinstance(self.screen, screens.apply.ApplyScreen) and self.screen.apply_run is run:
             self.screen.redraw()
         elif isinstance(happening, ErrorDetail):
             how = "is out of sight" if run.progress.is_out_of_sight else "failed"
@@ -114,10 +112,10 @@ class AppPlans(TimeApp):
         run = self.apply_runs.get(deployment) or next(reversed(self.apply_runs.values()), None)
         if run is None:
             self.notify("this session has applied nothing yet", severity="warning")
-        elif not (isinstance(self.screen, ApplyScreen) and self.screen.apply_run is run):
+        elif not (isinstance(self.screen, screens.apply.ApplyScreen) and self.screen.apply_run is run):
             if self.current_mode != "plans":
                 self.action_mode("plans")
-            self.push_screen(ApplyScreen(run))
+            self.push_screen(screens.apply.ApplyScreen(run))
 
     def ask_to_abort(self, plan: Plan, *, phase: ApplyPhase | None) -> None:
         """Ask, then have the apply of the plan's deployment rolled back, whoever began it."""
@@ -127,7 +125,7 @@ class AppPlans(TimeApp):
                 self._abort(plan)
 
         if self.may_change():
-            self.push_screen(abort_question(plan.name, phase, typed=self._typed(plan)), abort)
+            self.push_screen(screens.apply.abort_question(plan.name, phase, typed=self._typed(plan)), abort)
 
     @work(group="abort")
     async def _abort(self, plan: Plan) -> None:
@@ -145,6 +143,9 @@ class AppPlans(TimeApp):
     @work(exclusive=True, group="compare")
     async def compare_files(self, paths: Sequence[str]) -> None:
         """Plans by name of what runs, or by file, beside each other."""
+        from odctl.tui.model.compare_view import compare_view
+        from odctl.tui.plan_folder import read_choice
+
         try:
             choices: list[PlanChoice] = []
             for path in paths:
@@ -155,16 +156,16 @@ class AppPlans(TimeApp):
             self.notify(str(error), title="not compared", severity="error", timeout=12)
             return
         self.go_to("plans")
-        self.push_screen(CompareScreen(choices))
+        self.push_screen(screens.compare.CompareScreen(choices))
 
     def open_history(self, deployment: str) -> None:
         """The generations of a deployment; of the one whose plan is shown, when none is named."""
         if not deployment:
-            shown = self.screen.choice if isinstance(self.screen, PlansScreen) else None
+            shown = self.screen.choice if isinstance(self.screen, screens.plans.PlansScreen) else None
             running = [view.name for view in self.snapshot.deployments] if self.snapshot is not None else []
             deployment = shown.plan.name if shown is not None else running[0] if len(running) == 1 else ""
         if not deployment:
             self.notify("say of which deployment: :history NAME", severity="warning")
             return
         self.go_to("plans")
-        self.push_screen(PlanHistoryScreen(deployment))
+        self.push_screen(screens.plan_history.PlanHistoryScreen(deployment))

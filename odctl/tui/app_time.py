@@ -12,7 +12,7 @@ from time import monotonic
 
 from textual import work
 from textual.timer import Timer
-from textual.widgets import Input, TextArea
+from textual.widgets import Input
 
 from agent.errors import FleetError
 from odctl.fleet import FleetSnapshot
@@ -59,7 +59,7 @@ class TimeApp(AppMoving):
         """Keys of time are its own only where no dialog is open and nothing is being written."""
         if not action.startswith("time_"):
             return super().check_action(action, parameters)
-        if not isinstance(self.screen, FrameScreen) or isinstance(self.screen.focused, Input | TextArea):
+        if not isinstance(self.screen, FrameScreen) or isinstance(self.screen.focused, Input):
             return False
         return action == "time_keys" or self.time.playback.has_keys
 

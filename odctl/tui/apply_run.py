@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent.errors import ErrorDetail, FleetError
 from agent.wire.agent import ApplyEvent
 from agent.wire.history import Cause
-from odctl.apply import ApplyPreview
 from odctl.tui.applying import Applier
 from odctl.tui.feed import Feed
 from odctl.tui.model.apply_progress import ApplyProgress, fail, take_event
+
+if TYPE_CHECKING:
+    from odctl.apply import ApplyPreview
 
 Happening = ApplyEvent | ErrorDetail | None
 """An event; why it could not be followed; or its end, which the events before it have told."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from agent.planner.plan import Plan
 from agent.wire.agent import ApplyEvent
 from agent.wire.history import Cause
-from odctl.apply import ApplyPreview, abort_apply, apply_plan, operator_name, preview_apply
 from odctl.fleet import Fleet
 from odctl.tui.feed import Feed
+
+if TYPE_CHECKING:
+    from odctl.apply import ApplyPreview
 
 OnEvent = Callable[[ApplyEvent], Awaitable[None]]
 
@@ -32,9 +34,14 @@ class Applier(Protocol):
 
 
 class FleetApplier:
-    """Applies for real. The holder is this process, so that its own abort is heard."""
+    """Applies for real. The holder is this process, so that its own abort is heard.
+
+    What applies is imported by who needs it, here and beside this: the UI starts without.
+    """
 
     async def preview(self, feed: Feed, plan: Plan) -> ApplyPreview:
+        from odctl.apply import preview_apply
+
         async def work(fleet: Fleet) -> ApplyPreview:
             return await preview_apply(fleet, plan, cluster=feed.cluster)
 
@@ -43,6 +50,8 @@ class FleetApplier:
     async def apply(
         self, feed: Feed, preview: ApplyPreview, on_event: OnEvent, *, cause: Cause = "apply", reason: str = ""
     ) -> ApplyEvent:
+        from odctl.apply import apply_plan, operator_name
+
         async def work(fleet: Fleet) -> ApplyEvent:
             return await apply_plan(
                 fleet, preview, on_event=on_event, holder=operator_name(), cause=cause, reason=reason
@@ -51,6 +60,8 @@ class FleetApplier:
         return await feed.call(work)
 
     async def abort(self, feed: Feed, plan: Plan) -> str:
+        from odctl.apply import abort_apply, operator_name
+
         async def work(fleet: Fleet) -> str:
             return await abort_apply(fleet, plan, holder=operator_name())
 

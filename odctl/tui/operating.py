@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from agent.errors import FleetError
 from agent.wire.agent import DeploymentStatus
 from agent.wire.gateway import RequestReport, RequestView
-from odctl.apply import operator_name
-from odctl.bench.deployment import measure_deployment
-from odctl.bench.run import Measurement
 from odctl.fleet import Fleet
 from odctl.fleet.guard import READ_ONLY, WAY_OUT
 from odctl.requests import cancel_request, read_requests
 from odctl.tui.feed import Feed
+
+if TYPE_CHECKING:
+    from odctl.bench.run import Measurement
 
 
 class Operator(Protocol):
@@ -44,6 +44,8 @@ class FleetOperator:
         return await feed.call(work)
 
     async def cancel(self, feed: Feed, status: DeploymentStatus, request_id: str) -> RequestView:
+        from odctl.apply import operator_name
+
         self._check(f"request {request_id} was not cancelled")
 
         async def work(fleet: Fleet) -> RequestView:
@@ -52,6 +54,8 @@ class FleetOperator:
         return await feed.call(work)
 
     async def bench(self, feed: Feed, status: DeploymentStatus, measurement: Measurement) -> None:
+        from odctl.bench.deployment import measure_deployment
+
         self._check(f"no load was put on {status.name}")
 
         async def work(fleet: Fleet) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from agent.errors import FleetError
 from agent.wire.probe import QUICK, ProbeSizes
-from odctl.apply import read_facts
 from odctl.fleet import Fleet
-from odctl.probing import ProbeOutcome, probe_fleet
 from odctl.tui.feed import Feed
+
+if TYPE_CHECKING:
+    from odctl.probing import ProbeOutcome
 
 OnProgress = Callable[[str], None]
 
@@ -31,6 +32,9 @@ class FleetProber:
     async def probe(
         self, feed: Feed, hosts: Sequence[str], on_progress: OnProgress, *, is_quick: bool
     ) -> ProbeOutcome:
+        from odctl.apply import read_facts
+        from odctl.probing import probe_fleet
+
         async def work(fleet: Fleet) -> ProbeOutcome:
             facts, missing = await read_facts(fleet, feed.cluster)
             for name in hosts:
