@@ -44,6 +44,7 @@ class AppLooks(App[None]):
         """Once there is a screen: tones of the theme, keys of the user."""
         use_colours(themes.colours_of(self.current_theme))
         self.set_keymap(dict(self.user_keymap.keys))
+        self.screen.refresh_bindings()  # of an app that is just being mounted, nobody else tells the line of keys
         if self.user_keymap.problems:
             text = "\n".join(problem_text(problem) for problem in self.user_keymap.problems)
             title = "left out of the keymap file"

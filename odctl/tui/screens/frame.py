@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
-from textual.widgets import Footer, Input
+from textual.widgets import Input
 
 from odctl.fleet import FleetSnapshot
 from odctl.tui.model.completion import Vocabulary, command_candidates
@@ -22,6 +22,7 @@ from odctl.tui.model.table import Column
 from odctl.tui.model.vocabulary import vocabulary_of
 from odctl.tui.plan_files import find_plan_files
 from odctl.tui.screens.confirm import ConfirmScreen
+from odctl.tui.widgets.key_line import KeyLine
 from odctl.tui.widgets.lines import LinesBar
 from odctl.tui.widgets.prompt import Prompt
 from odctl.tui.widgets.scrub_bar import ScrubBar
@@ -67,7 +68,7 @@ class FrameScreen(Screen[None]):
         yield from self.compose_body()
         yield ScrubBar(id="time")
         yield Prompt()
-        yield Footer(compact=True, show_command_palette=False)
+        yield KeyLine(id="keys")
 
     def compose_body(self) -> ComposeResult:
         raise NotImplementedError

@@ -5,6 +5,8 @@ from __future__ import annotations
 from textual.pilot import Pilot
 
 from odctl.tui.app import OdctlApp
+from odctl.tui.model.text import line_text
+from odctl.tui.widgets.key_line import KeyLine
 from odctl.tui.widgets.lines import LinesBar
 
 SIZES = ((80, 24), (140, 40))
@@ -33,3 +35,12 @@ async def settle(pilot: Pilot[None]) -> None:
         ):
             return
         await pilot.pause(0.02)
+
+
+async def click_key(pilot: Pilot[None], words: str) -> None:
+    """A click on the key of these words, on the line of keys."""
+    keys = pilot.app.screen.query_one(KeyLine)
+    [shown] = keys.lines
+    at = line_text(shown).index(words)
+    await pilot.click(keys, offset=(at, 0))
+    await settle(pilot)

@@ -21,12 +21,13 @@ from odctl.tui.screens.jump import JumpScreen
 from odctl.tui.screens.plans import PlansScreen
 from odctl.tui.screens.probes import ProbesScreen
 from odctl.tui.widgets.fleet_table import FleetTable
+from odctl.tui.widgets.key_line import KeyLine
 from odctl.tui.widgets.lines import LinesView
 from odctl.tui.widgets.prompt import Prompt
 from odctl.tui.widgets.tabs import TabsBar
 from tests.odctl.tui import frozen_fleet as frozen
 from tests.odctl.tui.conftest import make_app
-from tests.odctl.tui.reading import SIZES, screen_text, settle
+from tests.odctl.tui.reading import SIZES, click_key, screen_text, settle
 
 both_sizes = pytest.mark.parametrize("size", SIZES)
 
@@ -46,6 +47,54 @@ def said(app: OdctlApp) -> str:
 async def type_command(pilot: Pilot[None], text: str) -> None:
     await pilot.press("colon", *text, "enter")
     await settle(pilot)
+
+
+# --- the line of keys ---------------------------------------------------------------------------------------
+
+
+@both_sizes
+async def test_a_click_on_a_key_presses_it(size: tuple[int, int]) -> None:
+    app = fleet_app()
+    async with app.run_test(size=size) as pilot:
+        await settle(pilot)
+        await click_key(pilot, "Filter")
+        assert app.screen.query_one(Prompt).display
+        await pilot.press("escape")
+        await click_key(pilot, "Devices")
+        assert isinstance(app.screen, FleetScreen)
+        assert app.screen.shows_devices
+
+
+async def test_the_line_tells_the_keys_of_what_has_the_focus() -> None:
+    app = fleet_app()
+    async with app.run_test(size=(140, 40)) as pilot:
+        await settle(pilot)
+        assert "Metric" in screen_text(app).splitlines()[-1]
+        await pilot.press("2")
+        await settle(pilot)
+        last = screen_text(app).splitlines()[-1]
+        assert "Metric" not in last
+        assert "Apply…" in last
+
+
+async def test_keys_that_do_not_fit_are_reached_with_the_wheel() -> None:
+    app = fleet_app()
+    async with app.run_test(size=(40, 24)) as pilot:
+        await pilot.press("2")
+        await settle(pilot)
+        line = app.screen.query_one(KeyLine)
+        first, last = line.keys[0], line.keys[-1]
+        assert screen_text(app).splitlines()[-1].endswith("…")
+        for _ in range(len(line.keys) + 3):
+            await pilot._post_mouse_events([events.MouseScrollDown], line, offset=(5, 0))
+        await settle(pilot)
+        text = screen_text(app).splitlines()[-1]
+        assert text.startswith("… ")
+        assert f"{last.label} {last.words}" in text
+        for _ in range(len(line.keys)):
+            await pilot._post_mouse_events([events.MouseScrollUp], line, offset=(5, 0))
+        await settle(pilot)
+        assert screen_text(app).splitlines()[-1].startswith(f"{first.label} {first.words}")
 
 
 # --- tabs ---------------------------------------------------------------------------------------------------

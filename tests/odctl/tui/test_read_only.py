@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from textual.widgets import Button, Input
-from textual.widgets._footer import FooterKey
 
 from agent.errors import FleetError
 from agent.planner.file import plan_to_toml
@@ -31,7 +30,7 @@ from tests.odctl.fleet import values
 from tests.odctl.fleet.served_agent import ServedAgent, serving
 from tests.odctl.tui import frozen_fleet as frozen
 from tests.odctl.tui.conftest import make_app
-from tests.odctl.tui.reading import SIZES, screen_text, settle
+from tests.odctl.tui.reading import SIZES, click_key, screen_text, settle
 from tests.odctl.tui.test_app import ScriptedApplier, events
 from tests.odctl.tui.test_feed import inventory_of
 from tests.odctl.tui.test_plan_editor import make_app as make_editor_app
@@ -62,9 +61,7 @@ async def test_the_mouse_changes_nothing() -> None:
     async with app.run_test(size=(140, 40)) as pilot:
         await pilot.press("2")
         await settle(pilot)
-        key = next(key for key in app.screen.query(FooterKey) if key.description == "Apply…")
-        await pilot.click(key)
-        await settle(pilot)
+        await click_key(pilot, "Apply…")
         assert not isinstance(app.screen, ConfirmScreen)
         assert was_refused(app)
     assert applier.applied == []

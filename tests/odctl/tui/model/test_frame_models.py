@@ -15,6 +15,7 @@ from odctl.tui.model.completion import (
 from odctl.tui.model.consent import name_to_type
 from odctl.tui.model.frame import MODES, tab_at, tab_place, tabs_line, title_line
 from odctl.tui.model.jump import LETTERS, lettered
+from odctl.tui.model.key_line import ShownKey, key_at, key_line, last_first
 from odctl.tui.model.palettes import ANSI, DARK, LIGHT, tone_colours
 from odctl.tui.model.plain_ascii import ascii_text
 from odctl.tui.model.text import line_text, line_width
@@ -192,6 +193,35 @@ def test_a_tab_is_found_by_every_cell_of_it(current: str, width: int) -> None:
         assert text[place:].startswith(f"{number} {title}")
         assert {tab_at(current, place + at, width=width) for at in range(len(title) + 2)} == {mode}
     assert tab_at(current, width + 5, width=width) == ""
+
+
+KEYS = (
+    ShownKey("colon", ":", "Command"),
+    ShownKey("up", "↑", "Up"),
+    ShownKey("a", "a", "Apply…", is_enabled=False),
+    ShownKey("enter", "⏎", ""),
+)
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_a_key_is_found_by_every_cell_of_it(first: int) -> None:
+    text = line_text(key_line(KEYS, width=40, first=first))
+    assert line_width(key_line(KEYS, width=40, first=first)) == 40
+    for key in KEYS[first:]:
+        said = f"{key.label} {key.words}".strip()
+        at = text.index(said)
+        assert {key_at(KEYS, at + cell, first=first) for cell in range(len(said) + 1)} == {key}
+    assert key_at(KEYS, 39, first=first) is None
+    if first:
+        assert text.startswith("… ")
+        assert key_at(KEYS, 0, first=first) is None
+
+
+@pytest.mark.parametrize(("width", "first"), [(80, 0), (25, 0), (24, 1), (17, 1), (16, 2), (4, 3), (1, 3)])
+def test_the_last_key_can_be_brought_into_sight(width: int, first: int) -> None:
+    assert line_width(key_line(KEYS, width=80)) == 80
+    assert last_first(KEYS, width=width) == first
+    assert last_first((), width=width) == 0
 
 
 def test_the_title_says_how_long_changes_are_allowed() -> None:

@@ -1,0 +1,56 @@
+"""The keys that do something now, on one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from odctl.tui.model.text import Line, Span, fit_line, line_width
+
+MORE = "… "
+"""Stands before the first key where others were moved out of sight."""
+
+
+class ShownKey(NamedTuple):
+    key: str
+    """As Textual calls it."""
+    label: str
+    """As it is written on the screen."""
+    words: str
+    is_enabled: bool = True
+    tooltip: str = ""
+
+
+def key_line(keys: Sequence[ShownKey], *, width: int, first: int = 0) -> Line:
+    """From the key number `first` on, as many as there is room for."""
+    return fit_line(tuple(span for _, spans in _places(keys, first) for span in spans), width)
+
+
+def key_at(keys: Sequence[ShownKey], x: int, *, first: int = 0) -> ShownKey | None:
+    """The key that stands at cell `x` of that line."""
+    end = 0
+    for key, spans in _places(keys, first):
+        end += line_width(spans)
+        if x < end:
+            return key
+    return None
+
+
+def last_first(keys: Sequence[ShownKey], *, width: int) -> int:
+    """The number of the first key when the last one is in sight."""
+    for first in range(len(keys)):
+        if sum(line_width(spans) for _, spans in _places(keys, first)) - len(" ") <= width:
+            return first
+    return max(0, len(keys) - 1)
+
+
+def _places(keys: Sequence[ShownKey], first: int) -> list[tuple[ShownKey | None, Line]]:
+    """Spans of the line with the key that they belong to, the blank behind it with them."""
+    places: list[tuple[ShownKey | None, Line]] = [(None, (Span(MORE, "dim"),))] if first else []
+    for key in keys[first:]:
+        words = f" {key.words} " if key.words else " "
+        if key.is_enabled:
+            places.append((key, (Span(key.label, "key"), Span(words))))
+        else:
+            places.append((key, (Span(key.label + words, "dim"),)))
+    return places
