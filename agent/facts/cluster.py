@@ -80,8 +80,11 @@ class LinkFacts(msgspec.Struct, frozen=True, kw_only=True):
     measured_at_s: float | None = None
     """Seconds since the epoch."""
     reduce_latency_s: float | None = None
-    """An all-reduce of n bytes between the two, by the carrier: `reduce_latency_s + n / reduce_bytes_per_s`."""
+    """An all-reduce between the two, by the carrier, of up to `reduce_free_bytes`; each byte more takes
+    1 / `reduce_bytes_per_s`.
+    """
     reduce_bytes_per_s: float | None = None
+    reduce_free_bytes: int = 0
 
 
 class ClusterFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import geometric_mean, median
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import msgspec
 
@@ -188,7 +188,6 @@ def _links(hashes: dict[str, str], records: dict[str, ProbeRecord]) -> tuple[Lin
             if not is_link_current(link, hashes):
                 continue
             ends = frozenset((f"{link.source}/{link.source_device}", f"{link.target}/{link.target_device}"))
-            reduce_latency_s, reduce_bytes_per_s = _affine(groups.get((ends, link.carrier)))
             found.append(
                 LinkFacts(
                     source=link.source,
@@ -198,17 +197,30 @@ def _links(hashes: dict[str, str], records: dict[str, ProbeRecord]) -> tuple[Lin
                     is_measured=True,
                     carrier=link.carrier,
                     measured_at_s=link.measured_at_s,
-                    reduce_latency_s=reduce_latency_s,
-                    reduce_bytes_per_s=reduce_bytes_per_s,
+                    **_sums(groups.get((ends, link.carrier))),
                 )
             )
     return tuple(sorted(found, key=lambda link: (link.source, link.target, link.carrier)))
 
 
-def _affine(group: GroupProbe | None) -> tuple[float | None, float | None]:
-    """The line through the smallest and the largest sum: seconds of none, and bytes/s of more."""
+class _Sums(TypedDict, total=False):
+    reduce_latency_s: float
+    reduce_bytes_per_s: float
+    reduce_free_bytes: int
+
+
+def _sums(group: GroupProbe | None) -> _Sums:
+    """The line from the smallest sum to the largest.
+
+    It begins there and not at a sum of no bytes: what a few packets take less than a stream's rate says (they may
+    all fit what a link lets through at once) would put that below zero.
+    """
     if group is None or len(group.sums) < 2:
-        return None, None
+        return {}
     small, *_, large = sorted(group.sums, key=lambda each: each.num_bytes)
     slope = max((large.seconds - small.seconds) / (large.num_bytes - small.num_bytes), 1e-12)
-    return max(small.seconds - small.num_bytes * slope, 1e-6), 1 / slope
+    return {
+        "reduce_latency_s": small.seconds,
+        "reduce_bytes_per_s": 1 / slope,
+        "reduce_free_bytes": small.num_bytes,
+    }

@@ -264,7 +264,8 @@ def all_reduce_s(link: LinkFacts, num_bytes: int, group_size: int, *, carrier: C
         hops, crossing = (1, (p - 1) * num_bytes) if is_one_hop else (2, 2 * (p - 1) / p * num_bytes)
         if link.carrier == carrier and link.reduce_latency_s is not None and link.reduce_bytes_per_s is not None:
             # measured between two, where it is one hop of n bytes
-            return hops * link.reduce_latency_s + crossing / link.reduce_bytes_per_s
+            further = max(0.0, crossing - hops * link.reduce_free_bytes)
+            return hops * link.reduce_latency_s + further / link.reduce_bytes_per_s
         per_byte = own.seconds_per_byte if link.carrier is None else 0.0
         return own.all_reduce_s + hops * alpha + crossing * (1 / beta + per_byte)
     ring = 2 * (p - 1) * alpha + 2 * (p - 1) / p * num_bytes / beta
@@ -297,6 +298,7 @@ def group_link(places: Sequence[Place], links: LinkTable) -> LinkFacts:
         carrier=carriers.pop() if len(carriers) == 1 else None,
         reduce_latency_s=max(reduce_latencies) if are_sums_measured else None,
         reduce_bytes_per_s=min(reduce_rates) if are_sums_measured else None,
+        reduce_free_bytes=min(link.reduce_free_bytes for link in pairs) if are_sums_measured else 0,
     )
 
 

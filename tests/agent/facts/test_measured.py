@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from agent.facts.measured import hardware_hash, with_probes
+from agent.planner.cost import all_reduce_s
 from tests.agent.facts.probes import device_probe, group_probe, link_probe, record_of
 from tests.agent.planner.clusters import cluster, cpu, gpu, host
 from tests.agent.planner.test_rehearsal import rehearsed
@@ -88,7 +89,17 @@ def test_a_link_carries_its_direction_and_the_line_through_its_sums() -> None:
     assert there.is_measured
     assert there.carrier == "tls"
     assert there.measured_at_s == 1000.0
-    assert there.reduce_latency_s is not None
-    assert there.reduce_bytes_per_s is not None
-    assert there.reduce_latency_s + (16 << 10) / there.reduce_bytes_per_s == pytest.approx(100e-6)
-    assert there.reduce_latency_s + (1 << 20) / there.reduce_bytes_per_s == pytest.approx(1132e-6)
+    assert all_reduce_s(there, 4 << 10, 2, carrier="tls") == pytest.approx(100e-6)
+    assert all_reduce_s(there, 16 << 10, 2, carrier="tls") == pytest.approx(100e-6)
+    assert all_reduce_s(there, (512 + 8) << 10, 2, carrier="tls") == pytest.approx(616e-6)
+    assert all_reduce_s(there, 1 << 20, 2, carrier="tls") == pytest.approx(1132e-6)
+
+
+def test_a_small_sum_takes_what_was_measured_where_a_stream_s_rate_says_more() -> None:
+    """As over 20 Mbit/s, of which a few packets go through at once."""
+    group = group_probe(ALPHA, BETA, small_s=10e-3, large_s=1.0)
+    records = [record_of(ALPHA, links=(link_probe(ALPHA, BETA),), groups=(group,))]
+    [there] = with_probes(cluster(ALPHA, BETA), records).links
+    assert all_reduce_s(there, 0, 2, carrier="tls") == pytest.approx(10e-3)
+    assert all_reduce_s(there, 16 << 10, 2, carrier="tls") == pytest.approx(10e-3)
+    assert all_reduce_s(there, 32 << 10, 2, carrier="tls") == pytest.approx(10e-3 + 0.99 / 63, rel=1e-3)
