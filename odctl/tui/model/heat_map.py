@@ -134,8 +134,7 @@ class HeatMap:
         spans: list[Span] = []
         run, run_tone = [], None
         gap = " " * (self.arrangement.cell_width - 1)
-        for cell in range(block.first, block.end):
-            glyph, tone = self._glyph(cell)
+        for glyph, tone in self._glyphs(block.first, block.end):
             if tone != run_tone and run_tone is not None:
                 spans.append(Span("".join(run), run_tone))
                 run = []
@@ -145,26 +144,34 @@ class HeatMap:
             spans.append(Span("".join(run), run_tone))
         return tuple(spans)
 
-    def _glyph(self, cell: int) -> tuple[str, Tone]:
-        """Of the worst host. A mark takes the glyph's place and leaves its colour, which still tells the state."""
-        glyph, tone = self._state_glyph(self.worst_row(cell))
-        return (MARKED if cell in self.marked_cells else glyph), tone
+    def _glyphs(self, first: int, end: int) -> list[tuple[str, Tone]]:
+        """Of the worst host of each of these cells, in one loop: thousands are drawn anew every second.
 
-    def _state_glyph(self, row: int) -> tuple[str, Tone]:
-        condition, value = self.fleet.conditions[row], self.values[row]
-        if condition != LIVE:
-            mark = CONDITION_MARKS[condition]
-            return mark.glyph, mark.tone
-        if value is None:
-            mark = CONDITION_MARKS[NO_DATA]
-            return mark.glyph, mark.tone
-        index = shade(value, self.bounds)
-        return SHADES[index], shade_tone(index, is_shaded=self.is_shaded)
+        A mark takes the glyph's place and leaves its colour, which still tells the state.
+        """
+        conditions, values, marked = self.fleet.conditions, self.values, self.marked_cells
+        cells, score = self.arrangement.cells, self._scores.__getitem__
+        shades, bounds = self._shades, self.bounds
+        found: list[tuple[str, Tone]] = []
+        for cell in range(first, end):
+            rows = cells[cell]
+            row = rows[0] if len(rows) == 1 else max(rows, key=score)
+            condition, value = conditions[row], values[row]
+            if condition == LIVE and value is not None:
+                glyph, tone = shades[shade(value, bounds)]
+            else:
+                glyph, _, tone = CONDITION_MARKS[condition if condition != LIVE else NO_DATA]
+            found.append((MARKED if cell in marked else glyph, tone))
+        return found
+
+    @cached_property
+    def _shades(self) -> tuple[tuple[str, Tone], ...]:
+        return tuple((glyph, shade_tone(index, is_shaded=self.is_shaded)) for index, glyph in enumerate(SHADES))
 
     def _tile(self, cell: int) -> Line:
         """`▓ gpu01  82%`: glyph, name and figure of one host."""
         row = self.worst_row(cell)
-        glyph, tone = self._glyph(cell)
+        [(glyph, tone)] = self._glyphs(cell, cell + 1)
         name_width = self.arrangement.cell_width - 3 - TILE_FIGURE - GAP
         value = self.values[row]
         figure = self.metric.text(value) if value is not None else "—"

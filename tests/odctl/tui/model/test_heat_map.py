@@ -12,7 +12,7 @@ from odctl.tui.model.fleet_columns import FleetColumns, Group
 from odctl.tui.model.heat_layout import arrange
 from odctl.tui.model.heat_map import SHADED_CELLS, HeatMap, cell_words, map_legend, map_title
 from odctl.tui.model.heat_metrics import METRICS, next_metric, shade
-from odctl.tui.model.text import line_text, line_width
+from odctl.tui.model.text import Tone, line_text, line_width
 from tests.odctl.fleet import values
 from tests.odctl.tui import frozen_fleet as frozen
 
@@ -112,13 +112,13 @@ def test_zoomed_in_every_host_has_a_cell_and_lines_run_on() -> None:
 def test_only_the_lines_that_are_asked_for_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     heat = whole(columns(10_000), zooms=True)
     asked: list[int] = []
-    worst_row = HeatMap.worst_row
+    glyphs = HeatMap._glyphs
 
-    def counted(self: HeatMap, cell: int) -> int:
-        asked.append(cell)
-        return worst_row(self, cell)
+    def counted(self: HeatMap, first: int, end: int) -> list[tuple[str, Tone]]:
+        asked.extend(range(first, end))
+        return glyphs(self, first, end)
 
-    monkeypatch.setattr(HeatMap, "worst_row", counted)
+    monkeypatch.setattr(HeatMap, "_glyphs", counted)
     heat.line(3)
     heat.line(3)
     (block,) = heat.arrangement.lines[3]
