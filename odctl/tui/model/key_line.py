@@ -22,8 +22,15 @@ class ShownKey(NamedTuple):
 
 
 def key_line(keys: Sequence[ShownKey], *, width: int, first: int = 0) -> Line:
-    """From the key number `first` on, as many as there is room for."""
-    return fit_line(tuple(span for _, spans in _places(keys, first) for span in spans), width)
+    """From the key number `first` on, as many as there is room for; an ellipsis tells that there are more."""
+    spans = tuple(span for _, spans in _places(keys, first) for span in spans)
+    if line_width(spans) - len(" ") <= width:
+        return fit_line(spans, width)
+    for room in range(width, 0, -1):
+        shown = fit_line(spans, room)
+        if shown[-1].text.endswith("…"):  # not where a key ends just at the edge
+            return (*shown, Span(" " * (width - room)))
+    return fit_line(spans, width)
 
 
 def key_at(keys: Sequence[ShownKey], x: int, *, first: int = 0) -> ShownKey | None:

@@ -217,6 +217,13 @@ def test_a_key_is_found_by_every_cell_of_it(first: int) -> None:
         assert key_at(KEYS, 0, first=first) is None
 
 
+@pytest.mark.parametrize("width", range(3, 25))
+def test_keys_that_do_not_fit_are_told_by_an_ellipsis(width: int) -> None:
+    shown = key_line(KEYS, width=width)
+    assert line_width(shown) == width
+    assert line_text(shown).rstrip().endswith("…")
+
+
 @pytest.mark.parametrize(("width", "first"), [(80, 0), (25, 0), (24, 1), (17, 1), (16, 2), (4, 3), (1, 3)])
 def test_the_last_key_can_be_brought_into_sight(width: int, first: int) -> None:
     assert line_width(key_line(KEYS, width=80)) == 80
