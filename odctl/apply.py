@@ -6,9 +6,6 @@ what it holds is only the view.
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
@@ -37,6 +34,7 @@ from agent.wire.agent import (
 from agent.wire.history import Cause
 from odctl.deployments import DeploymentSight, FleetDeployments, read_deployments
 from odctl.fleet import Fleet
+from odctl.fleet.operator import operator_name
 from odctl.model_source import check_model, push_model
 from odctl.probing import add_probes
 
@@ -63,11 +61,6 @@ class ApplyPreview(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def running_hash(self) -> str:
         return self.running.plan_hash if self.running is not None else ""
-
-
-def operator_name() -> str:
-    """`user@machine:pid`: who holds a lock, for people."""
-    return f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}"
 
 
 async def read_facts(

@@ -15,10 +15,11 @@ from agent.planner.edit import Replan, apply_edit, begin_edit
 from agent.planner.file import plan_from_toml
 from agent.planner.plan import Plan
 from agent.wire.agent import ApplyEvent
-from odctl.apply import ApplyPreview, apply_plan, operator_name, preview_apply
+from odctl.apply import ApplyPreview, apply_plan, preview_apply
 from odctl.deployments import DeploymentSight, FleetDeployments, read_deployments
 from odctl.editing import read_basis
 from odctl.fleet import Fleet
+from odctl.fleet.operator import operator_name
 
 OnDrainEvent = Callable[[str, ApplyEvent], Awaitable[None]]
 """Deployment, and what happens to it."""

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from agent.errors import FleetError
 from agent.wire.agent import ApplyEvent, ApplyPhase
 from agent.wire.history import Cause
-from odctl.apply import ApplyPreview, abort_apply, apply_plan, operator_name
+from odctl.apply import ApplyPreview, abort_apply, apply_plan
 from odctl.fleet import Fleet
+from odctl.fleet.operator import operator_name
 
 T = TypeVar("T")
 MAX_WAITING = 16

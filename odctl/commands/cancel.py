@@ -25,9 +25,9 @@ def cancel(inventory_path: str, name: str, request_id: str, *, is_sure: bool) ->
     """Raises E125 for a request that is not in flight, E111 or E112 without a yes, else as `odctl requests`."""
     import msgspec
 
-    from odctl.apply import operator_name
     from odctl.deployments import read_deployments
     from odctl.fleet import Fleet
+    from odctl.fleet.operator import operator_name
     from odctl.inventory import Inventory
     from odctl.requests import cancel_request
     from odctl.session import confirm, visit_fleet

@@ -9,6 +9,7 @@ from agent.planner.plan import Plan
 from agent.wire.agent import ApplyEvent
 from agent.wire.history import Cause
 from odctl.fleet import Fleet
+from odctl.fleet.operator import operator_name
 from odctl.tui.feed import Feed
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class FleetApplier:
     async def apply(
         self, feed: Feed, preview: ApplyPreview, on_event: OnEvent, *, cause: Cause = "apply", reason: str = ""
     ) -> ApplyEvent:
-        from odctl.apply import apply_plan, operator_name
+        from odctl.apply import apply_plan
 
         async def work(fleet: Fleet) -> ApplyEvent:
             return await apply_plan(
@@ -60,7 +61,7 @@ class FleetApplier:
         return await feed.call(work)
 
     async def abort(self, feed: Feed, plan: Plan) -> str:
-        from odctl.apply import abort_apply, operator_name
+        from odctl.apply import abort_apply
 
         async def work(fleet: Fleet) -> str:
             return await abort_apply(fleet, plan, holder=operator_name())

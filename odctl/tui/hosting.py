@@ -14,6 +14,7 @@ from agent.facts.sample import DeviceProcess
 from agent.wire.agent import Done
 from agent.wire.host import EndProcess, KernelLog, RestartAgent
 from odctl.fleet import Fleet
+from odctl.fleet.operator import operator_name
 from odctl.inventory import Inventory
 from odctl.logs import read_logs
 from odctl.ssh.shell import ShellCommand, shell_command
@@ -85,8 +86,6 @@ class FleetHostOperator:
         return await feed.call(work)
 
     async def restart_agent(self, feed: Feed, host: str) -> str:
-        from odctl.apply import operator_name
-
         async def work(fleet: Fleet) -> str:
             return (await fleet.post(host, "/v1/restart", RestartAgent(by=operator_name()), Done)).message
 
@@ -95,8 +94,6 @@ class FleetHostOperator:
     async def end_process(
         self, feed: Feed, host: str, device: str, process: DeviceProcess, *, is_forced: bool
     ) -> str:
-        from odctl.apply import operator_name
-
         order = EndProcess(
             pid=process.pid,
             start_ticks=process.start_ticks,

@@ -10,6 +10,7 @@ from agent.wire.agent import DeploymentStatus
 from agent.wire.gateway import RequestReport, RequestView
 from odctl.fleet import Fleet
 from odctl.fleet.guard import READ_ONLY, WAY_OUT
+from odctl.fleet.operator import operator_name
 from odctl.requests import cancel_request, read_requests
 from odctl.tui.feed import Feed
 
@@ -44,8 +45,6 @@ class FleetOperator:
         return await feed.call(work)
 
     async def cancel(self, feed: Feed, status: DeploymentStatus, request_id: str) -> RequestView:
-        from odctl.apply import operator_name
-
         self._check(f"request {request_id} was not cancelled")
 
         async def work(fleet: Fleet) -> RequestView:

@@ -51,8 +51,11 @@ class Pace:
         self._number = 0
         self._readings: deque[float] = deque(maxlen=READINGS)
         for _ in range(READINGS):
-            time.sleep(BETWEEN_READINGS_S)
-            self.read()
+            self.wait_and_read()
+
+    def wait_and_read(self) -> None:
+        time.sleep(BETWEEN_READINGS_S)
+        self.read()
 
     def read(self) -> None:
         """One more."""
@@ -72,8 +75,7 @@ def usual_pace_s() -> float:
     """What a reading takes now, while nothing else is done here: what hosts are to compute as if it took always."""
     pace, until_s, seconds = Pace(), time.monotonic() + USUAL_SPAN_S, []
     while time.monotonic() < until_s:
-        time.sleep(BETWEEN_READINGS_S)
-        pace.read()
+        pace.wait_and_read()
         seconds.append(pace.seconds)
     return statistics.median(seconds)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from textual.app import App, ComposeResult
-from textual.message import Message
 from textual.widgets import DataTable, Static
 
 from odctl.fleet import FleetSnapshot, HostView
+from odctl.tui.app import SnapshotTaken
 from odctl.tui.model.units import bytes_text
 from tests.simulated_fleet import SimulatedFeed
 
@@ -27,15 +27,6 @@ CELLS: dict[str, Callable[[HostView], str]] = {
     "NOTE": lambda host: host.reason,
 }
 """The baseline's columns: as many as ours show at this width, in the cheapest words that mean the same."""
-
-
-class _Taken(Message):
-    def __init__(self, snapshot: FleetSnapshot) -> None:
-        super().__init__()
-        self.snapshot = snapshot
-
-    def can_replace(self, message: Message) -> bool:
-        return isinstance(message, _Taken)
 
 
 class DataTableApp(App[None]):
@@ -61,12 +52,12 @@ class DataTableApp(App[None]):
         table.focus()
 
     def _take(self, snapshot: FleetSnapshot) -> None:
-        self.post_message(_Taken(snapshot))
+        self.post_message(SnapshotTaken(snapshot))
 
     async def on_unmount(self) -> None:
         await self._feed.stop()
 
-    def on__taken(self, message: _Taken) -> None:
+    def on_snapshot_taken(self, message: SnapshotTaken) -> None:
         table = self.query_one(DataTable)
         for host in message.snapshot.hosts:
             texts = {name: read(host) for name, read in CELLS.items()}

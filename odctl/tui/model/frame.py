@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from odctl.fleet.snapshot import FleetSnapshot
 from odctl.tui.model.fleet_columns import fleet_columns
 from odctl.tui.model.fleet_summary import fleet_lines as fleet_lines  # noqa: PLC0414 - screens ask the frame for it
-from odctl.tui.model.text import Line, Span, line, spread
+from odctl.tui.model.text import Line, Span, line, part_at, spread
 
 MODES: tuple[tuple[str, str], ...] = (
     ("fleet", "Fleet"),
@@ -57,12 +57,7 @@ def tabs_line(current: str, *, width: int) -> Line:
 
 def tab_at(current: str, x: int, *, width: int) -> str:
     """The mode whose tab stands at cell `x` of that line; empty between them."""
-    end = 0
-    for mode, span in _tabs(current, width):
-        end += len(span.text)
-        if x < end:
-            return mode
-    return ""
+    return part_at(((mode, (span,)) for mode, span in _tabs(current, width)), x) or ""
 
 
 def tab_place(current: str, mode: str, *, width: int) -> int:

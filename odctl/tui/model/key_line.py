@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from odctl.tui.model.text import Line, Span, fit_line, line_width
+from odctl.tui.model.text import Line, Span, fit_line, line_width, part_at
 
 MORE = "… "
 """Stands before the first key where others were moved out of sight."""
@@ -35,12 +35,7 @@ def key_line(keys: Sequence[ShownKey], *, width: int, first: int = 0) -> Line:
 
 def key_at(keys: Sequence[ShownKey], x: int, *, first: int = 0) -> ShownKey | None:
     """The key that stands at cell `x` of that line."""
-    end = 0
-    for key, spans in _places(keys, first):
-        end += line_width(spans)
-        if x < end:
-            return key
-    return None
+    return part_at(_places(keys, first), x)
 
 
 def last_first(keys: Sequence[ShownKey], *, width: int) -> int:

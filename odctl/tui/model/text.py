@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Literal, NamedTuple, TypeVar
 
 from rich.cells import cell_len, set_cell_size
 
+T = TypeVar("T")
 Tone = Literal["plain", "dim", "bold", "title", "key", "ok", "warn", "fault", "heal", "bar", "kv", "activation"]
 
 
@@ -35,6 +37,16 @@ def line_width(spans: Line) -> int:
         # Most are ASCII, where a sign that can be seen is a cell.
         width += len(text) if text.isascii() and text.isprintable() else cell_len(text)
     return width
+
+
+def part_at(parts: Iterable[tuple[T, Line]], x: int) -> T | None:
+    """Of parts that stand beside each other, the one that has cell `x`; None behind the last."""
+    end = 0
+    for part, spans in parts:
+        end += line_width(spans)
+        if x < end:
+            return part
+    return None
 
 
 def line_text(spans: Line) -> str:

@@ -118,7 +118,6 @@ class FleetScreen(TableScreen):
             self.focus_body()
 
     def focus_body(self) -> None:
-        # At once: one that is hidden while it has the focus gives it up, which would come after a focus asked for.
         self.set_focus(self.heat if self.is_map else self.table)
 
     def show_rows(self, rows: Rows, order: Sequence[int], *, empty: str) -> None:

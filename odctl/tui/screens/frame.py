@@ -170,7 +170,8 @@ class FrameScreen(Screen[None]):
         """Give the focus to the first thing of the body that takes it."""
         for widget in self.query("FleetTable, LinesView"):
             if widget.display and widget.focusable:
-                widget.focus()
+                # At once: what is hidden while it has the focus gives it up, which would come after one asked for.
+                self.set_focus(widget)
                 return
 
     def on_prompt_submitted(self, event: Prompt.Submitted) -> None:
