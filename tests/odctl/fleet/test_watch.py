@@ -25,6 +25,7 @@ class HandClock:
     def __init__(self) -> None:
         self._now_s = values.EPOCH_S
         self._moved = asyncio.Condition()
+        self.sleepers = 0
 
     def now_s(self) -> float:
         return self._now_s
@@ -32,7 +33,9 @@ class HandClock:
     async def sleep(self, seconds: float) -> None:
         wake_s = self._now_s + seconds
         async with self._moved:
+            self.sleepers += 1
             await self._moved.wait_for(lambda: self._now_s >= wake_s)
+            self.sleepers -= 1
 
     async def advance(self, seconds: float) -> None:
         async with self._moved:
@@ -145,6 +148,8 @@ async def test_rates_of_a_deployment_come_of_two_looks_and_go_with_its_controlle
         assert view.history.last is not None
         assert view.history.last.busy == pytest.approx(0.4)
         agent.errors["/v1/deployments/chat"] = ErrorDetail(code="E701", message="not here")
+        # Who is not asleep yet would sleep from the new time on: all three polls have to be.
+        await until(lambda: clock.sleepers == 3)
         await clock.advance(2.0)
         await until(lambda: watch.snapshot().deployments[0].error is not None)
         assert watch.snapshot().deployments[0].flow is None, "rates of before are rates no more"
