@@ -79,12 +79,8 @@ class LinkFacts(msgspec.Struct, frozen=True, kw_only=True):
     """It was measured with this one, whose own time is in the figures."""
     measured_at_s: float | None = None
     """Seconds since the epoch."""
-    reduce_latency_s: float | None = None
-    """An all-reduce between the two, by the carrier, of up to `reduce_free_bytes`; each byte more takes
-    1 / `reduce_bytes_per_s`.
-    """
-    reduce_bytes_per_s: float | None = None
-    reduce_free_bytes: int = 0
+    sums: tuple[tuple[int, float], ...] = ()
+    """(bytes, seconds) of all-reduces between the two, by the carrier, by bytes; empty where none were measured."""
 
 
 class ClusterFacts(msgspec.Struct, frozen=True, kw_only=True):

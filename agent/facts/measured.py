@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import geometric_mean, median
-from typing import TypedDict, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -197,30 +197,15 @@ def _links(hashes: dict[str, str], records: dict[str, ProbeRecord]) -> tuple[Lin
                     is_measured=True,
                     carrier=link.carrier,
                     measured_at_s=link.measured_at_s,
-                    **_sums(groups.get((ends, link.carrier))),
+                    sums=_sums(groups.get((ends, link.carrier))),
                 )
             )
     return tuple(sorted(found, key=lambda link: (link.source, link.target, link.carrier)))
 
 
-class _Sums(TypedDict, total=False):
-    reduce_latency_s: float
-    reduce_bytes_per_s: float
-    reduce_free_bytes: int
-
-
-def _sums(group: GroupProbe | None) -> _Sums:
-    """The line from the smallest sum to the largest.
-
-    It begins there and not at a sum of no bytes: what a few packets take less than a stream's rate says (they may
-    all fit what a link lets through at once) would put that below zero.
-    """
-    if group is None or len(group.sums) < 2:
-        return {}
-    small, *_, large = sorted(group.sums, key=lambda each: each.num_bytes)
-    slope = max((large.seconds - small.seconds) / (large.num_bytes - small.num_bytes), 1e-12)
-    return {
-        "reduce_latency_s": small.seconds,
-        "reduce_bytes_per_s": 1 / slope,
-        "reduce_free_bytes": small.num_bytes,
-    }
+def _sums(group: GroupProbe | None) -> tuple[tuple[int, float], ...]:
+    """(bytes, seconds), by bytes. A sum is never quicker than one of fewer bytes."""
+    points: list[tuple[int, float]] = []
+    for each in sorted(group.sums if group is not None else (), key=lambda each: each.num_bytes):
+        points.append((each.num_bytes, max(each.seconds, points[-1][1] if points else 0.0)))
+    return tuple(points) if len(points) > 1 else ()

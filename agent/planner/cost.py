@@ -262,10 +262,9 @@ def all_reduce_s(link: LinkFacts, num_bytes: int, group_size: int, *, carrier: C
     if carrier in ("tls", "tcp", "unix"):
         is_one_hop = p == 2 or num_bytes <= DIRECT_SUM_BYTES
         hops, crossing = (1, (p - 1) * num_bytes) if is_one_hop else (2, 2 * (p - 1) / p * num_bytes)
-        if link.carrier == carrier and link.reduce_latency_s is not None and link.reduce_bytes_per_s is not None:
+        if link.carrier == carrier and link.sums:
             # measured between two, where it is one hop of n bytes
-            further = max(0.0, crossing - hops * link.reduce_free_bytes)
-            return hops * link.reduce_latency_s + further / link.reduce_bytes_per_s
+            return hops * rehearsal.on_line(link.sums, crossing / hops)
         per_byte = own.seconds_per_byte if link.carrier is None else 0.0
         return own.all_reduce_s + hops * alpha + crossing * (1 / beta + per_byte)
     ring = 2 * (p - 1) * alpha + 2 * (p - 1) / p * num_bytes / beta
@@ -279,7 +278,7 @@ def all_gather_s(link: LinkFacts, num_bytes: int, group_size: int) -> float:
 
 
 def group_link(places: Sequence[Place], links: LinkTable) -> LinkFacts:
-    """The slowest latency and the slowest rate between any two members of a group."""
+    """The slowest latency, the slowest rate and the slowest sums between any two members of a group."""
     pairs = [
         links.between(a.host, b.host, a.device.kind if a.device.kind == b.device.kind else "cpu")
         for a in places
@@ -287,18 +286,15 @@ def group_link(places: Sequence[Place], links: LinkTable) -> LinkFacts:
         if a is not b
     ]
     carriers = {link.carrier for link in pairs}
-    reduce_latencies = [link.reduce_latency_s for link in pairs if link.reduce_latency_s is not None]
-    reduce_rates = [link.reduce_bytes_per_s for link in pairs if link.reduce_bytes_per_s is not None]
-    are_sums_measured = bool(pairs) and len(pairs) == len(reduce_latencies) == len(reduce_rates)
+    sums = [dict(link.sums) for link in pairs]
+    sizes = sorted(set(sums[0]).intersection(*sums)) if sums else []
     return LinkFacts(
         source=places[0].host,
         target=places[-1].host,
         latency_s=max((link.latency_s for link in pairs), default=0.0),
         bytes_per_s=min((link.bytes_per_s for link in pairs), default=math.inf),
         carrier=carriers.pop() if len(carriers) == 1 else None,
-        reduce_latency_s=max(reduce_latencies) if are_sums_measured else None,
-        reduce_bytes_per_s=min(reduce_rates) if are_sums_measured else None,
-        reduce_free_bytes=min(link.reduce_free_bytes for link in pairs) if are_sums_measured else 0,
+        sums=tuple((size, max(of_pair[size] for of_pair in sums)) for size in sizes),
     )
 
 

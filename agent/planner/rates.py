@@ -278,13 +278,11 @@ def slowed_link(link: LinkFacts, longer: float, slower: float) -> LinkFacts:
     """Its latencies `longer` times as long and its rates `slower` times as slow; below 1: a better link."""
     if longer == slower == 1.0:
         return link
-    sums = (link.reduce_latency_s, link.reduce_bytes_per_s)
     return msgspec.structs.replace(
         link,
         latency_s=link.latency_s * longer,
         bytes_per_s=link.bytes_per_s / slower,
-        reduce_latency_s=None if sums[0] is None else sums[0] * longer,
-        reduce_bytes_per_s=None if sums[1] is None else sums[1] / slower,
+        sums=tuple((size, link.sums[0][1] * longer + (s - link.sums[0][1]) * slower) for size, s in link.sums),
     )
 
 

@@ -30,10 +30,8 @@ class ProbeSizes(msgspec.Struct, frozen=True, kw_only=True):
     disk_bytes: int = 256 << 20
     link_bytes: int = 64 << 20
     """At most, in one direction; slow links get what passes in `span_s`."""
-    sum_bytes: tuple[int, ...] = (4 << 10, 1 << 20)
-    """A token's, and a prompt's. A token's is a few packets: 4 KiB over 20 Mbit/s took 1.4 to 1.7 ms, half of what
-    the rate of a stream says.
-    """
+    sum_bytes: tuple[int, ...] = (2 << 10, 16 << 10, 1 << 20)
+    """A token's in a narrow model, that of several tokens or of a wide model, and a prompt's."""
     span_s: float = 0.2
     is_quick: bool = False
 
@@ -46,7 +44,7 @@ QUICK = ProbeSizes(
     contexts=(256, 2048),
     disk_bytes=16 << 20,
     link_bytes=8 << 20,
-    sum_bytes=(4 << 10, 256 << 10),
+    sum_bytes=(2 << 10, 16 << 10, 256 << 10),
     span_s=0.05,
     is_quick=True,
 )

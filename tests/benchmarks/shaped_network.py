@@ -11,7 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 MTU = 1500
-"""A real network's: loopback's 64 KiB packets would pass a slow link's bucket as one."""
+"""A real network's: loopback's 64 KiB packets would pass a slow link's bucket as one.
+
+So would what the kernel keeps together until it is on the wire (`gso_max_segs`): after a layer's time of rest the 12 KB
+of a token's sum took 1.8 ms at 20 Mbit/s, where a wire takes 5.
+"""
 UNSHAPED = "10gbit"
 QUANTUM = "1514"
 """Bytes a class sends in one turn; without it the kernel complains of what it derives from such rates."""
@@ -29,7 +33,7 @@ def network_namespace(name: str) -> Iterator[list[str]]:
     """
     run(["ip", "netns", "add", name])
     try:
-        run(["ip", "-n", name, "link", "set", "lo", "mtu", str(MTU), "up"])
+        run(["ip", "-n", name, "link", "set", "lo", "mtu", str(MTU), "gso_max_segs", "1", "up"])
         # Not `ip netns exec`: that mounts another /sys, without the control groups.
         yield ["nsenter", f"--net=/run/netns/{name}"]
     finally:

@@ -4,7 +4,10 @@ import msgspec
 import pytest
 
 from agent.facts.measured import hardware_hash, with_probes
-from agent.planner.cost import all_reduce_s
+from agent.facts.probe import SumProbe
+from agent.planner.cost import all_reduce_s, group_link
+from agent.planner.layout import Place
+from agent.planner.rates import LinkTable
 from tests.agent.facts.probes import device_probe, group_probe, link_probe, record_of
 from tests.agent.planner.clusters import cluster, cpu, gpu, host
 from tests.agent.planner.test_rehearsal import rehearsed
@@ -78,7 +81,7 @@ def test_equal_is_what_rehearses_equally_whatever_a_product_did_in_one_moment(
     assert (a == c) == is_equal
 
 
-def test_a_link_carries_its_direction_and_the_line_through_its_sums() -> None:
+def test_a_link_carries_its_direction_and_its_sums() -> None:
     group = group_probe(ALPHA, BETA, small_s=100e-6, large_s=1132e-6)
     records = [
         record_of(ALPHA, links=(link_probe(ALPHA, BETA, latency_s=40e-6),), groups=(group,)),
@@ -95,11 +98,36 @@ def test_a_link_carries_its_direction_and_the_line_through_its_sums() -> None:
     assert all_reduce_s(there, 1 << 20, 2, carrier="tls") == pytest.approx(1132e-6)
 
 
-def test_a_small_sum_takes_what_was_measured_where_a_stream_s_rate_says_more() -> None:
-    """As over 20 Mbit/s, of which a few packets go through at once."""
-    group = group_probe(ALPHA, BETA, small_s=10e-3, large_s=1.0)
+def test_a_sum_takes_what_those_of_its_size_took() -> None:
+    """A line through the smallest and the largest would say otherwise where a link lets a few packets through."""
+    sizes = ((1024, 0.9), (2, 1e-3), (16, 8e-3), (64, 7e-3))
+    group = msgspec.structs.replace(
+        group_probe(ALPHA, BETA, small_s=0.0, large_s=0.0),
+        sums=tuple(SumProbe(num_bytes=size << 10, seconds=seconds) for size, seconds in sizes),
+    )
     records = [record_of(ALPHA, links=(link_probe(ALPHA, BETA),), groups=(group,))]
     [there] = with_probes(cluster(ALPHA, BETA), records).links
-    assert all_reduce_s(there, 0, 2, carrier="tls") == pytest.approx(10e-3)
-    assert all_reduce_s(there, 16 << 10, 2, carrier="tls") == pytest.approx(10e-3)
-    assert all_reduce_s(there, 32 << 10, 2, carrier="tls") == pytest.approx(10e-3 + 0.99 / 63, rel=1e-3)
+
+    def sum_s(kib: int) -> float:
+        return all_reduce_s(there, kib << 10, 2, carrier="tls")
+
+    assert sum_s(0) == sum_s(2) == pytest.approx(1e-3)
+    assert sum_s(9) == pytest.approx(4.5e-3)
+    assert sum_s(40) == pytest.approx(8e-3), "more bytes are never quicker"
+    assert sum_s(1984) == pytest.approx(0.9 + 0.892), "behind the largest along the last line"
+
+
+def test_a_group_is_as_slow_as_its_slowest_pair_at_every_size() -> None:
+    a, b, c = hosts = [host(name, cpu(8)) for name in ("a", "b", "c")]
+    groups = (
+        group_probe(a, b, small_s=1e-3, large_s=2e-3),
+        group_probe(a, c, small_s=0.5e-3, large_s=9e-3),
+        group_probe(b, c, small_s=0.1e-3, large_s=1e-3),
+    )
+    records = [
+        record_of(a, links=(link_probe(a, b), link_probe(a, c)), groups=groups),
+        record_of(b, links=(link_probe(b, c),)),
+    ]
+    links = LinkTable(with_probes(cluster(*hosts), records))
+    group = group_link([Place(host=each.name, device=each.devices[0]) for each in hosts], links)
+    assert group.sums == ((16 << 10, 1e-3), (1 << 20, 9e-3))

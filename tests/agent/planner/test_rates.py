@@ -103,10 +103,8 @@ def test_measured_sums_go_before_the_carriers_own_figures() -> None:
     assert all_reduce_s(link, 16 << 10, 2, carrier="tls") == pytest.approx(200e-6)
     assert all_reduce_s(link, 1 << 20, 2, carrier="tls") == pytest.approx(2e-3)
     by_parts = all_reduce_s(link, 1 << 20, 4, carrier="tls")
-    assert link.reduce_latency_s is not None
-    assert link.reduce_bytes_per_s is not None
-    further = 1.5 * (1 << 20) - 2 * link.reduce_free_bytes
-    assert by_parts == pytest.approx(2 * link.reduce_latency_s + further / link.reduce_bytes_per_s)
+    share = ((3 << 18) - (16 << 10)) / ((1 << 20) - (16 << 10))
+    assert by_parts == pytest.approx(2 * (200e-6 + share * 1800e-6)), "two hops of three quarters"
     assert all_reduce_s(link, 8, 2, carrier="unix") >= CARRIERS["unix"].all_reduce_s, "of another carrier"
 
 
