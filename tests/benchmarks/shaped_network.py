@@ -13,8 +13,8 @@ from contextlib import contextmanager
 MTU = 1500
 """A real network's: loopback's 64 KiB packets would pass a slow link's bucket as one.
 
-So would what the kernel keeps together until it is on the wire (`gso_max_segs`): after a layer's time of rest the 12 KB
-of a token's sum took 1.8 ms at 20 Mbit/s, where a wire takes 5.
+So would what the kernel keeps together until it is on the wire (`gso_max_segs`): after a layer's time of rest the
+12 KB of a token's sum took 1.8 ms at 20 Mbit/s, where a wire takes 5.
 """
 UNSHAPED = "10gbit"
 QUANTUM = "1514"
