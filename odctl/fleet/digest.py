@@ -5,6 +5,8 @@ No I/O, no clock.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from agent.facts.sample import HostSample, Lost, Ok, Stale
@@ -38,6 +40,8 @@ class HostDigest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What is broken, by the first device that is: `cuda:2 GPU is lost`."""
     warning: str = ""
     """What is amiss, by the first device that says so: `cuda:1 throttled: HW thermal`."""
+    trouble: Literal["", "warning", "fault"] = ""
+    """The worse one of the two that there is."""
 
 
 def host_digest(sample: HostSample) -> HostDigest:
@@ -72,6 +76,7 @@ def host_digest(sample: HostSample) -> HostDigest:
         if device.throttle_reasons and not warning:
             loud = [reason for reason in device.throttle_reasons if reason not in QUIET_THROTTLES]
             warning = f"{device.id} throttled: {', '.join(loud)}" if loud else ""
+    warning = warning or old
     return HostDigest(
         device_ids=tuple([device.id for device in sample.devices]),
         num_gpus=num_gpus,
@@ -82,5 +87,6 @@ def host_digest(sample: HostSample) -> HostDigest:
         temperature_c=hottest,
         num_lost=num_lost,
         fault=fault,
-        warning=warning or old,
+        warning=warning,
+        trouble="fault" if fault else "warning" if warning else "",
     )

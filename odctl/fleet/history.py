@@ -66,20 +66,16 @@ Row = TypeVar("Row", bound=TimedRow)
 class History(Generic[Row]):
     """Rows in the order of their time; `append` returns the longer history and leaves this one as it was."""
 
-    __slots__ = ("_chunks", "_tail")
+    __slots__ = ("_chunks", "_tail", "last")
 
     def __init__(self, chunks: tuple[tuple[Row, ...], ...] = (), tail: tuple[Row, ...] = ()) -> None:
         self._chunks: tuple[tuple[Row, ...], ...] = chunks
         self._tail: tuple[Row, ...] = tail
+        # An attribute, no property: a tick of a large fleet asks ten thousand histories for it.
+        self.last: Row | None = tail[-1] if tail else chunks[-1][-1] if chunks else None
 
     def __len__(self) -> int:
         return sum(len(chunk) for chunk in self._chunks) + len(self._tail)
-
-    @property
-    def last(self) -> Row | None:
-        if self._tail:
-            return self._tail[-1]
-        return self._chunks[-1][-1] if self._chunks else None
 
     def append(self, row: Row) -> History[Row]:
         """With the row at the end, and without chunks that lie wholly before the last fifteen minutes."""

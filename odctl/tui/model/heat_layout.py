@@ -5,8 +5,10 @@ Nothing here depends on a reading, so one arrangement serves until hosts, filter
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from operator import itemgetter
 from typing import NamedTuple
 
 from odctl.tui.model.fleet_columns import Group
@@ -74,6 +76,21 @@ class Arrangement:
         return {row: cell for cell, rows in enumerate(self.cells) for row in rows}
 
     @cached_property
+    def _readers(self) -> list[Callable[[Sequence[float]], tuple[float, ...]]]:
+        most = max(map(len, self.cells), default=0)
+        return [itemgetter(*(rows[min(at, len(rows) - 1)] for rows in self.cells)) for at in range(most)]
+
+    def by_place(self, figures: Sequence[float]) -> list[Sequence[float]]:
+        """Of figures by row number, those of every cell's first host, of every second one and so on.
+
+        A cell of fewer hosts has its last one again. Gone through in C: a map of ten thousand hosts is drawn every
+        second.
+        """
+        if len(self.cells) == 1:  # an itemgetter of one gives no tuple
+            return [[figures[row]] for row in self.cells[0]]
+        return [read(figures) for read in self._readers]
+
+    @cached_property
     def places(self) -> list[tuple[int, int]]:
         """(line, x) of every cell."""
         out = [(0, 0)] * len(self.cells)
@@ -122,45 +139,44 @@ def arrange(
     Where groups are too many for that, a cell is a host, and the map is to be scrolled.
     """
     groups = [group for group in groups if group.rows]
-    tiled = _tiles(groups, names, width=width, height=height, has_names=has_names)
+    head = _head_width(groups, names, has_names)
+    tiled = _tiles(groups, names, width=width, height=height, head=head if has_names else 0, has_names=has_names)
     if tiled is not None:
         return tiled
-    spaced = _packed(groups, names, 1, width=width, has_names=has_names, cell_width=2)
-    if len(spaced.lines) <= height:
-        return spaced
-    whole = _packed(groups, names, 1, width=width, has_names=has_names)
+
+    def packing(hosts_per_cell: int, *, cell_width: int = 1) -> _Packing:
+        return _Packing(groups, hosts_per_cell, width=width, head=head, has_names=has_names, cell_width=cell_width)
+
+    spaced, whole = packing(1, cell_width=2), packing(1)
+    if spaced.num_lines <= height:
+        return spaced.arrangement()
     most = max((len(group.rows) for group in groups), default=1)
-    if (
-        is_one_per_cell
-        or len(whole.lines) <= height
-        or len(_packed(groups, names, most, width=width, has_names=has_names).lines) > height
-    ):
-        return whole
+    if is_one_per_cell or whole.num_lines <= height or packing(most).num_lines > height:
+        return whole.arrangement()
     too_few, enough = 1, most
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
-        if len(_packed(groups, names, middle, width=width, has_names=has_names).lines) <= height:
+        if packing(middle).num_lines <= height:
             enough = middle
         else:
             too_few = middle
-    return _packed(groups, names, enough, width=width, has_names=has_names)
+    return packing(enough).arrangement()
 
 
 def _head_width(groups: Sequence[Group], names: Sequence[str], has_names: bool) -> int:
     """Cells before a line's first cell: a glyph and a name, and a space after each."""
     said = (group.name for group in groups) if has_names else (names[row] for group in groups for row in group.rows)
-    return min(HEAD_MAX, max((len(name) for name in said), default=0)) + 3
+    return min(HEAD_MAX, max(map(len, said), default=0)) + 3
 
 
 def _tiles(
-    groups: Sequence[Group], names: Sequence[str], *, width: int, height: int, has_names: bool
+    groups: Sequence[Group], names: Sequence[str], *, width: int, height: int, head: int, has_names: bool
 ) -> Arrangement | None:
     num_hosts = sum(len(group.rows) for group in groups)
     if num_hosts > width * height // (TILE_FIGURE + 4):
         return None
     longest = max((len(names[row]) for group in groups for row in group.rows), default=1)
     cell_width = 2 + min(TILE_NAME_MAX, longest) + 1 + TILE_FIGURE + GAP
-    head = _head_width(groups, names, True) if has_names else 0
     per_line = (width - MARGIN - head) // cell_width
     if per_line < 1:
         return None
@@ -188,51 +204,64 @@ def _tiles(
     )
 
 
-def _packed(
-    groups: Sequence[Group],
-    names: Sequence[str],
-    hosts_per_cell: int,
-    *,
-    width: int,
-    has_names: bool,
-    cell_width: int = 1,
-) -> Arrangement:
-    """Short groups side by side in columns, long ones over several lines."""
-    cells: list[Sequence[int]] = []
-    spans: list[tuple[int, int]] = []
-    for group in groups:
-        first = len(cells)
-        rows = group.rows
-        cells += [rows[at : at + hosts_per_cell] for at in range(0, len(rows), hosts_per_cell)]
-        spans.append((first, len(cells)))
-    head = _head_width(groups, names, has_names)
-    longest = max((end - first for first, end in spans), default=1)
-    shared = head + longest * cell_width + TAIL_SHARED + GAP
-    columns = (width - MARGIN + GAP) // shared if has_names else 1
-    lines: list[tuple[Block, ...]] = []
-    if columns > 1:
-        tail = TAIL_SHARED
-        for begin in range(0, len(groups), columns):
-            lines.append(
-                tuple(
-                    Block(index, MARGIN + head + at * shared, *spans[index], True)
-                    for at, index in enumerate(range(begin, min(len(groups), begin + columns)))
-                )
+class _Packing:
+    """Short groups side by side in columns, long ones over several lines: how many lines, before a cell is made."""
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        hosts_per_cell: int,
+        *,
+        width: int,
+        head: int,
+        has_names: bool,
+        cell_width: int,
+    ) -> None:
+        self._groups, self._hosts_per_cell = groups, hosts_per_cell
+        self._head, self._has_names, self._cell_width = head, has_names, cell_width
+        self._num_cells = [-(-len(group.rows) // hosts_per_cell) for group in groups]
+        longest = max(self._num_cells, default=1)
+        self._shared = head + longest * cell_width + TAIL_SHARED + GAP
+        self._columns = (width - MARGIN + GAP) // self._shared if has_names else 1
+        wide = (TAIL_WIDE if width >= 100 else TAIL_NARROW) if has_names else 0
+        self._tail = TAIL_SHARED if self._columns > 1 else wide
+        self._per_line = max(1, (width - MARGIN - head - wide) // cell_width)
+
+    @property
+    def num_lines(self) -> int:
+        if self._columns > 1:
+            return -(-len(self._groups) // self._columns)
+        return sum(-(-count // self._per_line) for count in self._num_cells)
+
+    def arrangement(self) -> Arrangement:
+        each = self._hosts_per_cell
+        cells = [group.rows[at : at + each] for group in self._groups for at in range(0, len(group.rows), each)]
+        ends = list(itertools.accumulate(self._num_cells))
+        spans = [(end - count, end) for end, count in zip(ends, self._num_cells, strict=True)]
+        return Arrangement(
+            self._groups,
+            cells,
+            self._shared_lines(spans) if self._columns > 1 else self._own_lines(spans),
+            hosts_per_cell=each,
+            cell_width=self._cell_width,
+            head=self._head,
+            tail=self._tail,
+            has_names=self._has_names,
+        )
+
+    def _shared_lines(self, spans: Sequence[tuple[int, int]]) -> list[tuple[Block, ...]]:
+        x, columns = MARGIN + self._head, self._columns
+        return [
+            tuple(
+                Block(begin + at, x + at * self._shared, *span, True)
+                for at, span in enumerate(spans[begin : begin + columns])
             )
-    else:
-        tail = (TAIL_WIDE if width >= 100 else TAIL_NARROW) if has_names else 0
-        per_line = max(1, (width - MARGIN - head - tail) // cell_width)
-        for index, (first, end) in enumerate(spans):
-            for begin in range(first, end, per_line):
-                stop = min(end, begin + per_line)
-                lines.append((Block(index, MARGIN + head, begin, stop, begin == first),))
-    return Arrangement(
-        groups,
-        cells,
-        lines,
-        hosts_per_cell=hosts_per_cell,
-        cell_width=cell_width,
-        head=head,
-        tail=tail,
-        has_names=has_names,
-    )
+            for begin in range(0, len(spans), columns)
+        ]
+
+    def _own_lines(self, spans: Sequence[tuple[int, int]]) -> list[tuple[Block, ...]]:
+        return [
+            (Block(index, MARGIN + self._head, begin, min(end, begin + self._per_line), begin == first),)
+            for index, (first, end) in enumerate(spans)
+            for begin in range(first, end, self._per_line)
+        ]

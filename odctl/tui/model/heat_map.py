@@ -30,6 +30,7 @@ forty bytes on its way to the terminal, a cell three."""
 _UNKNOWN_SCORE = -1.0
 _CONDITION_SCORE = 1e15
 """Any condition outweighs any figure: bytes a second stay far below."""
+_LIVE_BELOW = _CONDITION_SCORE / 2
 
 
 class HeatMap:
@@ -44,6 +45,15 @@ class HeatMap:
         self.marked_cells = frozenset(cell for name in marked if (cell := self.cell_of(name)) is not None)
         self.values = fleet.figures(metric.figure)
         self._lines: dict[int, Line] = {}
+
+    def is_like(self, other: HeatMap) -> bool:
+        """Whether both show the same of the very same snapshot."""
+        return (
+            self.fleet is other.fleet
+            and self.arrangement is other.arrangement
+            and self.metric is other.metric
+            and self.marked_cells == other.marked_cells
+        )
 
     @property
     def num_lines(self) -> int:
@@ -69,6 +79,12 @@ class HeatMap:
             condition * _CONDITION_SCORE + (value if value is not None else _UNKNOWN_SCORE)
             for condition, value in zip(self.fleet.conditions, self.values, strict=True)
         ]
+
+    @cached_property
+    def _cell_scores(self) -> list[float]:
+        """Of each cell's worst host, which tell its condition and, of a live one, its figure."""
+        of_hosts = self.arrangement.by_place(self._scores)
+        return list(map(max, *of_hosts)) if len(of_hosts) > 1 else list(*of_hosts)
 
     def worst_row(self, cell: int) -> int:
         """Row number of the host that a cell shows."""
@@ -149,17 +165,13 @@ class HeatMap:
 
         A mark takes the glyph's place and leaves its colour, which still tells the state.
         """
-        conditions, values, marked = self.fleet.conditions, self.values, self.marked_cells
-        cells, score = self.arrangement.cells, self._scores.__getitem__
-        shades, bounds = self._shades, self.bounds
+        marked, shades, bounds = self.marked_cells, self._shades, self.bounds
         found: list[tuple[str, Tone]] = []
-        for cell in range(first, end):
-            rows = cells[cell]
-            row = rows[0] if len(rows) == 1 else max(rows, key=score)
-            condition, value = conditions[row], values[row]
-            if condition == LIVE and value is not None:
-                glyph, tone = shades[shade(value, bounds)]
+        for cell, score in enumerate(self._cell_scores[first:end], start=first):
+            if 0 <= score < _LIVE_BELOW:
+                glyph, tone = shades[shade(score, bounds)]
             else:
+                condition = round(score / _CONDITION_SCORE)
                 glyph, _, tone = CONDITION_MARKS[condition if condition != LIVE else NO_DATA]
             found.append((MARKED if cell in marked else glyph, tone))
         return found

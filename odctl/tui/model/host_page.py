@@ -13,14 +13,11 @@ from odctl.fleet.snapshot import FleetSnapshot, HostView
 from odctl.tui.model.bars import bar
 from odctl.tui.model.host_devices import device_lines, held_layers, process_lines
 from odctl.tui.model.host_extras import HostExtras
-from odctl.tui.model.host_plots import host_strip_lines
 from odctl.tui.model.log_lines import ONE_HOST, Columns, entry_lines
 from odctl.tui.model.marks import HOST_MARKS, rank_mark
 from odctl.tui.model.probe_rows import probe_rows
 from odctl.tui.model.text import BLANK, Line, Span, Tone, dimmed, fit, line, line_width, wrap
 from odctl.tui.model.units import age_text, bytes_text, count_text, percent_text, rate_text
-
-__all__ = ["Doing", "host_page", "host_strip_lines"]
 
 KERNEL_SHOWN = 12
 LOGS_SHOWN = 12

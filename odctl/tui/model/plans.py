@@ -9,7 +9,6 @@ import msgspec
 
 from agent.errors import ErrorDetail, FleetError
 from agent.facts.cluster import ClusterFacts
-from agent.facts.measured import with_probes
 from agent.planner.file import plan_from_toml, plan_hash
 from agent.planner.plan import Plan
 from agent.wire.agent import DeploymentStatus
@@ -62,6 +61,8 @@ def cluster_facts(snapshot: FleetSnapshot, *, hosts: Collection[str]) -> Cluster
 
 def measured_facts(snapshot: FleetSnapshot, *, hosts: Collection[str]) -> ClusterFacts:
     """The same with what was probed of them, as far as their agents have told."""
+    from agent.facts.measured import with_probes  # first paint does without: hashes and statistics come with it
+
     wanted = frozenset(hosts)
     probes = [host.probes for host in snapshot.hosts if host.name in wanted and host.probes is not None]
     return with_probes(cluster_facts(snapshot, hosts=wanted), probes)

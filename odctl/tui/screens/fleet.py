@@ -18,7 +18,7 @@ from odctl.tui.model.grouped_rows import GroupedRows, is_group_key
 from odctl.tui.model.heat_layout import Arrangement, arrange
 from odctl.tui.model.heat_map import HeatMap, cell_words, map_legend, map_title
 from odctl.tui.model.heat_metrics import METRICS, next_metric
-from odctl.tui.model.host_page import host_strip_lines
+from odctl.tui.model.host_plots import host_strip_lines
 from odctl.tui.model.host_rows import HostRows, host_note
 from odctl.tui.model.marks import HOST_MARKS
 from odctl.tui.model.table import Rows
@@ -58,6 +58,7 @@ class FleetScreen(TableScreen):
         self._collapsed: frozenset[str] = frozenset()
         self._arranged: tuple[object, ...] = ()
         self._arrangement: Arrangement | None = None
+        self._heat_map: HeatMap | None = None
 
     def compose_body(self) -> ComposeResult:
         yield LinesBar(id="summary")
@@ -141,7 +142,7 @@ class FleetScreen(TableScreen):
                 self.query_one(name, LinesBar).show([])
             self.heat.show(None, empty=line(Span(f" {empty}", "dim")))
             return
-        heat = HeatMap(fleet, self._arrangement_of(fleet, order), self.metric, marked=self.table.marks)
+        heat = self._heat_map_of(fleet, self._arrangement_of(fleet, order))
         self.query_one("#map-title", LinesBar).show([map_title(heat, label=self.label, width=self.size.width)])
         self.query_one("#legend", LinesBar).show([map_legend(heat)])
         room = self.heat.map_size.height - heat.num_lines - 1
@@ -170,6 +171,13 @@ class FleetScreen(TableScreen):
             )
         return self._arrangement
 
+    def _heat_map_of(self, fleet: FleetColumns, arrangement: Arrangement) -> HeatMap:
+        """The map of before with the lines that it has drawn, as long as it shows the same."""
+        heat = HeatMap(fleet, arrangement, self.metric, marked=self.table.marks)
+        if self._heat_map is None or not heat.is_like(self._heat_map):
+            self._heat_map = heat
+        return self._heat_map
+
     def draw_detail(self) -> None:
         snapshot, key = self.odctl.snapshot, self.pointed_key
         lines = self.detail(snapshot, key, self.size.width) if snapshot is not None and key is not None else ()
@@ -189,7 +197,7 @@ class FleetScreen(TableScreen):
         mark, note = HOST_MARKS[host.state], host_note(fleet, host)
         words: Line = ()
         if self._arrangement is not None:
-            words = cell_words(HeatMap(fleet, self._arrangement, self.metric), key, width=width // 2)
+            words = cell_words(self._heat_map_of(fleet, self._arrangement), key, width=width // 2)
         told = line(" ▸ ", Span(host.name, "bold"), " ", mark.span, "  ", *words, "  ", note)
         return (told, *lines[1:])
 

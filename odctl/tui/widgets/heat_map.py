@@ -5,6 +5,7 @@ The cursor belongs to a host, not to a place: it stays on its host when the map 
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import ClassVar
 
 from rich.segment import Segment
@@ -16,6 +17,7 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+from agent.planner.words import runs
 from odctl.tui.model.heat_map import HeatMap
 from odctl.tui.model.text import BLANK, Line, line
 from odctl.tui.widgets.paint import REVERSE, paint
@@ -191,18 +193,24 @@ class HeatMapView(ScrollView, can_focus=True):
     def _refresh_dirty(self) -> None:
         """Ask for a repaint of the visible lines that differ from what was painted."""
         width, height = self.map_size
-        for y in range(height):
-            if self._painted.get(y) != self._line_at(y):
-                self.refresh(Region(0, y, width, 1))
+        dirty = [y for y in range(height) if self._painted.get(y) != self._line_at(y)]
+        regions = [Region(0, run.start, width, len(run)) for run in runs(dirty)]
+        if regions:
+            self.refresh(*regions)
 
     def render_line(self, y: int) -> Strip:
         entry = self._line_at(y)
         self._painted[y] = entry
         spans, cursor_x = entry
-        strip = paint(spans if spans else line(""), self.map_size.width, self.rich_style)
+        strip = paint(spans if spans else line(""), self.map_size.width, self._base)
         if cursor_x is None or self._map is None:
             return strip
         return _with_cursor(strip, cursor_x, self._map.arrangement.cell_width, REVERSE)
+
+    @cached_property
+    def _base(self) -> Style:
+        """Worked out of all that this widget lies in: once, and not for every line of a second."""
+        return self.rich_style
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         super().watch_scroll_y(old_value, new_value)
@@ -212,6 +220,7 @@ class HeatMapView(ScrollView, can_focus=True):
     def notify_style_update(self) -> None:
         super().notify_style_update()
         self._painted.clear()
+        vars(self).pop("_base", None)
 
     def on_resize(self) -> None:
         self._painted.clear()
