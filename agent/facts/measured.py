@@ -153,19 +153,24 @@ def _of_medians(of_devices: Sequence[tuple[Timed, ...]], *key: str) -> tuple[Tim
 
 
 def _speeds(probes: Sequence[DeviceProbe]) -> list[float]:
-    """How fast each of these decodes, to compare them: in models that all have rehearsed, or a product.
+    """How fast each of these decodes, to compare them: in models that they have rehearsed, or a product.
 
     A rehearsal goes through its points three times within a minute, a product is measured in one moment: where
-    others shared its machine, that made one of three equal hosts 30% slower.
+    others shared its machine, that made one of three equal hosts 30% slower. Who has rehearsed nothing is as much
+    faster than the others as its product is.
     """
     decoding = [
         {_key_of(model): step.seconds for model in probe.models for step in model.steps if step.rows == 1}
         for probe in probes
     ]
-    shared = set(decoding[0]).intersection(*decoding)
-    if shared:
-        return [1 / geometric_mean(seconds[key] for key in sorted(shared)) for seconds in decoding]
-    return [_product_speed(probe) for probe in probes]
+    products = [_product_speed(probe) for probe in probes]
+    rehearsed = [seconds for seconds in decoding if seconds]
+    shared = sorted(set(rehearsed[0]).intersection(*rehearsed)) if rehearsed else []
+    if not shared:
+        return products
+    speeds = [1 / geometric_mean(seconds[key] for key in shared) if seconds else 0.0 for seconds in decoding]
+    per_product = median(speed / product for speed, product in zip(speeds, products, strict=True) if speed)
+    return [speed or product * per_product for speed, product in zip(speeds, products, strict=True)]
 
 
 def _product_speed(probe: DeviceProbe) -> float:

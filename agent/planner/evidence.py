@@ -134,10 +134,13 @@ def model_key(spec: ModelSpec, serving: Serving) -> str:
 
 
 def gateway_way_s(layout: Layout, links: LinkTable, *, gateway: str) -> float:
-    """Seconds from the gateway to a replica's first stage and back from its last, without any message."""
+    """Seconds from the gateway to a replica's first stage and back from its last, without any message.
+
+    What the gateway does there takes as much longer as its host is slower than the table's.
+    """
     first, last = layout.stages[0].places[0], layout.stages[-1].places[0]
     there = links.between(gateway, first.host, "cpu").latency_s
-    return there + links.between(last.host, gateway, "cpu").latency_s
+    return there + links.between(last.host, gateway, "cpu").latency_s + links.gateway_longer_s(gateway)
 
 
 def ttft_parts(estimate: Estimate, *, way_s: float) -> Parts:

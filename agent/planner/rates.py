@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import msgspec
 
-from agent.facts.cluster import ClusterFacts, DeviceFacts, DeviceKind, LinkFacts
+from agent.facts.cluster import ClusterFacts, DeviceFacts, DeviceKind, HostFacts, LinkFacts
 from agent.facts.model import Dtype, Quantisation
 from agent.facts.probe import DeviceProbe
 from agent.planner.carriers import CarrierKind
@@ -138,6 +138,18 @@ def turn_s(num_drawn: int, *, slowness: float = 1.0) -> float:
 def slowness_of(device: DeviceKind, rates: DeviceRates) -> float:
     """Of a host, by what launching a layer takes on its CPU; 1 where that is a GPU's own figure."""
     return max(1.0, rates.layer_overhead_s / EFFICIENCY["cpu"].layer_overhead_s) if device == "cpu" else 1.0
+
+
+def host_slowness(host: HostFacts) -> float:
+    """The same of a host, whoever computes there: by what was probed on its CPU, 1 where nothing was."""
+    probes = [device.probe for device in host.devices if device.kind == "cpu" and device.probe is not None]
+    launches_s = [
+        overheads[0]
+        for probe in probes
+        for dtype in sorted({layer.dtype for layer in probe.layers})
+        if (overheads := probed_overheads(probe, dtype, "none")) is not None
+    ]
+    return max(1.0, min(launches_s) / EFFICIENCY["cpu"].layer_overhead_s) if launches_s else 1.0
 
 
 class CarrierRates(msgspec.Struct, frozen=True, kw_only=True):
@@ -293,9 +305,15 @@ class LinkTable:
         self.is_network_trusted = is_network_trusted
         self.are_equal = not facts.links
         """No fact tells one pair of hosts from another."""
+        self._hosts = facts.hosts
         self._links: dict[tuple[str, str], dict[CarrierKind | None, LinkFacts]] = {}
         for link in facts.links:
             self._links.setdefault((link.source, link.target), {})[link.carrier] = link
+
+    def gateway_longer_s(self, gateway: str) -> float:
+        """What a step's turn takes longer with the gateway on this host than in the table."""
+        host = next((host for host in self._hosts if host.name == gateway), None)
+        return (host_slowness(host) - 1) * GATEWAY_STEP_S if host is not None else 0.0
 
     def between(self, source: str, target: str, kind: DeviceKind) -> LinkFacts:
         """The link from one host to another, or within one. A fact of the way back serves where ours is missing."""

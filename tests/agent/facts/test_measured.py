@@ -53,7 +53,7 @@ def test_equal_devices_that_differ_by_noise_are_taken_as_equal_and_a_slow_one_is
 
 def test_rehearsals_of_equal_devices_are_pooled_and_serve_those_that_have_none() -> None:
     hosts = [host(name, cpu(8)) for name in ("a", "b", "c", "d")]
-    levels = {"a": 1.0, "b": 1.3, "c": 0.9}
+    levels = {"a": 1.0, "b": 1.1, "c": 0.9}
     records = [
         record_of(
             each,
@@ -79,6 +79,17 @@ def test_equal_is_what_rehearses_equally_whatever_a_product_did_in_one_moment(
     records = [record_of(each, other if each.name == "c" else usual) for each in hosts]
     a, _, c = (each.devices[0].probe for each in with_probes(cluster(*hosts), records).hosts)
     assert (a == c) == is_equal
+
+
+@pytest.mark.parametrize(("product", "is_equal"), [(1.3, True), (1.8, False)])
+def test_who_rehearsed_nothing_is_held_against_the_others_by_products(product: float, *, is_equal: bool) -> None:
+    """Products of 1.25 times the usual rate while rehearsals are as usual: that moment was a quick one for all."""
+    hosts = [host(name, cpu(8)) for name in ("a", "b", "c", "d")]
+    told = msgspec.structs.replace(device_probe(read_bytes_per_s=12.5e9), models=(rehearsed(),))
+    untold = device_probe(read_bytes_per_s=product * 10e9)
+    records = [record_of(each, untold if each.name == "d" else told) for each in hosts]
+    a, *_, d = (each.devices[0].probe for each in with_probes(cluster(*hosts), records).hosts)
+    assert (a == d) == is_equal
 
 
 def test_a_link_carries_its_direction_and_its_sums() -> None:

@@ -8,7 +8,15 @@ from agent.facts.measured import with_probes
 from agent.facts.probe import LayerProbe
 from agent.planner.cost import all_reduce_s, decode_step, hop_s, layer_parameters, own_message_s, stage_cost
 from agent.planner.layout import Place, StageLayout, cut_shares
-from agent.planner.rates import CARRIERS, DISTINCT_HOSTS, EFFICIENCY, LinkTable, probed_overheads, rates_of
+from agent.planner.rates import (
+    CARRIERS,
+    DISTINCT_HOSTS,
+    EFFICIENCY,
+    GATEWAY_STEP_S,
+    LinkTable,
+    probed_overheads,
+    rates_of,
+)
 from agent.planner.staleness import facts_digest, what_moved
 from tests.agent.facts.probes import KINDS, device_probe, group_probe, link_probe, record_of
 from tests.agent.planner.clusters import LLAMA_1B, THREE_CPUS, cluster, cpu, gpu, host, plan_for
@@ -63,6 +71,27 @@ def test_what_thin_layers_take_beyond_their_products_is_launching_them() -> None
     assert rates_of(device, "float32").layer_overhead_s == EFFICIENCY["cpu"].layer_overhead_s, "not probed"
     quick = msgspec.structs.replace(probe, layers=(layer(1, -1e-3), layer(8, -2e-3)))
     assert probed_overheads(quick, "bfloat16", "none") == (0.0, 0.0), "never less than nothing"
+
+
+def test_a_gateway_takes_longer_on_a_slower_host() -> None:
+    def slow(own_s: float) -> LayerProbe:
+        return LayerProbe(
+            dtype="bfloat16",
+            quantisation="none",
+            sequences=1 if own_s < 1e-3 else 8,
+            context=128,
+            seconds=1_000_000 * 2 / 8e9 + own_s,
+            weight_elements=1_000_000,
+            cache_bytes=65536,
+        )
+
+    table_s = EFFICIENCY["cpu"].layer_overhead_s
+    probe = msgspec.structs.replace(device_probe(read_bytes_per_s=8e9), layers=(slow(2.5 * table_s), slow(5e-3)))
+    a, b = host("a", cpu(8)), host("b", cpu(8))
+    links = LinkTable(with_probes(cluster(a, b), [record_of(a, probe)]))
+    assert links.gateway_longer_s("a") == pytest.approx(1.5 * GATEWAY_STEP_S)
+    assert links.gateway_longer_s("b") == links.gateway_longer_s("nowhere") == 0.0
+    assert links.gateway_longer_s("") == 0.0
 
 
 def test_a_step_of_probed_products_takes_what_they_took() -> None:
