@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from statistics import geometric_mean, median
 from typing import TypeVar
 
@@ -33,6 +33,11 @@ HASH_CHARACTERS = 12
 EQUAL_WITHIN: dict[DeviceKind, float] = {"cpu": 0.15, "cuda": 0.1}
 """Devices of equal hardware whose figures differ by less are taken as equal: that much two probes of one differ,
 those of a CPU more, since others share its machine."""
+LINKS_EQUAL_WITHIN = 1.5
+"""Links between equal devices are taken as equal if latencies, rates and sums differ by no more than this factor.
+
+Sums of three equal pairs, each probed in a moment of its own, were told as 0.83, 1.05 and 1.70 ms.
+"""
 
 
 def hardware_hash(facts: HostFacts) -> str:
@@ -61,7 +66,8 @@ def with_probes(facts: ClusterFacts, records: Iterable[ProbeRecord]) -> ClusterF
         return msgspec.structs.replace(host, devices=tuple(devices))
 
     hosts = tuple(measured(host) for host in facts.hosts)
-    return msgspec.structs.replace(facts, hosts=hosts, links=_links(hashes, by_host))
+    links = _typical_links(_links(hashes, by_host), hosts, hashes)
+    return msgspec.structs.replace(facts, hosts=hosts, links=links)
 
 
 def is_link_current(link: LinkProbe, hashes: dict[str, str]) -> bool:
@@ -208,9 +214,46 @@ def _links(hashes: dict[str, str], records: dict[str, ProbeRecord]) -> tuple[Lin
     return tuple(sorted(found, key=lambda link: (link.source, link.target, link.carrier)))
 
 
+def _typical_links(
+    links: Sequence[LinkFacts], hosts: Sequence[HostFacts], hashes: dict[str, str]
+) -> tuple[LinkFacts, ...]:
+    """Noise must not make equal links unequal either: those near the medians of their kind get those of theirs."""
+    # Hosts are of one kind when they have the very same typical probes.
+    kinds = {host.name: (hashes[host.name], *(id(device.probe) for device in host.devices)) for host in hosts}
+    alike: dict[Hashable, list[int]] = {}
+    for index, link in enumerate(links):
+        ends = frozenset((kinds[link.source], kinds[link.target]))
+        alike.setdefault((link.carrier, ends, *(size for size, _ in link.sums)), []).append(index)
+    found = list(links)
+    for indices in alike.values():
+        typical = [median(figures) for figures in zip(*(_figures(links[index]) for index in indices), strict=True)]
+        near = [index for index in indices if _is_near(links[index], typical)]
+        if len({frozenset((links[index].source, links[index].target)) for index in near}) < 2:
+            continue  # both directions of one pair: what tells them apart is no moment
+        pooled = [median(figures) for figures in zip(*(_figures(links[index]) for index in near), strict=True)]
+        for index in near:
+            found[index] = _with_figures(links[index], pooled)
+    return tuple(found)
+
+
+def _is_near(link: LinkFacts, typical: Sequence[float]) -> bool:
+    ratios = [own / usual for own, usual in zip(_figures(link), typical, strict=True)]
+    return max(ratios) <= LINKS_EQUAL_WITHIN and min(ratios) >= 1 / LINKS_EQUAL_WITHIN
+
+
+def _figures(link: LinkFacts) -> tuple[float, ...]:
+    return (link.latency_s, link.bytes_per_s, *(seconds for _, seconds in link.sums))
+
+
 def _sums(group: GroupProbe | None) -> tuple[tuple[int, float], ...]:
     """(bytes, seconds), by bytes. A sum is never quicker than one of fewer bytes."""
     points: list[tuple[int, float]] = []
     for each in sorted(group.sums if group is not None else (), key=lambda each: each.num_bytes):
         points.append((each.num_bytes, max(each.seconds, points[-1][1] if points else 0.0)))
     return tuple(points) if len(points) > 1 else ()
+
+
+def _with_figures(link: LinkFacts, figures: Sequence[float]) -> LinkFacts:
+    latency_s, bytes_per_s, *sums_s = figures
+    sums = tuple((size, seconds) for (size, _), seconds in zip(link.sums, sums_s, strict=True))
+    return msgspec.structs.replace(link, latency_s=latency_s, bytes_per_s=bytes_per_s, sums=sums)

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from agent.facts.measured import hardware_hash, with_probes
-from agent.facts.probe import SumProbe
+from agent.facts.probe import GroupProbe, LinkProbe, SumProbe
 from agent.planner.cost import all_reduce_s, group_link
 from agent.planner.layout import Place
 from agent.planner.rates import LinkTable
@@ -126,6 +126,55 @@ def test_a_sum_takes_what_those_of_its_size_took() -> None:
     assert sum_s(9) == pytest.approx(4.5e-3)
     assert sum_s(40) == pytest.approx(8e-3), "more bytes are never quicker"
     assert sum_s(1984) == pytest.approx(0.9 + 0.892), "behind the largest along the last line"
+
+
+def test_links_of_equal_hardware_that_differ_by_noise_are_taken_as_equal_and_a_slow_one_is_not() -> None:
+    hosts = {name: host(name, cpu(8)) for name in "abcd"}
+    pairs = {
+        "ab": (0.83, 1.0),
+        "ac": (1.05, 1.2),
+        "bc": (1.45, 0.9),
+        "ad": (1.0, 1.0),
+        "bd": (1.0, 1.1),
+        "cd": (20.0, 1),
+    }
+
+    def links_from(name: str) -> tuple[LinkProbe, ...]:
+        return tuple(
+            link_probe(hosts[name], hosts[other], latency_s=50e-6 * factor)
+            for pair, (_, factor) in pairs.items()
+            if name in pair
+            for other in pair.replace(name, "")
+        )
+
+    def groups_of(name: str) -> tuple[GroupProbe, ...]:
+        return tuple(
+            group_probe(hosts[pair[0]], hosts[pair[1]], small_s=small_ms / 1e3, large_s=small_ms / 1e2)
+            for pair, (small_ms, _) in pairs.items()
+            if pair[0] == name
+        )
+
+    records = [record_of(hosts[name], links=links_from(name), groups=groups_of(name)) for name in hosts]
+    links = {link.source + link.target: link for link in with_probes(cluster(*hosts.values()), records).links}
+    assert links["ab"].sums == links["ca"].sums == ((16 << 10, 1e-3), (1 << 20, 10e-3))
+    assert links["ab"].latency_s == links["cb"].latency_s == pytest.approx(50e-6)
+    assert links["bc"].sums == links["ab"].sums
+    assert links["cd"].sums == links["dc"].sums == ((16 << 10, 20e-3), (1 << 20, 0.2))
+
+
+def test_links_of_unequal_devices_and_the_two_directions_of_one_stay_as_they_were_measured() -> None:
+    a, b, c = (host(name, cpu(8)) for name in "abc")
+    one_pair = [
+        record_of(a, links=(link_probe(a, b, rate=1e9),)),
+        record_of(b, links=(link_probe(b, a, rate=1.2e9),)),
+    ]
+    assert [link.bytes_per_s for link in with_probes(cluster(a, b), one_pair).links] == [1e9, 1.2e9]
+    records = [
+        record_of(a, device_probe(), links=(link_probe(a, b, rate=1e9), link_probe(a, c, rate=1.2e9))),
+        record_of(b, device_probe()),
+        record_of(c, device_probe(read_bytes_per_s=3e9)),
+    ]
+    assert [link.bytes_per_s for link in with_probes(cluster(a, b, c), records).links] == [1e9, 1.2e9]
 
 
 def test_a_group_is_as_slow_as_its_slowest_pair_at_every_size() -> None:
