@@ -75,6 +75,7 @@ def test_reading_memory_takes_what_it_takes() -> None:
     assert 0.3 < Pace().seconds / usual_pace_s() < 3.0
 
 
+@pytest.mark.slow
 def test_only_engines_of_the_slow_host_are_slow(tmp_path: Path) -> None:
     """The very release that agents run, beside itself."""
     rates: dict[str, list[float]] = {}

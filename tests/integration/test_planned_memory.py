@@ -120,8 +120,7 @@ def run_plan(
     return held
 
 
-@pytest.mark.parametrize("has_draft", [False, True])
-@pytest.mark.parametrize("quantisation", ["none", "int8"])
+@pytest.mark.parametrize(("quantisation", "has_draft"), [("none", True), ("int8", False), ("int8", True)])
 def test_ranks_hold_the_planned_bytes_and_stay_within_the_planned_memory(
     quantisation: Quantisation, has_draft: bool, folder: Path
 ) -> None:
