@@ -20,9 +20,11 @@ def attention_lines(heat: HeatMap, *, room: int, width: int) -> tuple[Line, ...]
 
     Of the hosts on the map only: a filter takes them from here, too.
     """
+    if room < MIN_ROOM:
+        return ()
     conditions, shown = heat.fleet.conditions, heat.arrangement.cell_of_row
     rows = [row for row, condition in enumerate(conditions) if condition >= HEALING and row in shown]
-    if room < MIN_ROOM or not rows:
+    if not rows:
         return ()
     rows.sort(key=lambda row: -conditions[row])
     fits = rows if len(rows) < room else rows[: room - 2]

@@ -90,8 +90,8 @@ def _places(row: int, host: HostView, sample_ids: Sequence[str]) -> list[DeviceP
 
 
 # Columns are made by these where they can: ten thousand hosts are gone through in C.
-_FACTS, _NAME, _STATE, _SAMPLE, _DIGEST, _LAST_ROW = (
-    operator.attrgetter(name) for name in ("facts", "name", "state", "sample", "digest", "history.last")
+_FACTS, _STATE, _SAMPLE, _DIGEST, _LAST_ROW = (
+    operator.attrgetter(name) for name in ("facts", "state", "sample", "digest", "history.last")
 )
 _DEVICE_IDS, _TROUBLE = operator.attrgetter("device_ids"), operator.attrgetter("trouble")
 _NOTHING_TOLD = HostDigest()
@@ -120,6 +120,7 @@ class _Still:
     def __init__(self, hosts: Sequence[HostView]) -> None:
         self.names = tuple(host.name for host in hosts)
         self.facts: tuple[HostFacts | None, ...] = tuple(host.facts for host in hosts)
+        self._nameless = tuple(row for row, facts in enumerate(self.facts) if facts is None)
         self._groups: dict[str, tuple[Group, ...]] = {}
         self._devices: DeviceIndex | None = None
 
@@ -127,7 +128,8 @@ class _Still:
         return (
             len(hosts) == len(self.facts)
             and all(map(operator.is_, self.facts, map(_FACTS, hosts)))
-            and self.names == tuple(map(_NAME, hosts))
+            # Facts have their host's name; who told none has nothing else that tells it from others.
+            and all(hosts[row].name == self.names[row] for row in self._nameless)
         )
 
     def devices(self, hosts: Sequence[HostView], digests: Sequence[HostDigest]) -> DeviceIndex:
@@ -259,9 +261,9 @@ class FleetColumns:
         for row, trouble in enumerate(map(_TROUBLE, self.digests)):
             if trouble:
                 out[row] = max(out[row], FAULT if trouble == "fault" else WARNING)
-        for row, share in enumerate(self.figures("ram")):
-            if share is not None and share > MEMORY_WARNING * 100 and out[row] < WARNING:
-                out[row] = WARNING
+        most = MEMORY_WARNING * 100
+        for row in [row for row, share in enumerate(self.figures("ram")) if share is not None and share > most]:
+            out[row] = max(out[row], WARNING)
         row_of = self.still.row_of
         for host, rank in self._faults[1].items():
             if (at := row_of.get(host)) is not None:

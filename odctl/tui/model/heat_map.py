@@ -75,10 +75,11 @@ class HeatMap:
     @cached_property
     def _scores(self) -> list[float]:
         """What makes a host the worst of its cell: its condition, then its figure."""
-        return [
-            condition * _CONDITION_SCORE + (value if value is not None else _UNKNOWN_SCORE)
-            for condition, value in zip(self.fleet.conditions, self.values, strict=True)
-        ]
+        scores = [value if value is not None else _UNKNOWN_SCORE for value in self.values]
+        for row, condition in enumerate(self.fleet.conditions):
+            if condition:  # few: hosts are mostly live
+                scores[row] += condition * _CONDITION_SCORE
+        return scores
 
     @cached_property
     def _cell_scores(self) -> list[float]:
