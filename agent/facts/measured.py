@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from statistics import geometric_mean, median
 from typing import TypeVar
 
@@ -247,10 +248,11 @@ def _figures(link: LinkFacts) -> tuple[float, ...]:
 
 def _sums(group: GroupProbe | None) -> tuple[tuple[int, float], ...]:
     """(bytes, seconds), by bytes. A sum is never quicker than one of fewer bytes."""
-    points: list[tuple[int, float]] = []
-    for each in sorted(group.sums if group is not None else (), key=lambda each: each.num_bytes):
-        points.append((each.num_bytes, max(each.seconds, points[-1][1] if points else 0.0)))
-    return tuple(points) if len(points) > 1 else ()
+    sums = sorted(group.sums, key=lambda each: each.num_bytes) if group is not None else []
+    if len(sums) < 2:
+        return ()
+    seconds = accumulate((each.seconds for each in sums), max)
+    return tuple((each.num_bytes, longest_s) for each, longest_s in zip(sums, seconds, strict=True))
 
 
 def _with_figures(link: LinkFacts, figures: Sequence[float]) -> LinkFacts:

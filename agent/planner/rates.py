@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import accumulate
 
 import msgspec
 
 from agent.facts.cluster import ClusterFacts, DeviceFacts, DeviceKind, HostFacts, LinkFacts
 from agent.facts.model import Dtype, Quantisation
-from agent.facts.probe import DeviceProbe
+from agent.facts.probe import DeviceProbe, GemmProbe
 from agent.planner.carriers import CarrierKind
 from agent.planner.rehearsal import on_line
 
@@ -137,19 +138,23 @@ def turn_s(num_drawn: int, *, slowness: float = 1.0) -> float:
 
 def slowness_of(device: DeviceKind, rates: DeviceRates) -> float:
     """Of a host, by what launching a layer takes on its CPU; 1 where that is a GPU's own figure."""
-    return max(1.0, rates.layer_overhead_s / EFFICIENCY["cpu"].layer_overhead_s) if device == "cpu" else 1.0
+    return _slowness(rates.layer_overhead_s) if device == "cpu" else 1.0
 
 
 def host_slowness(host: HostFacts) -> float:
     """The same of a host, whoever computes there: by what was probed on its CPU, 1 where nothing was."""
-    probes = [device.probe for device in host.devices if device.kind == "cpu" and device.probe is not None]
     launches_s = [
         overheads[0]
-        for probe in probes
-        for dtype in sorted({layer.dtype for layer in probe.layers})
-        if (overheads := probed_overheads(probe, dtype, "none")) is not None
+        for device in host.devices
+        if device.kind == "cpu" and device.probe is not None
+        for dtype in sorted({layer.dtype for layer in device.probe.layers})
+        if (overheads := probed_overheads(device.probe, dtype, "none")) is not None
     ]
-    return max(1.0, min(launches_s) / EFFICIENCY["cpu"].layer_overhead_s) if launches_s else 1.0
+    return _slowness(min(launches_s)) if launches_s else 1.0
+
+
+def _slowness(launch_s: float) -> float:
+    return max(1.0, launch_s / EFFICIENCY["cpu"].layer_overhead_s)
 
 
 class CarrierRates(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,10 +218,7 @@ def probed_rates(probe: DeviceProbe, dtype: Dtype, quantisation: Quantisation) -
     They are what the engine's kernels reached on one row, on the most rows of a skinny product, and on a chunk: no
     efficiency is applied to them.
     """
-    found = sorted(
-        (gemm for gemm in probe.gemms if (gemm.dtype, gemm.quantisation) == (dtype, quantisation)),
-        key=lambda gemm: gemm.rows,
-    )
+    found = _gemms_of(probe, dtype, quantisation)
     if len(found) < 3:
         return None
     leanest, *_, skinny, large = found
@@ -225,12 +227,15 @@ def probed_rates(probe: DeviceProbe, dtype: Dtype, quantisation: Quantisation) -
 
 def probed_products(probe: DeviceProbe, dtype: Dtype, quantisation: Quantisation) -> tuple[tuple[int, float], ...]:
     """(rows, seconds per weight element), by rows. A product is never quicker than one with fewer rows."""
-    points: list[tuple[int, float]] = []
-    for gemm in sorted(probe.gemms, key=lambda gemm: gemm.rows):
-        if (gemm.dtype, gemm.quantisation) == (dtype, quantisation):
-            seconds = gemm.seconds / gemm.size**2
-            points.append((gemm.rows, max(seconds, points[-1][1] if points else 0.0)))
-    return tuple(points)
+    found = _gemms_of(probe, dtype, quantisation)
+    seconds = accumulate((gemm.seconds / gemm.size**2 for gemm in found), max)
+    return tuple((gemm.rows, longest_s) for gemm, longest_s in zip(found, seconds, strict=True))
+
+
+def _gemms_of(probe: DeviceProbe, dtype: Dtype, quantisation: Quantisation) -> list[GemmProbe]:
+    """By rows."""
+    found = (gemm for gemm in probe.gemms if (gemm.dtype, gemm.quantisation) == (dtype, quantisation))
+    return sorted(found, key=lambda gemm: gemm.rows)
 
 
 def probed_overheads(probe: DeviceProbe, dtype: Dtype, quantisation: Quantisation) -> tuple[float, float] | None:
@@ -306,14 +311,18 @@ class LinkTable:
         self.are_equal = not facts.links
         """No fact tells one pair of hosts from another."""
         self._hosts = facts.hosts
+        self._gateways_longer_s: dict[str, float] = {}
         self._links: dict[tuple[str, str], dict[CarrierKind | None, LinkFacts]] = {}
         for link in facts.links:
             self._links.setdefault((link.source, link.target), {})[link.carrier] = link
 
     def gateway_longer_s(self, gateway: str) -> float:
         """What a step's turn takes longer with the gateway on this host than in the table."""
-        host = next((host for host in self._hosts if host.name == gateway), None)
-        return (host_slowness(host) - 1) * GATEWAY_STEP_S if host is not None else 0.0
+        if gateway not in self._gateways_longer_s:  # every replica of a large fleet asks
+            host = next((host for host in self._hosts if host.name == gateway), None)
+            slowness = host_slowness(host) if host is not None else 1.0
+            self._gateways_longer_s[gateway] = (slowness - 1) * GATEWAY_STEP_S
+        return self._gateways_longer_s[gateway]
 
     def between(self, source: str, target: str, kind: DeviceKind) -> LinkFacts:
         """The link from one host to another, or within one. A fact of the way back serves where ours is missing."""

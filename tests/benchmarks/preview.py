@@ -156,7 +156,7 @@ def _measure(condition: Condition, folder: Path, *, models: Sequence[str], layou
             ShapedLink(cluster.hosts[one].address, cluster.hosts[other].address).set_rate(rate)
         ranks = ",".join(host for host in cluster.hosts if host != GATEWAY)
         say(f"{condition.name}: probing")
-        cluster.must("probe", timeout_s=600)
+        cluster.must("probe", timeout_s=600)  # the gateway's host, too: what it takes for a step hangs on it
         for model in models:
             say(f"{condition.name}: rehearsing {model}")
             cluster.must(

@@ -120,7 +120,15 @@ def run_plan(
     return held
 
 
-@pytest.mark.parametrize(("quantisation", "has_draft"), [("none", True), ("int8", False), ("int8", True)])
+@pytest.mark.parametrize(
+    ("quantisation", "has_draft"),
+    [
+        pytest.param("none", False, marks=pytest.mark.slow),  # all of it is in the next one, too
+        ("none", True),
+        ("int8", False),
+        ("int8", True),
+    ],
+)
 def test_ranks_hold_the_planned_bytes_and_stay_within_the_planned_memory(
     quantisation: Quantisation, has_draft: bool, folder: Path
 ) -> None:

@@ -67,6 +67,16 @@ def test_rehearsals_of_equal_devices_are_pooled_and_serve_those_that_have_none()
     assert all(probe is not None and probe.models == (rehearsed(),) for probe in found)
 
 
+def test_who_rehearses_slower_is_no_equal_though_another_has_rehearsed_nothing() -> None:
+    hosts = [host(name, cpu(8)) for name in ("a", "b", "c", "d")]
+    models = {"a": (rehearsed(),), "b": (rehearsed(level=1.3),), "c": (rehearsed(),), "d": ()}
+    records = [record_of(each, msgspec.structs.replace(device_probe(), models=models[each.name])) for each in hosts]
+    a, b, c, d = (each.devices[0].probe for each in with_probes(cluster(*hosts), records).hosts)
+    assert a == c == d
+    assert b is not None
+    assert b.models == models["b"]
+
+
 @pytest.mark.parametrize(("product", "level", "is_equal"), [(0.6, 1.05, True), (1.0, 2.0, False)])
 def test_equal_is_what_rehearses_equally_whatever_a_product_did_in_one_moment(
     product: float, level: float, *, is_equal: bool
