@@ -22,7 +22,7 @@ from odctl.tui.model.index import Sort
 from odctl.tui.model.marks import MARKED
 from odctl.tui.model.table import GAP, Column, Rows, layout, row_line
 from odctl.tui.model.text import Line, Span, fit, merged
-from odctl.tui.widgets.paint import paint
+from odctl.tui.widgets.paint import base_style, paint
 
 STRIP_CACHE = 1024
 """Painted lines kept; a few screens of them."""
@@ -256,7 +256,7 @@ class FleetTable(ScrollView, can_focus=True):
         spans, is_cursor = entry
         key = (spans, is_cursor, self._width)
         if key not in self._strips:
-            self._strips[key] = paint(spans, self._width, self.rich_style, is_selected=is_cursor)
+            self._strips[key] = paint(spans, self._width, base_style(self), is_selected=is_cursor)
         return self._strips[key]
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {"fleet-table--header"}

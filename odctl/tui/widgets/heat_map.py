@@ -5,7 +5,6 @@ The cursor belongs to a host, not to a place: it stays on its host when the map 
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import ClassVar
 
 from rich.segment import Segment
@@ -20,7 +19,7 @@ from textual.strip import Strip
 from agent.planner.words import runs
 from odctl.tui.model.heat_map import HeatMap
 from odctl.tui.model.text import BLANK, Line, line
-from odctl.tui.widgets.paint import REVERSE, paint
+from odctl.tui.widgets.paint import REVERSE, base_style, paint
 
 
 class HeatMapView(ScrollView, can_focus=True):
@@ -202,15 +201,10 @@ class HeatMapView(ScrollView, can_focus=True):
         entry = self._line_at(y)
         self._painted[y] = entry
         spans, cursor_x = entry
-        strip = paint(spans if spans else line(""), self.map_size.width, self._base)
+        strip = paint(spans if spans else line(""), self.map_size.width, base_style(self))
         if cursor_x is None or self._map is None:
             return strip
         return _with_cursor(strip, cursor_x, self._map.arrangement.cell_width, REVERSE)
-
-    @cached_property
-    def _base(self) -> Style:
-        """Worked out of all that this widget lies in: once, and not for every line of a second."""
-        return self.rich_style
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         super().watch_scroll_y(old_value, new_value)
@@ -220,7 +214,6 @@ class HeatMapView(ScrollView, can_focus=True):
     def notify_style_update(self) -> None:
         super().notify_style_update()
         self._painted.clear()
-        vars(self).pop("_base", None)
 
     def on_resize(self) -> None:
         self._painted.clear()

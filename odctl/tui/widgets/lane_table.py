@@ -13,7 +13,7 @@ from odctl.tui.model.table import GAP
 from odctl.tui.model.text import Line, Span, line_text
 from odctl.tui.model.time_axis import Axis, ticks_text
 from odctl.tui.widgets.fleet_table import FleetTable
-from odctl.tui.widgets.paint import paint
+from odctl.tui.widgets.paint import base_style, paint
 
 _MARGIN = 1
 """Cells left of the first column, as the table has them."""
@@ -46,7 +46,7 @@ class LaneTable(FleetTable):
         spans, is_cursor = self._line_at(y)
         if not is_cursor:
             return drawn
-        plain = paint(spans, drawn.cell_length, self.rich_style)
+        plain = paint(spans, drawn.cell_length, base_style(self))
         return Strip.join([drawn.crop(0, place[0]), plain.crop(place[0])])
 
     def _header(self) -> Line:

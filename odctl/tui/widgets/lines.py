@@ -13,7 +13,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from odctl.tui.model.text import BLANK, Line
-from odctl.tui.widgets.paint import paint
+from odctl.tui.widgets.paint import base_style, paint
 
 
 class LinesBar(Widget):
@@ -49,7 +49,7 @@ class LinesBar(Widget):
 
     def render_line(self, y: int) -> Strip:
         spans = self.lines[y] if y < len(self.lines) else BLANK
-        return paint(spans, self.size.width, self.rich_style)
+        return paint(spans, self.size.width, base_style(self))
 
 
 class LinesView(ScrollView, can_focus=True):
@@ -98,4 +98,4 @@ class LinesView(ScrollView, can_focus=True):
     def render_line(self, y: int) -> Strip:
         index = y + self.scroll_offset.y
         spans = self.lines[index] if index < len(self.lines) else BLANK
-        return paint(spans, self.content_width, self.rich_style)
+        return paint(spans, self.content_width, base_style(self))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
+from textual.widget import Widget
 
 from odctl.tui.model.text import Line, Tone, fit_line
 
@@ -37,6 +38,11 @@ def use_colours(colours: Mapping[str, str]) -> None:
     for tone, style in STYLES.items():
         if tone in colours:
             STYLES[tone] = style + Style(color=colours[tone])
+
+
+def base_style(widget: Widget) -> Style:
+    """What a widget's lines are painted over: Textual keeps this one, `rich_style` it works out for every line."""
+    return widget.visual_style.rich_style
 
 
 def paint(spans: Line, width: int, base: Style, *, is_selected: bool = False) -> Strip:
