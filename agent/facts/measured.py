@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, compress
 from statistics import geometric_mean, median
 from typing import TypeVar
 
@@ -35,7 +35,7 @@ EQUAL_WITHIN: dict[DeviceKind, float] = {"cpu": 0.15, "cuda": 0.1}
 """Devices of equal hardware whose figures differ by less are taken as equal: that much two probes of one differ,
 those of a CPU more, since others share its machine."""
 LINKS_EQUAL_WITHIN = 1.5
-"""Links between equal devices are taken as equal if latencies, rates and sums differ by no more than this factor.
+"""Latencies, rates and sums of links between equal devices are taken as equal within this factor, each by itself.
 
 Sums of three equal pairs, each probed in a moment of its own, were told as 0.83, 1.05 and 1.70 ms.
 """
@@ -218,7 +218,7 @@ def _links(hashes: dict[str, str], records: dict[str, ProbeRecord]) -> tuple[Lin
 def _typical_links(
     links: Sequence[LinkFacts], hosts: Sequence[HostFacts], hashes: dict[str, str]
 ) -> tuple[LinkFacts, ...]:
-    """Noise must not make equal links unequal either: those near the medians of their kind get those of theirs."""
+    """Noise must not make equal links unequal either: figures near the median of their kind get that of theirs."""
     # Hosts are of one kind when they have the very same typical probes.
     kinds = {host.name: (hashes[host.name], *(id(device.probe) for device in host.devices)) for host in hosts}
     alike: dict[Hashable, list[int]] = {}
@@ -227,19 +227,25 @@ def _typical_links(
         alike.setdefault((link.carrier, ends, *(size for size, _ in link.sums)), []).append(index)
     found = list(links)
     for indices in alike.values():
-        typical = [median(figures) for figures in zip(*(_figures(links[index]) for index in indices), strict=True)]
-        near = [index for index in indices if _is_near(links[index], typical)]
-        if len({frozenset((links[index].source, links[index].target)) for index in near}) < 2:
-            continue  # both directions of one pair: what tells them apart is no moment
-        pooled = [median(figures) for figures in zip(*(_figures(links[index]) for index in near), strict=True)]
-        for index in near:
-            found[index] = _with_figures(links[index], pooled)
+        pairs = [frozenset((links[index].source, links[index].target)) for index in indices]
+        columns = zip(*(_figures(links[index]) for index in indices), strict=True)
+        typical = zip(*(_typical_figures(pairs, column) for column in columns), strict=True)
+        for index, figures in zip(indices, typical, strict=True):
+            found[index] = _with_figures(links[index], figures)
     return tuple(found)
 
 
-def _is_near(link: LinkFacts, typical: Sequence[float]) -> bool:
-    ratios = [own / usual for own, usual in zip(_figures(link), typical, strict=True)]
-    return max(ratios) <= LINKS_EQUAL_WITHIN and min(ratios) >= 1 / LINKS_EQUAL_WITHIN
+def _typical_figures(pairs: Sequence[Hashable], figures: Sequence[float]) -> list[float]:
+    """One figure of equal links, each of its own pair of hosts: those near the median get the median of theirs.
+
+    Each figure by itself: a link whose latency was told in a bad moment may be as quick as the others.
+    """
+    usual = median(figures)
+    near = [usual / LINKS_EQUAL_WITHIN <= figure <= usual * LINKS_EQUAL_WITHIN for figure in figures]
+    if len(set(compress(pairs, near))) < 2:
+        return list(figures)  # both directions of one pair: what tells them apart is no moment
+    pooled = median(compress(figures, near))
+    return [pooled if is_near else figure for figure, is_near in zip(figures, near, strict=True)]
 
 
 def _figures(link: LinkFacts) -> tuple[float, ...]:
@@ -247,15 +253,20 @@ def _figures(link: LinkFacts) -> tuple[float, ...]:
 
 
 def _sums(group: GroupProbe | None) -> tuple[tuple[int, float], ...]:
-    """(bytes, seconds), by bytes. A sum is never quicker than one of fewer bytes."""
-    sums = sorted(group.sums, key=lambda each: each.num_bytes) if group is not None else []
+    """(bytes, seconds), by bytes."""
+    sums = group.sums if group is not None else ()
     if len(sums) < 2:
         return ()
-    seconds = accumulate((each.seconds for each in sums), max)
-    return tuple((each.num_bytes, longest_s) for each, longest_s in zip(sums, seconds, strict=True))
+    return _in_order((each.num_bytes, each.seconds) for each in sums)
+
+
+def _in_order(sums: Iterable[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    """By bytes, none quicker than one of fewer."""
+    sizes, seconds = zip(*sorted(sums), strict=True)
+    return tuple(zip(sizes, accumulate(seconds, max), strict=True))
 
 
 def _with_figures(link: LinkFacts, figures: Sequence[float]) -> LinkFacts:
-    latency_s, bytes_per_s, *sums_s = figures
-    sums = tuple((size, seconds) for (size, _), seconds in zip(link.sums, sums_s, strict=True))
+    latency_s, bytes_per_s, *seconds = figures
+    sums = _in_order(zip((size for size, _ in link.sums), seconds, strict=True)) if link.sums else ()
     return msgspec.structs.replace(link, latency_s=latency_s, bytes_per_s=bytes_per_s, sums=sums)

@@ -170,6 +170,29 @@ def test_links_of_equal_hardware_that_differ_by_noise_are_taken_as_equal_and_a_s
     assert links["ab"].latency_s == links["cb"].latency_s == pytest.approx(50e-6)
     assert links["bc"].sums == links["ab"].sums
     assert links["cd"].sums == links["dc"].sums == ((16 << 10, 20e-3), (1 << 20, 0.2))
+    assert links["cd"].latency_s == pytest.approx(50e-6)  # each figure by itself
+
+
+def test_a_figure_of_a_bad_moment_leaves_the_others_of_its_link_typical_and_its_sums_in_order() -> None:
+    hosts = {name: host(name, cpu(8)) for name in "abc"}
+    small_and_large_s = {"ab": (1e-3, 10e-3), "ac": (11e-3, 11.5e-3), "bc": (1.2e-3, 10.4e-3)}
+    groups = {
+        name: tuple(
+            group_probe(hosts[pair[0]], hosts[pair[1]], small_s=small_s, large_s=large_s)
+            for pair, (small_s, large_s) in small_and_large_s.items()
+            if pair[0] == name
+        )
+        for name in hosts
+    }
+    links = {
+        name: tuple(link_probe(hosts[name], hosts[other], rate=1e9) for other in hosts if other != name)
+        for name in hosts
+    }
+    records = [record_of(hosts[name], links=links[name], groups=groups[name]) for name in hosts]
+    sums = {link.source + link.target: link.sums for link in with_probes(cluster(*hosts.values()), records).links}
+    small, large = 16 << 10, 1 << 20
+    assert sums["ab"] == sums["cb"] == ((small, pytest.approx(1.1e-3)), (large, pytest.approx(10.4e-3)))
+    assert sums["ac"] == ((small, 11e-3), (large, 11e-3))
 
 
 def test_links_of_unequal_devices_and_the_two_directions_of_one_stay_as_they_were_measured() -> None:
