@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import compress
 from typing import NamedTuple, cast
 
 import msgspec
@@ -21,6 +22,7 @@ from agent.facts.sample import HostSample
 from odctl.fleet.digest import HostDigest, host_digest
 from odctl.fleet.history import HostRow
 from odctl.fleet.snapshot import FleetSnapshot, HostState, HostView
+from odctl.tui.model.fleet_loads import FleetLoads, Totals, fleet_loads
 from odctl.tui.model.marks import Mark
 
 LIVE, NO_DATA, HEALING, WARNING, FAULT = range(5)
@@ -32,8 +34,6 @@ CONDITION_MARKS: tuple[Mark, ...] = (
     Mark("▲", "warn", "warn"),
     Mark("✗", "fault", "fault"),
 )
-MEMORY_WARNING = 0.95
-"""Share of a host's memory in use from which that is worth a warning."""
 UNLABELLED = "(none)"
 """The group of hosts that lack the label, or that never told their facts."""
 _BY_STATE: dict[HostState, int] = {
@@ -95,23 +95,6 @@ _FACTS, _STATE, _SAMPLE, _DIGEST, _LAST_ROW = (
 )
 _DEVICE_IDS, _TROUBLE = operator.attrgetter("device_ids"), operator.attrgetter("trouble")
 _NOTHING_TOLD = HostDigest()
-
-
-class Totals(NamedTuple):
-    """Sums over the hosts whose sample is fresh."""
-
-    num_hosts: int
-    cores: int
-    busy_cores: float
-    memory_used_bytes: int
-    memory_total_bytes: int
-    num_gpus: int
-    num_telling: int
-    """GPUs that tell their utilisation."""
-    busy_gpus: float
-    gpu_used_bytes: float
-    gpu_total_bytes: float
-    sent_bytes_per_s: float
 
 
 class _Still:
@@ -195,40 +178,21 @@ class FleetColumns:
     def digests(self) -> list[HostDigest]:
         """An empty one of a host that never sent a sample."""
         found: list[HostDigest | None] = list(map(_DIGEST, self.hosts))
-        if all(found):
-            return cast(list[HostDigest], found)
-        return [digest_of(host) or _NOTHING_TOLD for host in self.hosts]
+        for row in compress(range(len(found)), map(operator.not_, found)):
+            found[row] = digest_of(self.hosts[row]) or _NOTHING_TOLD
+        return cast(list[HostDigest], found)
 
     @cached_property
     def devices(self) -> DeviceIndex:
         return self.still.devices(self.hosts, self.digests)
 
     @cached_property
+    def loads(self) -> FleetLoads:
+        return fleet_loads(self.states, self.samples, self.still.cores, self.digests, self.last_rows)
+
+    @property
     def totals(self) -> Totals:
-        """In one pass: a host's values lie together, and ten thousand hosts' do not fit a cache."""
-        num_hosts = cores = used = total = num_gpus = num_telling = 0
-        busy = busy_gpus = gpu_used = gpu_total = sent = 0.0
-        every = zip(self.states, self.samples, self.still.cores, self.digests, self.last_rows, strict=True)
-        for state, sample, of_host, digest, last in every:
-            if state != "live" or sample is None:
-                continue
-            num_hosts += 1
-            cores += of_host
-            busy += sample.cpu * of_host
-            used += sample.memory_used_bytes
-            total += sample.memory_total_bytes
-            if of_gpus := digest.num_gpus:
-                num_gpus += of_gpus
-                telling = digest.num_busy
-                num_telling += telling
-                busy_gpus += (digest.gpu or 0.0) * telling
-                gpu_used += digest.gpu_used_bytes or 0
-                gpu_total += digest.gpu_total_bytes or 0
-            if last is not None:
-                sent += last.sent_bytes_per_s
-        return Totals(
-            num_hosts, cores, busy, used, total, num_gpus, num_telling, busy_gpus, gpu_used, gpu_total, sent
-        )
+        return self.loads.totals
 
     def prepare_as(self, before: FleetColumns) -> None:
         """Make all that was asked of the snapshot before."""
@@ -257,12 +221,11 @@ class FleetColumns:
     @cached_property
     def conditions(self) -> list[int]:
         """How bad each host is: by its state, its devices, its open faults, and the deployments that heal on it."""
-        out = [_BY_STATE[state] for state in self.states]
-        for row, trouble in enumerate(map(_TROUBLE, self.digests)):
-            if trouble:
-                out[row] = max(out[row], FAULT if trouble == "fault" else WARNING)
-        most = MEMORY_WARNING * 100
-        for row in [row for row, share in enumerate(self.figures("ram")) if share is not None and share > most]:
+        out = list(map(_BY_STATE.__getitem__, self.states))
+        digests = self.digests
+        for row in compress(range(len(digests)), map(_TROUBLE, digests)):
+            out[row] = max(out[row], FAULT if digests[row].trouble == "fault" else WARNING)
+        for row in self.loads.full:
             out[row] = max(out[row], WARNING)
         row_of = self.still.row_of
         for host, rank in self._faults[1].items():
@@ -348,15 +311,6 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in _DIGITS.split(name) if part)
 
 
-def _ram(columns: FleetColumns) -> Figures:
-    return [
-        sample.memory_used_bytes / sample.memory_total_bytes * 100
-        if sample is not None and sample.memory_total_bytes
-        else None
-        for sample in columns.samples
-    ]
-
-
 def _vram(columns: FleetColumns) -> Figures:
     return [
         digest.gpu_used_bytes / digest.gpu_total_bytes * 100
@@ -392,9 +346,9 @@ def _power(columns: FleetColumns) -> Figures:
 
 
 _READERS: dict[str, Callable[[FleetColumns], Figures]] = {
-    "cpu": lambda columns: [sample.cpu * 100 if sample is not None else None for sample in columns.samples],
-    "ram": _ram,
-    "gpu": lambda columns: [gpu * 100 if (gpu := digest.gpu) is not None else None for digest in columns.digests],
+    "cpu": lambda columns: columns.loads.cpu,
+    "ram": lambda columns: columns.loads.ram,
+    "gpu": lambda columns: columns.loads.gpu,
     "vram": _vram,
     "util": _util,
     "memory": _memory,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import pairwise
 
 from odctl.fleet.history import HISTORY_S, DeploymentRow
 from odctl.fleet.snapshot import FleetSnapshot
@@ -54,17 +56,13 @@ def token_rates(
     Histories are asked at different moments, so means over a cell's time are summed, not single rows.
     """
     out: list[float | None] = [None] * cells
-    begin_s = end_s - span_s
+    edges = [end_s - span_s * (cells - cell) / cells for cell in range(cells)]
     for rows in histories:
-        sums: dict[int, tuple[float, int]] = {}
-        for row in rows:
-            cell = int((row.at_s - begin_s) / span_s * cells)
-            if cell < 0:
-                continue
-            total, count = sums.get(min(cell, cells - 1), (0.0, 0))
-            sums[min(cell, cells - 1)] = (total + row.tokens_per_s, count + 1)
-        for cell, (total, count) in sums.items():
-            out[cell] = (out[cell] or 0.0) + total / count
+        moments, rates = [row.at_s for row in rows], [row.tokens_per_s for row in rows]
+        firsts = (bisect_left(moments, edge) for edge in edges)
+        for cell, (first, end) in enumerate(pairwise((*firsts, len(rows)))):
+            if first < end:
+                out[cell] = (out[cell] or 0.0) + sum(rates[first:end]) / (end - first)
     return out
 
 

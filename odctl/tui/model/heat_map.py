@@ -5,8 +5,11 @@ Only the lines that are asked for are worked out: a snapshot of ten thousand hos
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import compress, groupby, repeat
+from typing import NamedTuple
 
 from odctl.tui.model.fleet_columns import (
     CONDITION_MARKS,
@@ -18,7 +21,7 @@ from odctl.tui.model.fleet_columns import (
     FleetColumns,
 )
 from odctl.tui.model.heat_layout import GAP, TILE_FIGURE, Arrangement, Block
-from odctl.tui.model.heat_metrics import SHADES, Metric, legend_line, shade, shade_tone
+from odctl.tui.model.heat_metrics import SHADES, Metric, legend_line, shade_tone
 from odctl.tui.model.marks import MARKED
 from odctl.tui.model.readings import reading_reason
 from odctl.tui.model.text import Line, Span, Tone, fit, fit_line, line, line_width
@@ -30,7 +33,14 @@ forty bytes on its way to the terminal, a cell three."""
 _UNKNOWN_SCORE = -1.0
 _CONDITION_SCORE = 1e15
 """Any condition outweighs any figure: bytes a second stay far below."""
-_LIVE_BELOW = _CONDITION_SCORE / 2
+
+
+class _Scale(NamedTuple):
+    """Of a cell's score, by how many of the bounds it reaches: the glyph and its tone."""
+
+    bounds: tuple[float, ...]
+    glyphs: tuple[str, ...]
+    tones: tuple[Tone, ...]
 
 
 class HeatMap:
@@ -76,9 +86,9 @@ class HeatMap:
     def _scores(self) -> list[float]:
         """What makes a host the worst of its cell: its condition, then its figure."""
         scores = [value if value is not None else _UNKNOWN_SCORE for value in self.values]
-        for row, condition in enumerate(self.fleet.conditions):
-            if condition:  # few: hosts are mostly live
-                scores[row] += condition * _CONDITION_SCORE
+        conditions = self.fleet.conditions
+        for row in compress(range(len(conditions)), conditions):  # few: hosts are mostly live
+            scores[row] += conditions[row] * _CONDITION_SCORE
         return scores
 
     @cached_property
@@ -149,42 +159,44 @@ class HeatMap:
         if self.arrangement.is_tiled:
             return tuple(span for cell in range(block.first, block.end) for span in self._tile(cell))
         spans: list[Span] = []
-        run, run_tone = [], None
         gap = " " * (self.arrangement.cell_width - 1)
-        for glyph, tone in self._glyphs(block.first, block.end):
-            if tone != run_tone and run_tone is not None:
-                spans.append(Span("".join(run), run_tone))
-                run = []
-            run.append(glyph + gap)
-            run_tone = tone
-        if run_tone is not None:
-            spans.append(Span("".join(run), run_tone))
+        glyphs, tones = self._glyphs(block.first, block.end)
+        first = 0
+        for tone, run in groupby(tones):
+            end = first + sum(1 for _ in run)
+            spans.append(Span(gap.join((*glyphs[first:end], "")), tone))
+            first = end
         return tuple(spans)
 
-    def _glyphs(self, first: int, end: int) -> list[tuple[str, Tone]]:
-        """Of the worst host of each of these cells, in one loop: thousands are drawn anew every second.
+    def _glyphs(self, first: int, end: int) -> tuple[list[str], Iterable[Tone]]:
+        """Of the worst host of each of these cells. Gone through in C: thousands are drawn anew every second.
 
         A mark takes the glyph's place and leaves its colour, which still tells the state.
         """
-        marked, shades, bounds = self.marked_cells, self._shades, self.bounds
-        found: list[tuple[str, Tone]] = []
-        for cell, score in enumerate(self._cell_scores[first:end], start=first):
-            if 0 <= score < _LIVE_BELOW:
-                glyph, tone = shades[shade(score, bounds)]
-            else:
-                condition = round(score / _CONDITION_SCORE)
-                glyph, _, tone = CONDITION_MARKS[condition if condition != LIVE else NO_DATA]
-            found.append((MARKED if cell in marked else glyph, tone))
-        return found
+        scale = self._scale
+        steps = list(map(bisect_right, repeat(scale.bounds), self._cell_scores[first:end]))
+        glyphs = list(map(scale.glyphs.__getitem__, steps))
+        for cell in self.marked_cells:
+            if first <= cell < end:
+                glyphs[cell - first] = MARKED
+        return glyphs, map(scale.tones.__getitem__, steps)
 
     @cached_property
-    def _shades(self) -> tuple[tuple[str, Tone], ...]:
-        return tuple((glyph, shade_tone(index, is_shaded=self.is_shaded)) for index, glyph in enumerate(SHADES))
+    def _scale(self) -> _Scale:
+        """No figure, the shades of a live host's, then every condition that is worse than live."""
+        worse = range(NO_DATA, len(CONDITION_MARKS))
+        marks = [CONDITION_MARKS[condition] for condition in (NO_DATA, *worse)]
+        shades = tuple(shade_tone(index, is_shaded=self.is_shaded) for index in range(len(SHADES)))
+        return _Scale(
+            bounds=(0.0, *self.bounds, *(_CONDITION_SCORE * (condition - 0.5) for condition in worse)),
+            glyphs=(marks[0].glyph, *SHADES, *(mark.glyph for mark in marks[1:])),
+            tones=(marks[0].tone, *shades, *(mark.tone for mark in marks[1:])),
+        )
 
     def _tile(self, cell: int) -> Line:
         """`▓ gpu01  82%`: glyph, name and figure of one host."""
         row = self.worst_row(cell)
-        [(glyph, tone)] = self._glyphs(cell, cell + 1)
+        [glyph], [tone] = self._glyphs(cell, cell + 1)
         name_width = self.arrangement.cell_width - 3 - TILE_FIGURE - GAP
         value = self.values[row]
         figure = self.metric.text(value) if value is not None else "—"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -75,11 +74,6 @@ METRICS: tuple[Metric, ...] = (
 
 def next_metric(metric: Metric, step: int = 1) -> Metric:
     return METRICS[(METRICS.index(metric) + step) % len(METRICS)]
-
-
-def shade(value: float, bounds: Sequence[float]) -> int:
-    """Which of SHADES a value has."""
-    return bisect_right(bounds, value)
 
 
 def shade_tone(index: int, *, is_shaded: bool) -> Tone:

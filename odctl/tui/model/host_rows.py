@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from odctl.fleet.snapshot import FleetSnapshot, HostView
 from odctl.tui.model.bars import bar
-from odctl.tui.model.fleet_columns import MEMORY_WARNING, FleetColumns, digest_of, fleet_columns
+from odctl.tui.model.fleet_columns import FleetColumns, digest_of, fleet_columns
+from odctl.tui.model.fleet_loads import MEMORY_WARNING
 from odctl.tui.model.marks import HOST_MARKS, HOST_ORDER
 from odctl.tui.model.readings import NONE
 from odctl.tui.model.table import Banner, Column, Value

@@ -175,7 +175,7 @@ def test_links_of_equal_hardware_that_differ_by_noise_are_taken_as_equal_and_a_s
 
 def test_a_figure_of_a_bad_moment_leaves_the_others_of_its_link_typical_and_its_sums_in_order() -> None:
     hosts = {name: host(name, cpu(8)) for name in "abc"}
-    small_and_large_s = {"ab": (1e-3, 10e-3), "ac": (11e-3, 11.5e-3), "bc": (1.2e-3, 10.4e-3)}
+    small_and_large_s = {"ab": (1.0, 10.0), "ac": (11.0, 11.5), "bc": (1.25, 10.5)}
     groups = {
         name: tuple(
             group_probe(hosts[pair[0]], hosts[pair[1]], small_s=small_s, large_s=large_s)
@@ -191,8 +191,8 @@ def test_a_figure_of_a_bad_moment_leaves_the_others_of_its_link_typical_and_its_
     records = [record_of(hosts[name], links=links[name], groups=groups[name]) for name in hosts]
     sums = {link.source + link.target: link.sums for link in with_probes(cluster(*hosts.values()), records).links}
     small, large = 16 << 10, 1 << 20
-    assert sums["ab"] == sums["cb"] == ((small, pytest.approx(1.1e-3)), (large, pytest.approx(10.4e-3)))
-    assert sums["ac"] == ((small, 11e-3), (large, 11e-3))
+    assert sums["ab"] == sums["cb"] == ((small, 1.125), (large, 10.5))
+    assert sums["ac"] == ((small, 11.0), (large, 11.0))
 
 
 def test_links_of_unequal_devices_and_the_two_directions_of_one_stay_as_they_were_measured() -> None:

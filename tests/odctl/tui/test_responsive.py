@@ -21,6 +21,23 @@ print(abs(sys.getswitchinterval() - GIL_TURN_S) < 1e-9)
 print(gc.get_threshold()[0] == YOUNG_OBJECTS, gc.get_freeze_count() > 0)
 """
 
+GARBAGE = """
+import gc, weakref
+from odctl.tui.responsive import ENOUGH_GARBAGE, collect_rarely, collect_young
+
+class Knot:
+    def __init__(self):
+        self.itself = self
+
+collect_rarely()
+seen = weakref.ref(Knot())
+collect_young()
+print(seen() is not None)
+kept = [[] for _ in range(ENOUGH_GARBAGE)]
+collect_young()
+print(seen() is None)
+"""
+
 
 async def test_the_row_and_the_lines_that_tell_of_it_are_painted_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """A line that came after the row would wait for the next frame."""
@@ -48,3 +65,8 @@ async def test_the_row_and_the_lines_that_tell_of_it_are_painted_together(monkey
 def test_a_process_of_the_ui_yields_soon_and_leaves_alone_what_was_imported() -> None:
     out = subprocess.run([sys.executable, "-c", SETTINGS], capture_output=True, text=True, check=True).stdout
     assert out.split() == ["True"] * 3
+
+
+def test_garbage_is_collected_between_two_snapshots_once_there_may_be_much() -> None:
+    out = subprocess.run([sys.executable, "-c", GARBAGE], capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["True"] * 2

@@ -37,7 +37,7 @@ def test_what_was_asked_of_the_last_snapshot_is_ready_in_the_next_before_anybody
     assert fleet_columns(shown).totals is totals, "who draws it meanwhile is not slowed down"
     ready = fleet_columns(coming)
     assert ready.totals == totals
-    assert {"totals", "last_rows", "digests"} <= vars(ready).keys()
+    assert {"loads", "last_rows", "digests"} <= vars(ready).keys()
     assert not {"conditions", "tokens_per_s", "devices"} & vars(ready).keys(), "nobody asked"
     assert ready.figures("gpu") == fleet_columns(shown).figures("gpu")
 

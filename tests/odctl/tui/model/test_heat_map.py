@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterable
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -11,7 +14,7 @@ from odctl.tui.model.attention import attention_lines
 from odctl.tui.model.fleet_columns import FleetColumns, Group
 from odctl.tui.model.heat_layout import arrange
 from odctl.tui.model.heat_map import SHADED_CELLS, HeatMap, cell_words, map_legend, map_title
-from odctl.tui.model.heat_metrics import METRICS, next_metric, shade
+from odctl.tui.model.heat_metrics import METRICS, next_metric
 from odctl.tui.model.text import Tone, line_text, line_width
 from tests.odctl.fleet import values
 from tests.odctl.tui import frozen_fleet as frozen
@@ -114,7 +117,7 @@ def test_only_the_lines_that_are_asked_for_are_made(monkeypatch: pytest.MonkeyPa
     asked: list[int] = []
     glyphs = HeatMap._glyphs
 
-    def counted(self: HeatMap, first: int, end: int) -> list[tuple[str, Tone]]:
+    def counted(self: HeatMap, first: int, end: int) -> tuple[list[str], Iterable[Tone]]:
         asked.extend(range(first, end))
         return glyphs(self, first, end)
 
@@ -157,7 +160,7 @@ def test_every_metric_has_steps_a_legend_and_its_own_words() -> None:
         heat = whole(fleet, metric=number)
         bounds = heat.bounds
         assert list(bounds) == sorted(bounds)
-        assert shade(bounds[-1], bounds) == 4
+        assert bisect_right(bounds, bounds[-1]) == 4
         legend = line_text(map_legend(heat))
         assert "▲ warn ✗ fault ○ no data ↻ healing" in legend
         assert line_width(map_legend(heat)) <= 80
