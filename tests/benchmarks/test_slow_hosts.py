@@ -17,6 +17,19 @@ from tests.agent.engine.test_device_probe import TINY
 from tests.benchmarks.slow_hosts import slow_host
 from tests.benchmarks.stretch import Pace, Stretch, usual_pace_s
 
+BEFORE_IT_WAITS = """
+import time
+from agent.engine.links.pipeline import HiddenReceiver
+from tests.benchmarks.stretch import stretch_engine
+
+HiddenReceiver.receive = lambda self: time.perf_counter()
+stretch_engine(0.2, 0.0)
+begun, until_s = time.perf_counter(), time.thread_time() + 0.02
+while time.thread_time() < until_s:
+    pass
+print(HiddenReceiver.receive(None) - begun)
+"""
+
 
 @pytest.mark.parametrize("work_s", [1e-3, 5e-3])
 def test_a_thread_rests_for_what_it_computes_and_for_nothing_else(work_s: float) -> None:
@@ -73,6 +86,12 @@ def test_what_neighbours_take_of_the_memory_is_taken_off_the_rest(slowness: floa
 
 def test_reading_memory_takes_what_it_takes() -> None:
     assert 0.3 < Pace().seconds / usual_pace_s() < 3.0
+
+
+def test_a_rank_rests_before_it_waits_for_another_and_not_after() -> None:
+    """What it did while others computed is no part of what they wait for."""
+    out = subprocess.run([sys.executable, "-c", BEFORE_IT_WAITS], capture_output=True, text=True, check=True).stdout
+    assert float(out) >= 0.9 * 0.02 / 0.2
 
 
 @pytest.mark.slow

@@ -6,16 +6,21 @@ Prints a table and writes it into docs/benchmarks.md.
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import re
 import sys
 import tempfile
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import msgspec
 
+import agent
+import odctl
+import tests
 from tests.benchmarks.output import say, write_between
 from tests.benchmarks.table import DOCUMENT, commit_now
 from tests.benchmarks.tui_app import VIEWS, View
@@ -128,6 +133,14 @@ def _own_cpu_s(app: PtyApp, folder: Path) -> float:
     return app.cpu_s - _counted(folder)[1]
 
 
+def compile_as_installed(*packages: ModuleType) -> None:
+    """As pip leaves them: where Python is told to write no bytecode, every start of a checkout compiles it all."""
+    for package in packages:
+        for folder in package.__path__:
+            if not compileall.compile_dir(folder, quiet=1):
+                raise SystemExit(f"{folder} does not compile")
+
+
 def rested_memory() -> float:
     """How many times as long the same small objects take to read after a second's rest as at once again.
 
@@ -216,6 +229,7 @@ def main() -> int:
     views = [view for view in VIEWS if view in arguments.views.split(",")]
     if not views:
         parser.error(f"--views {arguments.views}: none of {', '.join(VIEWS)}")
+    compile_as_installed(agent, odctl, tests)
     load, slower, costs = os.getloadavg()[0], rested_memory(), []
     for num_hosts in map(int, arguments.hosts.split(",")):
         for view in views:

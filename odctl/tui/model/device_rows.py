@@ -46,9 +46,8 @@ class DeviceRows:
 
     def __init__(self, snapshot: FleetSnapshot) -> None:
         self._hosts = snapshot.hosts
-        index = fleet_columns(snapshot).devices
-        self._places = index.places
-        self.keys: Sequence[str] = index.keys
+        self._index = fleet_columns(snapshot).devices
+        self.keys: Sequence[str] = self._index.keys
         self._last: tuple[int, Device] | None = None
 
     def _device(self, row: int) -> Device:
@@ -58,14 +57,14 @@ class DeviceRows:
         return self._last[1]
 
     def _found(self, row: int) -> Device:
-        place = self._places[row]
+        place = self._index.place(row)
         host = self._hosts[place.host]
         sample = host.sample.devices[place.sample] if host.sample is not None and place.sample is not None else None
         facts = host.facts.devices[place.facts] if host.facts is not None and place.facts is not None else None
         return host, place.device, sample, facts
 
     def values(self, column: str) -> Sequence[Value]:
-        return [_value(self._device(row), column) for row in range(len(self._places))]
+        return [_value(self._device(row), column) for row in range(len(self.keys))]
 
     def text(self, row: int) -> str:
         device = self._device(row)
@@ -73,7 +72,7 @@ class DeviceRows:
         return f"{host.name} {name} {_name(device)} {HOST_MARKS[host.state].word}"
 
     def labels(self, row: int) -> dict[str, str]:
-        facts = self._hosts[self._places[row].host].facts
+        facts = self._hosts[self._index.place(row).host].facts
         return facts.labels if facts else {}
 
     def banner(self, row: int) -> Banner | None:  # noqa: ARG002 - every row has its cells

@@ -15,13 +15,12 @@ from functools import cached_property
 from itertools import compress
 from typing import NamedTuple, cast
 
-import msgspec
-
 from agent.facts.cluster import HostFacts
 from agent.facts.sample import HostSample
 from odctl.fleet.digest import HostDigest, host_digest
 from odctl.fleet.history import HostRow
 from odctl.fleet.snapshot import FleetSnapshot, HostState, HostView
+from odctl.tui.model.device_index import DeviceIndex
 from odctl.tui.model.fleet_loads import FleetLoads, Totals, fleet_loads
 from odctl.tui.model.marks import Mark
 
@@ -55,45 +54,11 @@ class Group(NamedTuple):
     rows: tuple[int, ...]
 
 
-class DevicePlace(msgspec.Struct, frozen=True, gc=False):
-    """Where a device's sample and facts lie. An index of None: the sample, or the facts, lack the device."""
-
-    host: int
-    device: str
-    sample: int | None
-    facts: int | None
-
-
-class DeviceIndex:
-    """Every device of a fleet in the order of the table, as long as each host's sample has the same devices."""
-
-    def __init__(self, hosts: Sequence[HostView], digests: Sequence[HostDigest]) -> None:
-        self._sample_ids = list(map(_DEVICE_IDS, digests))
-        self.places = tuple(
-            place
-            for row, (host, ids) in enumerate(zip(hosts, self._sample_ids, strict=True))
-            for place in _places(row, host, ids)
-        )
-        self.keys = tuple(f"{hosts[place.host].name}/{place.device}" for place in self.places)
-
-    def is_of(self, digests: Sequence[HostDigest]) -> bool:
-        return all(map(operator.eq, self._sample_ids, map(_DEVICE_IDS, digests)))
-
-
-def _places(row: int, host: HostView, sample_ids: Sequence[str]) -> list[DevicePlace]:
-    facts = {device.id: index for index, device in enumerate(host.facts.devices)} if host.facts else {}
-    samples = {name: index for index, name in enumerate(sample_ids)}
-    return [
-        DevicePlace(host=row, device=name, sample=samples.get(name), facts=facts.get(name))
-        for name in sorted({*facts, *samples})
-    ]
-
-
 # Columns are made by these where they can: ten thousand hosts are gone through in C.
 _FACTS, _STATE, _SAMPLE, _DIGEST, _LAST_ROW = (
     operator.attrgetter(name) for name in ("facts", "state", "sample", "digest", "history.last")
 )
-_DEVICE_IDS, _TROUBLE = operator.attrgetter("device_ids"), operator.attrgetter("trouble")
+_TROUBLE = operator.attrgetter("trouble")
 _NOTHING_TOLD = HostDigest()
 
 
