@@ -34,7 +34,7 @@ GPUS = 8
 TICK_S = 1.0
 WARM_TICK_S, WARM_SETTLE_S = 0.1, 2.0
 RESTED_OBJECTS = 300_000
-STARTS = 3
+STARTS = 5
 """Of which the first paint is the median: on a machine that others share one start takes half as long again."""
 COUNTER = "counter"
 """What an app writes into its folder."""

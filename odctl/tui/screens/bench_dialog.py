@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static
 
 from agent.errors import FleetError
@@ -18,16 +17,16 @@ from odctl.bench.report import load_line
 from odctl.bench.run import Settings
 from odctl.tui.model.plans import deployed_plan
 from odctl.tui.screens.bench import BenchScreen
+from odctl.tui.screens.dialog import Dialog
 
 if TYPE_CHECKING:
     from odctl.tui.app import OdctlApp
 
 
-class BenchDialog(ModalScreen[Settings | None]):
+class BenchDialog(Dialog[Settings | None]):
     """The load as it was confirmed; None when it was given up."""
 
     DEFAULT_CSS = """
-    BenchDialog { align: center middle; }
     BenchDialog #dialog-text { height: auto; max-height: 60%; }
     BenchDialog Static { width: 1fr; height: auto; }
     BenchDialog #load { border: none; height: 1; margin: 1 0 0 0; padding: 0 1; background: $panel; }

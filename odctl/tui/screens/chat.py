@@ -31,6 +31,10 @@ class ChatScreen(FrameScreen):
     """Each deployment has a conversation of its own; an answer goes on while another one is looked at."""
 
     mode = "chat"
+    DEFAULT_CSS = """
+    ChatScreen #question { border: none; height: 1; padding: 0 1; background: $panel; }
+    ChatScreen #question:focus { border: none; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "Stop/leave", id="chat.back"),
         # Priority: in the input ^c copies, but while an answer streams it is the hand that stops it.

@@ -11,13 +11,18 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static
 
+from odctl.tui.screens.dialog import Dialog
 
-class ConfirmScreen(ModalScreen[bool]):
+
+class ConfirmScreen(Dialog[bool]):
     """True when the verb's button was pressed. `typed` must be typed before it can be; empty: nothing must."""
 
+    DEFAULT_CSS = """
+    ConfirmScreen #typed-name { border: none; height: 1; margin-bottom: 1; padding: 0 1; background: $panel; }
+    ConfirmScreen #typed-name:focus { border: none; }
+    """
     AUTO_FOCUS = "#cancel"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(False)", "Cancel", id="confirm.cancel"),

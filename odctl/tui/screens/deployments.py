@@ -20,6 +20,10 @@ from odctl.tui.widgets.lines import LinesBar, LinesView
 
 class DeploymentsScreen(TableScreen):
     mode = "deployments"
+    DEFAULT_CSS = """
+    DeploymentsScreen #table { height: auto; max-height: 40%; min-height: 3; margin-bottom: 1; }
+    DeploymentsScreen #detail { height: 1fr; }
+    """
     empty = "nothing is deployed: `odctl plan MODEL -o plan.toml`, then :plan plan.toml"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("c", "chat", "Chat", id="deployments.chat"),

@@ -10,13 +10,13 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Button, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from odctl.tui.model.host_devices import ForeignProcess
 from odctl.tui.model.readings import reading_span
 from odctl.tui.model.units import bytes_text
+from odctl.tui.screens.dialog import Dialog
 
 
 class EndChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,11 +26,10 @@ class EndChoice(msgspec.Struct, frozen=True, kw_only=True):
     is_forced: bool
 
 
-class EndProcessScreen(ModalScreen[EndChoice | None]):
+class EndProcessScreen(Dialog[EndChoice | None]):
     """None when it was given up."""
 
     DEFAULT_CSS = """
-    EndProcessScreen { align: center middle; }
     EndProcessScreen OptionList { margin: 1 0; border: none; padding: 0; background: $panel; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [

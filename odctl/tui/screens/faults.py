@@ -32,6 +32,14 @@ from odctl.tui.widgets.lines import LinesBar, LinesView
 
 class FaultsScreen(TableScreen):
     mode = "faults"
+    DEFAULT_CSS = """
+    FaultsScreen #table { height: 2fr; min-height: 4; }
+    FaultsScreen #below { height: 3fr; }
+    FaultsScreen #detail { height: 1fr; width: 2fr; }
+    FaultsScreen #open { height: 1fr; width: 1fr; display: none; }
+    FaultsScreen.-wide #open { display: block; border-left: solid $panel; }
+    FaultsScreen.-list #open, FaultsScreen.-list #legend { display: none; }
+    """
     empty = "no fault was observed"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("plus,equals_sign", "zoom(1)", "Zoom", key_display="+ _", id="faults.zoom_in"),

@@ -7,11 +7,12 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
+from odctl.tui.screens.dialog import Dialog
 
-class FileNameScreen(ModalScreen[str]):
+
+class FileNameScreen(Dialog[str]):
     """The name as typed; empty when it was given up."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

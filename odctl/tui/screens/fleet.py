@@ -34,6 +34,8 @@ MAP_ABOVE_HOSTS = 40
 
 class FleetScreen(TableScreen):
     mode = "fleet"
+    DEFAULT_CSS = "FleetScreen.-short #detail { max-height: 3; }"
+    """A short terminal keeps its lines for the table."""
     empty = "the inventory names no hosts: add [hosts.NAME] to it, or run `odctl init HOST…`"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("v,t", "toggle_map", "Map/table", key_display="v", id="fleet.map"),

@@ -35,6 +35,13 @@ if TYPE_CHECKING:
 class FrameScreen(Screen[None]):
     """`mode` is the tab it stands under; `trail` is what the title says after the cluster."""
 
+    DEFAULT_CSS = """
+    FrameScreen { layout: vertical; }
+    FrameScreen #title { background: $panel; }
+    FrameScreen #tabs { margin-bottom: 0; }
+    FrameScreen #summary { height: auto; }
+    FrameScreen #detail { height: auto; }
+    """
     mode: ClassVar[str] = ""
     BINDINGS: ClassVar[list[BindingType]] = [
         # Priority: keys typed fast after it must find the prompt open, not whatever had the focus before.

@@ -18,6 +18,10 @@ KeyDisplay = Callable[[Binding], str]
 
 
 class HelpScreen(ModalScreen[None]):
+    DEFAULT_CSS = """
+    HelpScreen { align: center middle; }
+    HelpScreen #help { width: 76; max-width: 100%; height: 90%; border: round $primary; background: $surface; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,question_mark,f1,q", "dismiss", "Close", id="help.close"),
     ]

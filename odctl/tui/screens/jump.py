@@ -30,6 +30,12 @@ class JumpLabel(Static):
 class JumpScreen(ModalScreen[str]):
     """The letter that was pressed or clicked; empty for anything else."""
 
+    DEFAULT_CSS = """
+    JumpScreen { background: transparent; }
+    .jump-label {
+        position: absolute; width: 1; height: 1; background: black; color: $warning; text-style: bold reverse;
+    }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,ctrl+o", "dismiss('')", "Stay here", id="jump.cancel"),
     ]

@@ -40,6 +40,10 @@ SMALL_CHART_LINES = 6
 
 class LearningScreen(TableScreen):
     mode = "learning"
+    DEFAULT_CSS = """
+    LearningScreen #table { height: 2fr; min-height: 4; }
+    LearningScreen #detail { height: 3fr; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("v", "toggle_history", "Strategies/choices", id="learning.history"),
         Binding("c", "charts", "Charts", id="learning.charts"),

@@ -8,19 +8,18 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static
 
 from agent.errors import FleetError
 from odctl.planning import PlanAsk, ask_words, parse_ask
 from odctl.tui.model.new_plan import asked_lines, first_words
+from odctl.tui.screens.dialog import Dialog
 
 
-class NewPlanScreen(ModalScreen[PlanAsk | None]):
+class NewPlanScreen(Dialog[PlanAsk | None]):
     """The plan as it was asked for; None when it was given up. `shown` is the model's name, for people."""
 
     DEFAULT_CSS = """
-    NewPlanScreen { align: center middle; }
     NewPlanScreen #dialog { border: round $primary; }
     NewPlanScreen #ask { border: none; height: 1; margin: 1 0; padding: 0 1; background: $panel; }
     NewPlanScreen #ask:focus { border: none; }

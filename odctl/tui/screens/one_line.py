@@ -7,15 +7,15 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
+from odctl.tui.screens.dialog import Dialog
 
-class OneLineScreen(ModalScreen[str | None]):
+
+class OneLineScreen(Dialog[str | None]):
     """The line as typed, which may be empty; None when it was given up."""
 
     DEFAULT_CSS = """
-    OneLineScreen { align: center middle; }
     OneLineScreen #line { border: none; height: 1; margin: 1 0; padding: 0 1; background: $panel; }
     OneLineScreen #line:focus { border: none; }
     """

@@ -26,6 +26,11 @@ from odctl.tui.widgets.plan_table import PlanTable
 
 class PlanHistoryScreen(TableScreen):
     mode = "plans"
+    DEFAULT_CSS = """
+    PlanHistoryScreen #table { height: auto; max-height: 40%; min-height: 3; margin-bottom: 1; }
+    PlanHistoryScreen.-short #table { margin-bottom: 0; }
+    PlanHistoryScreen #detail { height: 1fr; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("b", "roll_back", "Roll back…", id="history.roll_back"),
         Binding("c", "compare", "Compare", id="history.compare"),

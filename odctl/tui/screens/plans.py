@@ -37,6 +37,10 @@ from odctl.tui.widgets.plan_table import PlanTable
 
 class PlansScreen(FrameScreen):
     mode = "plans"
+    DEFAULT_CSS = """
+    PlansScreen #plans { height: auto; max-height: 6; }
+    PlansScreen.-tall #plans { max-height: 10; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("less_than_sign", "step(-1)", "Plan before", key_display="<", id="plans.before", show=False),
         Binding("greater_than_sign", "step(1)", "Next plan", key_display=">", id="plans.next", show=False),

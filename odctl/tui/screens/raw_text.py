@@ -7,18 +7,17 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from odctl.tui.model.text import line, wrap
+from odctl.tui.screens.dialog import Dialog
 from odctl.tui.widgets.lines import LinesView
 
 
-class RawTextScreen(ModalScreen[None]):
+class RawTextScreen(Dialog[None]):
     """Shown wrapped, copied as it is."""
 
     DEFAULT_CSS = """
-    RawTextScreen { align: center middle; }
     RawTextScreen #raw-dialog {
         width: 90%; max-width: 130; height: 80%; border: round $primary; padding: 0 1; background: $surface;
     }
