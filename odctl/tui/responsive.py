@@ -11,9 +11,9 @@ times a key: with Python's own 5 ms, a key that met a frame of ten thousand host
 YOUNG_OBJECTS = 50_000
 """From so many new objects on the garbage collector comes by itself, as it does from 700 on otherwise: a key's
 painting makes thousands, and was held up by it for 10 ms, now and then for 80."""
-ENOUGH_GARBAGE = 5_000
+ENOUGH_GARBAGE = 20_000
 """New objects for which the collector is called between two snapshots. It walks every new column of ten thousand
-figures, too, which takes it 4 ms: not worth it for a tick's thousand."""
+figures, too, which takes it 4 to 10 ms: not worth it for a tick's thousand."""
 
 
 def collect_rarely() -> None:

@@ -25,7 +25,12 @@ def strip(values: Sequence[float | None], width: int, *, top: float | None = Non
     buckets = _buckets(values, width)
     known = [value for value in buckets if value is not None]
     height = top if top is not None else max(known, default=0.0)
-    return "".join(NO_DATA if value is None else _step(value, height) for value in buckets)
+    if height <= 0:
+        return "".join(NO_DATA if value is None else _STEPS[0] for value in buckets)
+    last = len(_STEPS) - 1
+    # In line: some hundred cells are drawn anew at every tick.
+    steps = [None if value is None else int(value / height * len(_STEPS)) for value in buckets]
+    return "".join([NO_DATA if step is None else _STEPS[min(last, max(0, step))] for step in steps])
 
 
 def error_bar(value: float, *, deviation: float, mark: float | None, top: float, width: int) -> str:
@@ -86,12 +91,6 @@ def parts_bar(parts: Sequence[float], glyphs: str, width: int) -> list[tuple[str
     out = [(glyph * count, index) for index, (glyph, count) in enumerate(zip(glyphs, cells, strict=True))]
     out.append((FREE * (width - sum(cells)), -1))
     return out
-
-
-def _step(value: float, height: float) -> str:
-    if height <= 0:
-        return _STEPS[0]
-    return _STEPS[min(len(_STEPS) - 1, max(0, int(value / height * len(_STEPS))))]
 
 
 def _buckets(values: Sequence[float | None], width: int) -> list[float | None]:

@@ -58,7 +58,6 @@ class Group(NamedTuple):
 _FACTS, _STATE, _SAMPLE, _DIGEST, _LAST_ROW = (
     operator.attrgetter(name) for name in ("facts", "state", "sample", "digest", "history.last")
 )
-_TROUBLE = operator.attrgetter("trouble")
 _NOTHING_TOLD = HostDigest()
 
 
@@ -187,9 +186,8 @@ class FleetColumns:
     def conditions(self) -> list[int]:
         """How bad each host is: by its state, its devices, its open faults, and the deployments that heal on it."""
         out = list(map(_BY_STATE.__getitem__, self.states))
-        digests = self.digests
-        for row in compress(range(len(digests)), map(_TROUBLE, digests)):
-            out[row] = max(out[row], FAULT if digests[row].trouble == "fault" else WARNING)
+        for row in self.loads.troubled:
+            out[row] = max(out[row], FAULT if self.digests[row].trouble == "fault" else WARNING)
         for row in self.loads.full:
             out[row] = max(out[row], WARNING)
         row_of = self.still.row_of

@@ -43,6 +43,8 @@ class FleetLoads(NamedTuple):
     gpu: list[float | None]
     full: list[int]
     """Rows of the hosts whose memory is used up but for a little."""
+    troubled: list[int]
+    """Rows of the hosts whose digest tells of a trouble."""
     totals: Totals
 
 
@@ -58,12 +60,15 @@ def fleet_loads(
     rams: list[float | None] = []
     gpus: list[float | None] = []
     full: list[int] = []
+    troubled: list[int] = []
     num_hosts = all_cores = used = total = num_gpus = num_telling = 0
     busy = busy_gpus = gpu_used = gpu_total = sent = 0.0
     full_from = MEMORY_WARNING * 100
     for state, sample, of_host, digest, last in zip(states, samples, cores, digests, last_rows, strict=True):
         gpu = digest.gpu
         gpus.append(gpu * 100 if gpu is not None else None)
+        if digest.trouble:
+            troubled.append(len(gpus) - 1)
         if sample is None:
             cpus.append(None)
             rams.append(None)
@@ -93,4 +98,4 @@ def fleet_loads(
     totals = Totals(
         num_hosts, all_cores, busy, used, total, num_gpus, num_telling, busy_gpus, gpu_used, gpu_total, sent
     )
-    return FleetLoads(cpus, rams, gpus, full, totals)
+    return FleetLoads(cpus, rams, gpus, full, troubled, totals)

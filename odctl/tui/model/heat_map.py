@@ -163,7 +163,7 @@ class HeatMap:
         glyphs, tones = self._glyphs(block.first, block.end)
         first = 0
         for tone, run in groupby(tones):
-            end = first + sum(1 for _ in run)
+            end = first + len(list(run))
             spans.append(Span(gap.join((*glyphs[first:end], "")), tone))
             first = end
         return tuple(spans)
