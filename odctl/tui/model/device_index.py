@@ -41,10 +41,10 @@ class DeviceIndex:
             if found is None:
                 found = alike[facts, ids] = _HostDevices.of(facts, ids)
             self._of_hosts.append(found)
-        self._begins = list(accumulate((len(found.names) for found in self._of_hosts), initial=0))
-        of_hosts = zip(hosts, self._of_hosts, strict=True)
-        keys = (map(f"{host.name}/".__add__, found.names) for host, found in of_hosts)
-        self.keys = tuple(chain.from_iterable(keys))
+        names = [found.names for found in self._of_hosts]
+        self._begins = list(accumulate(map(len, names), initial=0))
+        prefixes = (f"{host.name}/".__add__ for host in hosts)
+        self.keys = tuple(chain.from_iterable(map(map, prefixes, names)))
 
     def place(self, row: int) -> DevicePlace:
         host = bisect_right(self._begins, row) - 1

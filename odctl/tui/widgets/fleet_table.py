@@ -154,12 +154,18 @@ class FleetTable(ScrollView, can_focus=True):
 
     def move_to(self, key: str) -> None:
         """Put the cursor on a key, if it is shown."""
-        if self._rows is None:
-            return
-        for position, row in enumerate(self._order):
-            if self._rows.keys[row] == key:
-                self._set_cursor(position)
-                return
+        position = self._position_of(key)
+        if position is not None:
+            self._set_cursor(position)
+
+    def _position_of(self, key: str | None) -> int | None:
+        """Where it is shown, if it is. Found in C: of devices there are ninety thousand."""
+        if self._rows is None or key is None:
+            return None
+        try:
+            return self._order.index(self._rows.keys.index(key))
+        except ValueError:
+            return None
 
     @property
     def _page(self) -> int:
@@ -185,7 +191,7 @@ class FleetTable(ScrollView, can_focus=True):
         keys = self._rows.keys
         if self._cursor < len(self._order) and keys[self._order[self._cursor]] == self.cursor_key:
             return
-        position = next((at for at, row in enumerate(self._order) if keys[row] == self.cursor_key), None)
+        position = self._position_of(self.cursor_key)
         if position is not None:
             self._cursor = position
             return
