@@ -160,12 +160,12 @@ async def test_columns_are_made_ready_only_for_what_is_about_to_be_shown() -> No
     async with app.run_test(size=(80, 24)) as pilot:
         await push(pilot, feed, clock, 0, 5)
         feed.push(SNAPSHOTS[5])
-        assert "totals" in vars(fleet_columns(SNAPSHOTS[5])), "before the screen has had its turn"
+        assert "loads" in vars(fleet_columns(SNAPSHOTS[5])), "before the screen has had its turn"
         await settle(pilot)
         await pilot.press("T")
         await settle(pilot)
         feed.push(SNAPSHOTS[6])
-        assert "totals" not in vars(fleet_columns(SNAPSHOTS[6])), "it is not what the screen shows next"
+        assert "loads" not in vars(fleet_columns(SNAPSHOTS[6])), "it is not what the screen shows next"
 
 
 async def test_keys_of_time_are_the_screens_while_the_session_is_live() -> None:
