@@ -72,16 +72,18 @@ def test_what_neighbours_take_of_the_memory_is_taken_off_the_rest(slowness: floa
             return slowness * 1e-3
 
     stretch = Stretch(0.25, pace=Told(), usual_s=1e-3)
-    stretch.begin()
-    begun, cpu_begun = time.perf_counter(), time.thread_time()
-    for _ in range(10):
-        until_s = time.thread_time() + 5e-3 * slowness
-        while time.thread_time() < until_s:
-            pass
-        stretch.rest()
-    took_s, cpu_s = time.perf_counter() - begun, time.thread_time() - cpu_begun
-    assert cpu_s >= 0.05 * slowness
-    assert took_s == pytest.approx(0.05 / 0.25, rel=0.25)
+    took_s = []
+    for _ in range(3):  # the shortest: waiting for a core of a busy machine may be longer than all there is to rest
+        stretch.begin()
+        begun, cpu_begun = time.perf_counter(), time.thread_time()
+        for _ in range(10):
+            until_s = time.thread_time() + 5e-3 * slowness
+            while time.thread_time() < until_s:
+                pass
+            stretch.rest()
+        took_s.append(time.perf_counter() - begun)
+        assert time.thread_time() - cpu_begun >= 0.05 * slowness
+    assert min(took_s) == pytest.approx(0.05 / 0.25, rel=0.25)
 
 
 def test_reading_memory_takes_what_it_takes() -> None:
