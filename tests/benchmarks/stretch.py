@@ -151,7 +151,6 @@ def stretch_engine(share: float, usual_s: float) -> None:
         return done
 
     def begun_rested(act: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(act)
         def done(*arguments: Any, **named: Any) -> Any:
             stretch.rest()
             return act(*arguments, **named)
@@ -161,11 +160,7 @@ def stretch_engine(share: float, usual_s: float) -> None:
     def with_rested_sums(layer: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(layer)
         def done(self: DecoderLayer, hidden: Any, batch: Any, cache: Any, rotation: Any, reduce: Any) -> Any:
-            def rested_reduce(partial: Any) -> Any:
-                stretch.rest()
-                return reduce(partial)
-
-            return layer(self, hidden, batch, cache, rotation, rested_reduce)
+            return layer(self, hidden, batch, cache, rotation, begun_rested(reduce))
 
         return done
 

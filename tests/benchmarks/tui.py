@@ -13,6 +13,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -81,11 +83,7 @@ def measure(view: View, num_hosts: int, *, seconds: float, keys: int, settle_s: 
     """One app from its start: first paint, then ticks alone, then keys between ticks."""
     firsts_s = [_first_paint_cpu_s(view, num_hosts) for _ in range(STARTS - 1)]
     warm_s = None if view == "datatable" else _warm_cpu_per_tick_s(view, num_hosts, seconds)
-    with (
-        tempfile.TemporaryDirectory() as name,
-        PtyApp(_argv(view, num_hosts, folder := Path(name)), width=WIDTH, height=HEIGHT) as app,
-    ):
-        app.wait_for(FIRST_HOST, timeout_s=120)
+    with _started(view, num_hosts) as (app, folder):
         firsts_s.append(_own_cpu_s(app, folder))
         app.read_for(settle_s)
         cpu_s, num_bytes = _own_cpu_s(app, folder), app.num_bytes
@@ -109,31 +107,31 @@ def measure(view: View, num_hosts: int, *, seconds: float, keys: int, settle_s: 
         )
 
 
-def _argv(view: View, num_hosts: int, folder: Path, *, interval_s: float = TICK_S) -> list[str]:
-    return [
-        sys.executable, "-m", "tests.benchmarks.tui_main", "--hosts", str(num_hosts), "--view", view,
-        "--counter", str(folder / COUNTER), "--interval", str(interval_s),
-    ]  # fmt: skip
-
-
 def _first_paint_cpu_s(view: View, num_hosts: int) -> float:
-    with (
-        tempfile.TemporaryDirectory() as name,
-        PtyApp(_argv(view, num_hosts, folder := Path(name)), width=WIDTH, height=HEIGHT) as app,
-    ):
-        app.wait_for(FIRST_HOST, timeout_s=120)
+    with _started(view, num_hosts) as (app, folder):
         return _own_cpu_s(app, folder)
 
 
 def _warm_cpu_per_tick_s(view: View, num_hosts: int, seconds: float) -> float:
+    with _started(view, num_hosts, interval_s=WARM_TICK_S) as (app, folder):
+        app.read_for(WARM_SETTLE_S)
+        cpu_s, (ticks, _) = _own_cpu_s(app, folder), _counted(folder)
+        app.read_for(seconds / 2)
+        return (_own_cpu_s(app, folder) - cpu_s) / (_counted(folder)[0] - ticks)
+
+
+@contextmanager
+def _started(view: View, num_hosts: int, *, interval_s: float = TICK_S) -> Iterator[tuple[PtyApp, Path]]:
+    """An app with its first hosts on the screen, and its folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with PtyApp(_argv(view, num_hosts, folder, interval_s=WARM_TICK_S), width=WIDTH, height=HEIGHT) as app:
+        argv = [
+            sys.executable, "-m", "tests.benchmarks.tui_main", "--hosts", str(num_hosts), "--view", view,
+            "--counter", str(folder / COUNTER), "--interval", str(interval_s),
+        ]  # fmt: skip
+        with PtyApp(argv, width=WIDTH, height=HEIGHT) as app:
             app.wait_for(FIRST_HOST, timeout_s=120)
-            app.read_for(WARM_SETTLE_S)
-            cpu_s, (ticks, _) = _own_cpu_s(app, folder), _counted(folder)
-            app.read_for(seconds / 2)
-            return (_own_cpu_s(app, folder) - cpu_s) / (_counted(folder)[0] - ticks)
+            yield app, folder
 
 
 def _counted(folder: Path) -> tuple[int, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -26,11 +27,15 @@ def strip(values: Sequence[float | None], width: int, *, top: float | None = Non
     known = [value for value in buckets if value is not None]
     height = top if top is not None else max(known, default=0.0)
     if height <= 0:
-        return "".join(NO_DATA if value is None else _STEPS[0] for value in buckets)
+        height = math.inf
     last = len(_STEPS) - 1
     # In line: some hundred cells are drawn anew at every tick.
-    steps = [None if value is None else int(value / height * len(_STEPS)) for value in buckets]
-    return "".join([NO_DATA if step is None else _STEPS[min(last, max(0, step))] for step in steps])
+    return "".join(
+        [
+            NO_DATA if value is None else _STEPS[min(last, max(0, int(value / height * len(_STEPS))))]
+            for value in buckets
+        ]
+    )
 
 
 def error_bar(value: float, *, deviation: float, mark: float | None, top: float, width: int) -> str:

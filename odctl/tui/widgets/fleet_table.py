@@ -34,6 +34,8 @@ class FleetTable(ScrollView, can_focus=True):
     HELP = "A row each. A click moves the cursor, another one opens; ctrl and a click marks."
     DEFAULT_CSS = """
     FleetTable { height: 1fr; width: 1fr; overflow-x: hidden; overflow-y: auto; scrollbar-gutter: stable; }
+    FleetTable:focus { background-tint: $foreground 0%; }
+    FleetTable > .fleet-table--header { text-style: bold underline; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "move(-1)", "Up", id="table.up", show=False),

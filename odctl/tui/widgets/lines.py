@@ -56,7 +56,10 @@ class LinesView(ScrollView, can_focus=True):
     """Lines of any number, scrolled by keys and wheel."""
 
     HELP = "A page. What does not fit is reached by scrolling."
-    DEFAULT_CSS = "LinesView { height: 1fr; width: 1fr; overflow-x: hidden; scrollbar-gutter: stable; }"
+    DEFAULT_CSS = """
+    LinesView { height: 1fr; width: 1fr; overflow-x: hidden; scrollbar-gutter: stable; }
+    LinesView:focus { background-tint: $foreground 0%; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "scroll_up", "Scroll up", id="page.up", show=False),
         Binding("down,j", "scroll_down", "Scroll down", id="page.down", show=False),
