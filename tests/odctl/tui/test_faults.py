@@ -17,7 +17,7 @@ from tests.odctl.timeline.events import T0, Journals, killed_rank
 from tests.odctl.tui import faulty_fleet as faulty
 from tests.odctl.tui import frozen_fleet as frozen
 from tests.odctl.tui.conftest import make_app
-from tests.odctl.tui.reading import SIZES, screen_text, settle
+from tests.odctl.tui.reading import LAYOUTS, SIZES, screen_text, settle
 
 both_sizes = pytest.mark.parametrize("size", SIZES)
 RANK_LANE = "rank|h3|r1s1t0|chat"
@@ -28,8 +28,14 @@ async def opened(pilot: object) -> FaultsScreen:
     await settle(pilot)  # type: ignore[arg-type]
     app.run_command("faults")
     await settle(pilot)  # type: ignore[arg-type]
-    assert isinstance(app.screen, FaultsScreen)
-    return app.screen
+    screen = app.screen
+    assert isinstance(screen, FaultsScreen)
+    views = [screen.query_one(name, LinesView) for name in ("#detail", "#open")]
+    for _ in range(LAYOUTS):  # its pages are broken once more at the widths that the layout ends with
+        if screen._drawn_at == tuple(view.content_width for view in views):
+            break
+        await settle(pilot)  # type: ignore[arg-type]
+    return screen
 
 
 def page_text(screen: FaultsScreen | StoryScreen, name: str) -> str:
