@@ -61,7 +61,6 @@ class FaultsScreen(TableScreen):
         self._timelines = TimelineOf()
         self._story_id = ""
         """The story that was stepped to; empty: the lane's newest."""
-        self._drawn_at: tuple[int, ...] = ()
 
     def trail(self) -> tuple[str, ...]:
         return ("Faults", "List") if self.shows_list else ("Faults", "Timeline")
@@ -102,13 +101,6 @@ class FaultsScreen(TableScreen):
         found = self.chosen
         page.show(story_page(*found, width=page.content_width, now_s=now_s) if found else ())
         still.show(open_lines(self._timelines.read(snapshot), width=still.content_width, now_s=now_s))
-        self._draw_again_at(page.content_width, still.content_width)
-
-    def _draw_again_at(self, *widths: int) -> None:
-        """Lines are broken at widths that the layout may yet change: then they are broken once more."""
-        if widths != self._drawn_at:
-            self._drawn_at = widths
-            self.call_after_refresh(self.draw_detail)
 
     @property
     def chosen(self) -> tuple[Lane, Story] | None:

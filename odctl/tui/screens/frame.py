@@ -119,6 +119,10 @@ class FrameScreen(Screen[None]):
     def on_resize(self) -> None:
         self.call_after_refresh(self.redraw)
 
+    def on_lines_view_width_changed(self) -> None:
+        """A page was broken before the layout had come to its end, or something beside it came or went."""
+        self.redraw()
+
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002 - Textual's
         """`:` and `/` are letters while something is being written."""
         return not (action in {"prompt", "filter"} and isinstance(self.focused, Input))

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
+from textual.message import Message
 from textual.messages import Update
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
@@ -53,7 +54,10 @@ class LinesBar(Widget):
 
 
 class LinesView(ScrollView, can_focus=True):
-    """Lines of any number, scrolled by keys and wheel."""
+    """Lines of any number, scrolled by keys and wheel. Whoever shows them breaks them at `content_width`."""
+
+    class WidthChanged(Message):
+        """The lines that stand here were broken at another width than they have now."""
 
     HELP = "A page. What does not fit is reached by scrolling."
     DEFAULT_CSS = """
@@ -72,6 +76,8 @@ class LinesView(ScrollView, can_focus=True):
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002 - Textual's name
         super().__init__(id=id, classes=classes)
         self.lines: tuple[Line, ...] = ()
+        self.shown_width = 0
+        """`content_width` when the lines were given; 0: none were."""
         self.follows_end = False
         """Whether new lines scroll the view to its end, as long as it stands there."""
 
@@ -84,7 +90,7 @@ class LinesView(ScrollView, can_focus=True):
         """Show these; repaints only the lines that differ."""
         old, new = self.lines, tuple(lines)
         was_at_end = self.scroll_offset.y >= self.max_scroll_y
-        self.lines = new
+        self.lines, self.shown_width = new, self.content_width
         if len(old) != len(new):
             self.virtual_size = Size(self.content_width, len(new))
             self.refresh()
@@ -97,6 +103,8 @@ class LinesView(ScrollView, can_focus=True):
 
     def on_resize(self) -> None:
         self.virtual_size = Size(self.content_width, len(self.lines))
+        if self.lines and self.shown_width != self.content_width:
+            self.post_message(self.WidthChanged())
 
     def render_line(self, y: int) -> Strip:
         index = y + self.scroll_offset.y

@@ -7,7 +7,7 @@ from textual.pilot import Pilot
 from odctl.tui.app import OdctlApp
 from odctl.tui.model.text import line_text
 from odctl.tui.widgets.key_line import KeyLine
-from odctl.tui.widgets.lines import LinesBar
+from odctl.tui.widgets.lines import LinesBar, LinesView
 
 SIZES = ((80, 24), (140, 40))
 LAYOUTS = 50
@@ -24,14 +24,17 @@ def screen_text(app: OdctlApp) -> str:
 
 
 async def settle(pilot: Pilot[None]) -> None:
-    """Until messages, workers and repaints have all been done, and bars are as high as their lines."""
+    """Until messages, workers and repaints have all been done, bars are as high as their lines, pages as wide."""
     await pilot.pause()
     await pilot.app.workers.wait_for_complete()
     await pilot.pause()
     await pilot.pause()
     for _ in range(LAYOUTS):
-        if all(
-            bar.region.height >= min(1, len(bar.lines)) for bar in pilot.app.screen.query(LinesBar) if bar.display
+        screen = pilot.app.screen
+        bars = (bar for bar in screen.query(LinesBar) if bar.display)
+        pages = (page for page in screen.query(LinesView) if page.display and page.lines)
+        if all(bar.region.height >= min(1, len(bar.lines)) for bar in bars) and all(
+            page.shown_width == page.content_width for page in pages
         ):
             return
         await pilot.pause(0.02)
