@@ -122,4 +122,4 @@ def test_devices_are_indexed_once_and_anew_when_one_comes_or_goes() -> None:
     by_key = {key: line_text(rows.cell(row, "util", 12)) for row, key in enumerate(rows.keys)}
     assert "82%" in by_key["gpu01/cuda:7"]
     assert by_key["gpu01/cuda:2"].strip() == "—"
-    assert DeviceRows(first).keys == keys
+    assert tuple(DeviceRows(first).keys) == tuple(keys)
